@@ -1,0 +1,138 @@
+//! What an edge says it runs, signed with its identity key.
+//!
+//! A report travels through a region that may lie, so it carries the edge's own certificate and
+//! signature; whoever counts reports verifies both. The signature covers the realm and a time, so
+//! an old report cannot pass for a new one.
+
+use ed25519_dalek::SigningKey;
+use satrap_merkle::{
+    Digest,
+    codec::{Canonical, DecodeError, Reader, Writer},
+};
+
+use crate::{
+    keys::{PublicKey, SignatureBytes, sign},
+    limits::{CERTIFICATE_BYTES_MAX, HEADS_MAX, LABEL_BYTES_MAX, REPORT_REFUSALS_MAX},
+    names::{BundleName, Label},
+    rejection::Rejection,
+    timestamp::Timestamp,
+};
+
+/// The state of one edge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The edge's realm.
+    pub genesis_hash: Digest,
+    /// Its region.
+    pub region: Label,
+    /// Its name there.
+    pub edge: Label,
+    /// Its clock.
+    pub time: Timestamp,
+    /// The highest checkpoint it verified, and the certified time of that.
+    pub height: u64,
+    /// See `height`.
+    pub certified_time: Timestamp,
+    /// What its workload runs: name, version, root.
+    pub running: Vec<(BundleName, u64, Digest)>,
+    /// How often it refused an offer since it started, by rule.
+    pub refusals: Vec<(String, u64)>,
+}
+
+/// A report with the proof of who made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignedReport {
+    /// The claim.
+    pub report: Report,
+    /// The edge's leaf certificate (DER), which names it and holds the key.
+    pub certificate: Vec<u8>,
+    /// Over the report, by the certificate's key.
+    pub signature: SignatureBytes,
+}
+
+impl Report {
+    fn signed_bytes(&self) -> Vec<u8> {
+        let mut w = Writer::tagged("satrap/report/v1");
+        self.encode(&mut w);
+        w.finish()
+    }
+
+    /// Signs the report with the key of `certificate`.
+    #[must_use]
+    pub fn sign(self, key: &SigningKey, certificate: Vec<u8>) -> SignedReport {
+        let signature = sign(key, &self.signed_bytes());
+        SignedReport { report: self, certificate, signature }
+    }
+}
+
+impl SignedReport {
+    /// Checks the signature under `public`, the key of the certificate (which the caller has
+    /// verified and matched with the report's region and edge name).
+    ///
+    /// # Errors
+    ///
+    /// [`Rejection::Report`].
+    pub fn verify(&self, genesis_hash: &Digest, public: &PublicKey) -> Result<&Report, Rejection> {
+        if self.report.genesis_hash != *genesis_hash {
+            return Err(Rejection::Report("made for another realm"));
+        }
+        if !public.verifies(&self.report.signed_bytes(), &self.signature) {
+            return Err(Rejection::Report("signature does not verify under its certificate"));
+        }
+        Ok(&self.report)
+    }
+}
+
+impl Canonical for Report {
+    fn encode(&self, w: &mut Writer) {
+        w.array(&self.genesis_hash);
+        self.region.encode(w);
+        self.edge.encode(w);
+        self.time.encode(w);
+        w.u64(self.height);
+        self.certified_time.encode(w);
+        w.count(self.running.len());
+        for (name, version, root) in &self.running {
+            name.encode(w);
+            w.u64(*version);
+            w.array(root);
+        }
+        w.count(self.refusals.len());
+        for (rule, count) in &self.refusals {
+            w.bytes(rule.as_bytes());
+            w.u64(*count);
+        }
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let genesis_hash = r.array()?;
+        let (region, edge) = (Label::decode(r)?, Label::decode(r)?);
+        let (time, height) = (Timestamp::decode(r)?, r.u64()?);
+        let certified_time = Timestamp::decode(r)?;
+        let mut running = Vec::new();
+        for _ in 0..r.count(HEADS_MAX)? {
+            running.push((BundleName::decode(r)?, r.u64()?, r.array()?));
+        }
+        let mut refusals = Vec::new();
+        for _ in 0..r.count(REPORT_REFUSALS_MAX)? {
+            refusals.push((r.text(LABEL_BYTES_MAX)?.to_owned(), r.u64()?));
+        }
+        Ok(Self { genesis_hash, region, edge, time, height, certified_time, running, refusals })
+    }
+}
+
+impl Canonical for SignedReport {
+    fn encode(&self, w: &mut Writer) {
+        self.report.encode(w);
+        w.bytes(&self.certificate);
+        w.array(&self.signature);
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            report: Report::decode(r)?,
+            certificate: r.bytes(CERTIFICATE_BYTES_MAX)?.to_vec(),
+            signature: r.array()?,
+        })
+    }
+}

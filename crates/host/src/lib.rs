@@ -1,0 +1,22 @@
+//! The only impure shared crate: clock, randomness, tasks, mTLS, redb, telemetry.
+//!
+//! Everything that a replay could not repeat enters the program here, so that the list of sites is
+//! short and the rest of the code takes time and chance as arguments. The three processes share
+//! these shells; what they decide lives in their pure cores.
+//!
+//! # Deliberately absent
+//!
+//! No policy: nothing here knows what a checkpoint, a key or a rollout is. No environment
+//! variables: configuration arrives from files and flags, parsed once by the binary.
+
+pub mod clock;
+pub mod files;
+pub mod mtls;
+pub mod pki;
+pub mod rng;
+pub mod runtime;
+pub mod store;
+pub mod tasks;
+pub mod telemetry;
+
+pub use tasks::{Failure, Shutdown, TaskGroup};

@@ -1,0 +1,43 @@
+//! Decides who may talk to whom: mutual TLS 1.3, names from [`crate::pki`], and limits on everything
+//! a peer can make this process hold.
+//!
+//! Every connection between Satrap processes goes through here, against three adversaries: a
+//! stranger who can only open sockets, a peer with a valid certificate for the wrong role, and a
+//! peer with the right one that floods, stalls or lingers.
+//!
+//! ```text
+//!   accept ─▶ handshake (time and number limited) ─▶ name ─▶ PeerRule ─▶ caps ─▶ gRPC
+//! ```
+//!
+//! # Invariants
+//!
+//! - **M1** TLS 1.3 and ALPN `h2` only, both sides authenticated, hybrid post-quantum key exchange
+//!   preferred. There is no resumption and no early data, so every connection proves its name
+//!   against the trust anchors of that moment.
+//! - **M2** A name is checked by [`crate::pki::TrustAnchors::verify`] and then by a [`PeerRule`],
+//!   within the handshake. Host names are not compared: they say where a peer is, not who.
+//! - **M3** The accept loop never ends, and a stalled handshake holds one bounded slot for a bounded
+//!   time.
+//! - **M4** Every connection ends: asked to after an age, cut after a grace. Distrusting a CA does
+//!   not close connections by itself; this bounds how long that takes to matter.
+//! - **M5** [`Credentials::reload`] takes effect on the next handshake of every listener and channel
+//!   and leaves live connections alone. If it fails, the old credentials stay.
+//!
+//! # Deliberately absent
+//!
+//! No limits per address: fleets sit behind shared addresses, so that belongs to the firewall. No
+//! retries: channels connect on use, and the caller paces itself with `satrap_pressure`.
+
+mod client;
+mod credentials;
+mod limits;
+mod listener;
+mod verifier;
+
+pub use client::{ConnectError, connect, connect_lazy};
+pub use credentials::{CredentialError, CredentialFiles, Credentials, Identity};
+pub use limits::{Limits, server_builder};
+pub use listener::{Listener, PeerStream};
+pub use verifier::PeerRule;
+
+pub use crate::pki::PeerIdentity;

@@ -1,0 +1,157 @@
+//! Channels to other processes.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint};
+use tower::service_fn;
+
+use super::limits::{
+    CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, HEADER_LIST_BYTES_MAX, KEEPALIVE_INTERVAL,
+    KEEPALIVE_TIMEOUT, LOCAL_ERROR_RESET_STREAMS_MAX, STREAM_WINDOW_BYTES,
+};
+use super::verifier::{agreed_on_h2, client_config};
+use super::{Credentials, PeerRule};
+
+/// Name resolution, TCP and TLS together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const SCHEME: &str = "https://";
+
+/// Why there is no channel.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The configured address is not one.
+    #[error("{0:?} is not an address; expected https://HOST:PORT")]
+    Url(String),
+    /// The peer is away, or one side refused the other; try again later.
+    #[error("cannot connect to {url}: {why}")]
+    Unreachable {
+        /// Where to.
+        url: String,
+        /// The chain of causes.
+        why: String,
+    },
+}
+
+/// Connects to `url` and makes sure that whoever answers is admitted by `rule`.
+///
+/// The channel reconnects on its next use after a failure, with the credentials of that moment. A
+/// server refuses *our* certificate only after this returns: the first request then fails.
+///
+/// # Errors
+///
+/// [`ConnectError`]
+pub async fn connect(
+    url: &str,
+    credentials: &Credentials,
+    rule: PeerRule,
+) -> Result<Channel, ConnectError> {
+    let (endpoint, target) = endpoint(url)?;
+    let connector = connector(target, credentials, rule);
+    endpoint
+        .connect_with_connector(service_fn(move |_| connector()))
+        .await
+        .map_err(|error| ConnectError::Unreachable { url: url.to_owned(), why: causes(&error) })
+}
+
+/// Like [`connect`], but the first use connects. For peers that may start later than we do.
+///
+/// # Errors
+///
+/// [`ConnectError::Url`]
+pub fn connect_lazy(
+    url: &str,
+    credentials: &Credentials,
+    rule: PeerRule,
+) -> Result<Channel, ConnectError> {
+    let (endpoint, target) = endpoint(url)?;
+    let connector = connector(target, credentials, rule);
+    Ok(endpoint.connect_with_connector_lazy(service_fn(move |_| connector())))
+}
+
+fn endpoint(url: &str) -> Result<(Endpoint, Arc<str>), ConnectError> {
+    let refuse = || ConnectError::Url(url.to_owned());
+    let target = url.strip_prefix(SCHEME).ok_or_else(refuse)?.trim_end_matches('/');
+    // The library insists on doing TLS itself for `https`; here the connector does it.
+    let endpoint = Endpoint::from_shared(format!("http://{target}")).map_err(|_| refuse())?;
+    let bare = endpoint.uri().path() == "/" && endpoint.uri().query().is_none();
+    if endpoint.uri().port_u16().is_none() || !bare {
+        return Err(refuse());
+    }
+    let endpoint = endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_adaptive_window(false)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .http2_max_local_error_reset_streams(LOCAL_ERROR_RESET_STREAMS_MAX)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true);
+    Ok((endpoint, target.into()))
+}
+
+type TlsIo = TokioIo<tokio_rustls::client::TlsStream<TcpStream>>;
+
+fn connector(
+    target: Arc<str>,
+    credentials: &Credentials,
+    rule: PeerRule,
+) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = io::Result<TlsIo>> + Send>> + Send + 'static
+{
+    let tls = TlsConnector::from(Arc::new(client_config(credentials.clone(), rule)));
+    // Neither sent nor compared (M2); the library wants one.
+    let unused = ServerName::try_from("peer.invalid").expect("a valid DNS name");
+    move || {
+        let (target, tls, unused) = (target.clone(), tls.clone(), unused.clone());
+        Box::pin(async move {
+            let tcp = TcpStream::connect(&*target).await?;
+            tcp.set_nodelay(true)?;
+            let stream = tls.connect(unused, tcp).await?;
+            if !agreed_on_h2(stream.get_ref().1) {
+                return Err(io::Error::other("the server does not speak HTTP/2"));
+            }
+            Ok(TokioIo::new(stream))
+        })
+    }
+}
+
+/// The library's errors show only their outermost layer.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_https_with_a_port_and_nothing_else() {
+        for good in ["https://localhost:1", "https://127.0.0.1:443/", "https://[::1]:9"] {
+            assert!(endpoint(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "localhost:1",
+            "http://localhost:1",
+            "https://localhost",
+            "https://:1",
+            "https://h:1/x",
+            "https://h:1?q",
+        ] {
+            assert!(matches!(endpoint(bad), Err(ConnectError::Url(_))), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! What one peer, and all peers together, may make a server hold.
+//!
+//! Each HTTP/2 limit is set explicitly. The gRPC library overwrites two safe defaults of the layer
+//! below with "unlimited": concurrent streams, and streams reset because of a peer's errors.
+
+use std::time::Duration;
+
+use tonic::transport::Server;
+
+/// The limits of one listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections of all peers together.
+    pub connections_max: usize,
+    /// Connections of one name, so that one compromised peer cannot take every slot.
+    pub connections_per_identity_max: usize,
+    /// Concurrent requests on one connection.
+    pub streams_per_connection_max: u32,
+    /// From accept to the first byte of HTTP/2.
+    pub handshake_timeout: Duration,
+    /// From a request's headers to the response's; a stream may go on for longer.
+    pub request_timeout: Duration,
+    /// When a connection is asked to end (M4).
+    pub connection_age_max: Duration,
+    /// How long it then may take before it is cut.
+    pub connection_grace: Duration,
+}
+
+impl Limits {
+    /// For a listener that serves the edges of a region.
+    pub const EDGES: Self = Self {
+        connections_max: 20_000,
+        connections_per_identity_max: 16,
+        streams_per_connection_max: 128,
+        handshake_timeout: Duration::from_secs(5),
+        request_timeout: Duration::from_secs(5),
+        connection_age_max: Duration::from_mins(30),
+        connection_grace: Duration::from_secs(60),
+    };
+    /// For a listener that serves operators and workloads.
+    pub const CLIENTS: Self =
+        Self { connections_max: 4_096, streams_per_connection_max: 256, ..Self::EDGES };
+    /// For a listener that serves its equals: Raft members, or validators. Snapshots take longer
+    /// than other requests, and few peers exist.
+    pub const PEERS: Self = Self {
+        connections_max: 256,
+        streams_per_connection_max: 32,
+        request_timeout: Duration::from_secs(60),
+        ..Self::EDGES
+    };
+}
+
+/// Handshakes at once; beyond these, connections wait in the kernel's backlog (M3).
+pub(super) const HANDSHAKES_PENDING_MAX: usize = 512;
+/// After an error such as "too many open files", which would otherwise spin the accept loop.
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Room for one response in flight per stream, and several streams per connection.
+pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+pub(super) const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+pub(super) const FRAME_BYTES_MAX: u32 = 16 * 1024;
+/// Our headers take a few hundred bytes; this also bounds CONTINUATION floods.
+pub(super) const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
+pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+pub(super) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Rapid reset: streams that the peer opened and reset before we accepted them.
+const PENDING_ACCEPT_RESET_STREAMS_MAX: usize = 20;
+/// Streams that we had to reset because of the peer's errors; made-you-reset.
+pub(super) const LOCAL_ERROR_RESET_STREAMS_MAX: usize = 256;
+
+const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
+const _: () = assert!(FRAME_BYTES_MAX <= STREAM_WINDOW_BYTES);
+
+/// A gRPC server with every limit set. Serve it with a [`super::Listener`].
+///
+/// The grace of M4 is enforced by the listener's streams: this library's own setting for it replaces
+/// the polite request to end by a cut.
+#[must_use]
+pub fn server_builder(limits: &Limits) -> Server {
+    Server::builder()
+        .accept_http1(false)
+        .max_concurrent_streams(limits.streams_per_connection_max)
+        .http2_max_pending_accept_reset_streams(Some(PENDING_ACCEPT_RESET_STREAMS_MAX))
+        .http2_max_local_error_reset_streams(Some(LOCAL_ERROR_RESET_STREAMS_MAX))
+        .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_adaptive_window(Some(false))
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .timeout(limits.request_timeout)
+        .max_connection_age(limits.connection_age_max)
+}

@@ -1,0 +1,82 @@
+//! Where log lines go and what they look like.
+//!
+//! Lines go to standard error, so that standard output stays free for what a command prints. A
+//! person at a terminal gets text; everything else gets one JSON object per line.
+//!
+//! # Deliberately absent
+//!
+//! No environment filter: two processes started with the same flags behave the same.
+
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
+
+/// The shape of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    #[default]
+    Auto,
+    /// Text.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Why logging could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The level flag does not parse.
+    #[error("log level {levels:?}: {error}; expected `info`, or `warn,satrap_edge_agent=debug`")]
+    Levels {
+        /// What the operator wrote.
+        levels: String,
+        /// What is wrong with it.
+        error: tracing_subscriber::filter::ParseError,
+    },
+    /// This process logs already.
+    #[error("logging was started twice")]
+    Twice,
+}
+
+/// Starts logging with `levels` such as `info` or `warn,satrap_edge_agent=debug`.
+///
+/// # Errors
+///
+/// [`TelemetryError`] if `levels` does not parse or logging already runs.
+pub fn init(levels: &str, format: LogFormat) -> Result<(), TelemetryError> {
+    let filter: Targets = levels
+        .parse()
+        .map_err(|error| TelemetryError::Levels { levels: levels.to_owned(), error })?;
+    let text = match format {
+        LogFormat::Auto => io::stderr().is_terminal(),
+        LogFormat::Text => true,
+        LogFormat::Json => false,
+    };
+    let lines = fmt::layer().with_writer(io::stderr);
+    let lines = if text {
+        lines.with_ansi(io::stderr().is_terminal()).boxed()
+    } else {
+        lines.json().flatten_event(true).boxed()
+    };
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .try_init()
+        .map_err(|_| TelemetryError::Twice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn starts_once_and_explains_what_is_wrong() {
+        let error = init("loud", LogFormat::Json).unwrap_err().to_string();
+        assert!(error.starts_with("log level \"loud\": "), "{error}");
+        init("warn,satrap_host=debug", LogFormat::Json).unwrap();
+        assert!(matches!(init("info", LogFormat::Auto), Err(TelemetryError::Twice)));
+    }
+}

@@ -1,0 +1,17 @@
+//! Decides how fast to ask again and how much to accept, so that a recovering fleet is not
+//! knocked over by its own clients.
+//!
+//! A region that restarts meets every edge it serves at once. [`FullJitter`] spreads their retries;
+//! [`TokenBucket`] caps what one caller may still ask of the server meanwhile. Both take time and
+//! chance as arguments, so the simulator replays them exactly.
+//!
+//! # Deliberately absent
+//!
+//! No clocks, no sleeping, no queues: the caller waits, and an excess request is refused rather
+//! than queued, because a queue only moves the overload to where nobody sees it.
+
+mod backoff;
+mod bucket;
+
+pub use backoff::FullJitter;
+pub use bucket::{Rate, TokenBucket};

@@ -1,0 +1,117 @@
+//! One connection to one server: what was asked, what came, and how it ended.
+//!
+//! The server is not trusted with anything, not even with framing: what it sends is bounded
+//! before it is decoded, and a peer that sends bytes no honest server sends is refused by rule
+//! (W1, W2) like one that lies about content.
+
+use std::time::Duration;
+
+use satrap_certify::{Position, SignedReport, Update, limits::EDGE_UPDATE_BYTES_MAX};
+use satrap_host::mtls::{self, Credentials, PeerRule};
+use satrap_merkle::codec::Canonical as _;
+use satrap_proto::v1::{FollowReply, FollowRequest, follow_request::Body, sync_client::SyncClient};
+use tokio::{sync::mpsc, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+
+use crate::config::Server;
+
+/// Position and reports that wait for the server to read them.
+const OUTGOING_MAX: usize = 4;
+/// Room for protobuf around an update.
+const ENVELOPE_BYTES_MAX: usize = 64;
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// Not the server's fault, or not provably: unreachable, restarted, overloaded.
+    #[error("{0}")]
+    Lost(String),
+    /// The server sent what no honest server sends.
+    #[error("{detail}")]
+    Broken {
+        /// W1 (not decodable), W2 (larger than any update may be).
+        rule: &'static str,
+        /// What came.
+        detail: String,
+    },
+}
+
+/// An open stream to a server.
+#[derive(Debug)]
+pub struct Session {
+    outgoing: mpsc::Sender<FollowRequest>,
+    incoming: Streaming<FollowReply>,
+}
+
+impl Session {
+    /// Connects, proves both identities, and says where this edge stands.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`].
+    pub async fn open(
+        server: &Server,
+        credentials: &Credentials,
+        position: &Position,
+    ) -> Result<Self, SessionError> {
+        let rule = PeerRule::member(server.region.as_str(), server.name.as_str());
+        let channel = mtls::connect(&server.url, credentials, rule)
+            .await
+            .map_err(|e| SessionError::Lost(e.to_string()))?;
+        let (outgoing, requests) = mpsc::channel(OUTGOING_MAX);
+        let session_open = outgoing.try_send(position_message(position));
+        session_open.expect("the channel is empty and its receiver is alive");
+        let incoming = SyncClient::new(channel)
+            .max_decoding_message_size(EDGE_UPDATE_BYTES_MAX + ENVELOPE_BYTES_MAX)
+            .follow(ReceiverStream::new(requests))
+            .await
+            .map_err(|status| blame(&status))?
+            .into_inner();
+        Ok(Self { outgoing, incoming })
+    }
+
+    /// Waits for the next update, at most for `silence_max`: a realm certifies a heartbeat more
+    /// often than that, so a server that sends nothing is cut off, or holds back.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`].
+    pub async fn next(&mut self, silence_max: Duration) -> Result<Update, SessionError> {
+        let message = timeout(silence_max, self.incoming.message())
+            .await
+            .map_err(|_| SessionError::Lost(format!("nothing came for {silence_max:?}")))?
+            .map_err(|status| blame(&status))?
+            .ok_or_else(|| SessionError::Lost("the server closed the stream".into()))?;
+        Update::from_canonical(&message.update)
+            .map_err(|e| SessionError::Broken { rule: "W1", detail: format!("update: {e}") })
+    }
+
+    /// Tells the server what runs here.
+    pub fn report(&self, report: &SignedReport) {
+        let body = Some(Body::Report(report.to_canonical().into()));
+        // A server that does not read reports gets the next one; it must not stop this edge.
+        let _ = self.outgoing.try_send(FollowRequest { body });
+    }
+
+    /// Asks again from `position`, for when an update could not be stored here.
+    pub fn reposition(&self, position: &Position) {
+        let _ = self.outgoing.try_send(position_message(position));
+    }
+}
+
+fn position_message(position: &Position) -> FollowRequest {
+    FollowRequest { body: Some(Body::Position(position.to_canonical().into())) }
+}
+
+/// Tells a server that is away from one that misbehaves.
+fn blame(status: &Status) -> SessionError {
+    let detail = status.to_string();
+    match status.code() {
+        // What tonic reports when a frame exceeds the limit given above.
+        Code::OutOfRange => SessionError::Broken { rule: "W2", detail },
+        // What it reports when a message does not decode or HTTP/2 is violated.
+        Code::Internal => SessionError::Broken { rule: "W1", detail },
+        _ => SessionError::Lost(detail),
+    }
+}

@@ -1,0 +1,16 @@
+//! What the global quorum agrees on: the ledger of heads, history and governance.
+//!
+//! A proposer builds a block, and every validator re-derives all of it from the same changes
+//! before it votes. So this crate must give the same answer on every machine: no IO, no clock
+//! (block time comes in the header), no randomness, ordered maps only.
+//!
+//! Reading order: [`rejection`] names the rules, [`state`] applies one change, [`x509`] knows what
+//! a trust root is, [`ledger`] turns changes into blocks and back.
+
+pub mod ledger;
+pub mod rejection;
+pub mod state;
+pub mod x509;
+
+pub use ledger::Ledger;
+pub use rejection::Rejection;

@@ -1,0 +1,1 @@
+//! One validator of the global quorum.

@@ -1,0 +1,93 @@
+//! Every bound on what a peer, an operator or the disk may make this process hold.
+
+use std::time::Duration;
+
+use satrap_certify::limits::{BLOCK_CHANGES_BYTES_MAX, CHANGE_BYTES_MAX};
+
+/// One mesh frame: a proposal with a full block, its header and signature.
+pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
+/// A request to the control service: one change and its envelope.
+pub const CONTROL_BYTES_MAX: usize = CHANGE_BYTES_MAX + 4 * 1024;
+/// Frames waiting for the consensus thread, per peer; a whole height has fewer than ten.
+pub const INBOX_FRAMES_MAX: usize = 256;
+/// Their bytes, per peer: a few full proposals.
+pub const INBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Frames waiting for the network, per peer. A peer that does not read loses the rest; rebroadcast
+/// and value sync repair that.
+pub const OUTBOX_FRAMES_MAX: usize = 256;
+/// Submissions waiting for the consensus thread.
+pub const SUBMISSIONS_MAX: usize = 256;
+/// Names of validators that may have a mesh stream here at one time.
+pub const PEERS_MAX: usize = 256;
+
+/// Messages per second that one peer may cost this process, and the burst (a vote is one).
+pub const PEER_COST_PER_S: u32 = 2_000;
+/// Burst of the same.
+pub const PEER_COST_BURST: u32 = 4_000;
+/// A proposal may cost a whole block validation.
+pub const PROPOSAL_COST: u32 = 50;
+/// A certificate costs up to one signature check per validator.
+pub const CERTIFICATE_COST: u32 = 50;
+/// Reading and sending a block.
+pub const SYNC_COST: u32 = 50;
+/// Checking a change costs some signature checks and one application.
+pub const CHANGE_COST: u32 = 10;
+/// Messages that fail verification before a peer is cut off.
+pub const STRIKES_MAX: u32 = 20;
+/// For how long.
+pub const BAN: Duration = Duration::from_secs(10);
+
+/// Votes kept for the next height, per peer: two votes of eight rounds.
+pub const EARLY_VOTES_MAX: usize = 16;
+/// Proposals kept for the next height, in all.
+pub const EARLY_PROPOSALS_MAX: usize = 8;
+/// Different proposals looked at per round; two prove an equivocation.
+pub const PROPOSALS_PER_ROUND_MAX: usize = 3;
+/// The core drops messages of rounds further ahead than this.
+pub const ROUNDS_AHEAD_MAX: u32 = 10;
+/// Heights and messages per height in the core's own queue. The host queues early messages itself,
+/// per peer, so this is only used between two inputs.
+pub const CORE_QUEUE_HEIGHTS: usize = 2;
+/// See there.
+pub const CORE_QUEUE_MESSAGES: usize = 512;
+
+/// Changes waiting for a block.
+pub const MEMPOOL_CHANGES_MAX: usize = 2_048;
+/// Their canonical bytes.
+pub const MEMPOOL_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Callers waiting for one change.
+pub const TICKETS_PER_CHANGE_MAX: usize = 16;
+/// Changes submitted here that are sent again in one go.
+pub const RESUBMIT_MAX: usize = 16;
+
+/// Heights between two snapshots of the ledger; a restart applies at most this many blocks.
+pub const SNAPSHOT_HEIGHTS: u64 = 64;
+/// Page cache of the database.
+pub const STORE_CACHE_BYTES: usize = 8 * 1024 * 1024;
+/// Own messages whose digests the last-sign guard keeps: three for each of about forty rounds.
+pub const GUARD_RECORDS_MAX: usize = 64;
+/// Pairs of conflicting messages shown in one status reply.
+pub const EVIDENCE_SHOWN_MAX: usize = 64;
+/// Light blocks in one reply stream.
+pub const LIGHT_BLOCKS_MAX: u64 = 10_000;
+/// Concurrent `Follow` streams; a realm has tens of regions with a handful of members.
+pub const FOLLOWERS_MAX: usize = 512;
+/// A configuration file.
+pub const CONFIG_BYTES_MAX: u64 = 64 * 1024;
+/// A genesis file.
+pub const GENESIS_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// A signing key file.
+pub const KEY_BYTES_MAX: u64 = 4 * 1024;
+
+/// Status frames and upkeep of the consensus thread.
+pub const TICK: Duration = Duration::from_millis(250);
+/// How long a peer must be ahead before this process asks it for blocks; votes for the height may
+/// simply still be on the way.
+pub const SYNC_PATIENCE: Duration = Duration::from_millis(400);
+/// How long to wait for a block before asking the next peer.
+pub const SYNC_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a change submitted here waits before it is sent to all validators again.
+pub const RESUBMIT_AFTER: Duration = Duration::from_secs(1);
+
+const _: () = assert!(BLOCK_CHANGES_BYTES_MAX + 64 * 1024 <= FRAME_BYTES_MAX);
+const _: () = assert!(INBOX_BYTES_MAX > 4 * FRAME_BYTES_MAX);

@@ -1,0 +1,194 @@
+//! The lies a compromised region can tell an edge, made from true updates.
+//!
+//! The liar has everything a region has: valid mTLS credentials, every certified block, all
+//! content. What it has not is a validator's key. Each [`Lie`] names the rules of
+//! `docs/spec/verification.md` that may refuse it; an edge that accepts one is broken.
+
+use std::sync::Arc;
+
+use satrap_certify::{
+    BundleName, Key, Realm, Update,
+    directory::Head,
+    update::{Delta, HistoryUpdate},
+};
+use satrap_merkle::{codec::Canonical as _, directory::Directory};
+
+use crate::realm::SimRealm;
+
+/// One way to lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lie {
+    /// One byte of one value is changed.
+    TamperValue,
+    /// An older checkpoint is offered as the newest.
+    OldVersion,
+    /// One key is left out.
+    WithholdKey,
+    /// Some values come from the version before.
+    MixVersions,
+    /// The head names another root, and the content fits it.
+    ForgeHead,
+    /// A certificate of another realm, for content of the liar's choice.
+    ForeignCertificate,
+    /// Bytes that are no message at all.
+    Garbage,
+    /// A message larger than any honest one.
+    Oversized,
+}
+
+/// What a liar knows: the truth, now and before.
+#[derive(Clone, Copy, Debug)]
+pub struct Truth<'a> {
+    /// The victim's realm.
+    pub realm: &'a Realm,
+    /// What an honest server would answer this edge now.
+    pub update: &'a Update,
+    /// What an honest server would have answered an edge that holds nothing, one version ago.
+    pub old: &'a Update,
+    /// The bundle to lie about.
+    pub bundle: &'a BundleName,
+    /// Its whole present content.
+    pub whole: &'a Delta,
+    /// Its whole content one version ago.
+    pub old_whole: &'a Delta,
+}
+
+/// Bytes to send instead of an update.
+pub type LieBytes = Vec<u8>;
+
+impl Lie {
+    /// All of them, in the order they are told.
+    pub const ALL: [Self; 8] = [
+        Self::TamperValue,
+        Self::OldVersion,
+        Self::WithholdKey,
+        Self::MixVersions,
+        Self::ForgeHead,
+        Self::ForeignCertificate,
+        Self::Garbage,
+        Self::Oversized,
+    ];
+
+    /// The name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TamperValue => "tamper-value",
+            Self::OldVersion => "old-version",
+            Self::WithholdKey => "withhold-key",
+            Self::MixVersions => "mix-versions",
+            Self::ForgeHead => "forge-head",
+            Self::ForeignCertificate => "foreign-certificate",
+            Self::Garbage => "garbage",
+            Self::Oversized => "oversized",
+        }
+    }
+
+    /// The rules that may refuse it.
+    #[must_use]
+    pub fn refused_by(self) -> &'static [&'static str] {
+        match self {
+            Self::TamperValue | Self::WithholdKey | Self::MixVersions => &["B4"],
+            Self::OldVersion => &["C2"],
+            Self::ForgeHead => &["D1"],
+            // The foreign set is not the announced one (adjacent height), or none of ours signed
+            // (skipped heights).
+            Self::ForeignCertificate => &["C4", "C7"],
+            Self::Garbage => &["W1"],
+            Self::Oversized => &["W2"],
+        }
+    }
+
+    /// The message for an edge, made from `truth`. `frame_bytes_max` is what an honest server
+    /// never exceeds.
+    #[must_use]
+    pub fn tell(self, truth: Truth<'_>, frame_bytes_max: usize) -> LieBytes {
+        match self {
+            Self::TamperValue => with_content(truth, |delta| {
+                let value = &mut delta.puts[0].1;
+                let mut bytes = value.to_vec();
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+                *value = Arc::from(bytes);
+            }),
+            Self::WithholdKey => with_content(truth, |delta| {
+                delta.puts.pop();
+            }),
+            Self::MixVersions => {
+                let old = truth.old_whole.clone();
+                with_content(truth, |delta| delta.puts = mix(&delta.puts, &old.puts))
+            }
+            Self::OldVersion => truth.old.to_canonical(),
+            Self::ForgeHead => forge_head(truth),
+            Self::ForeignCertificate => foreign(truth),
+            Self::Garbage => vec![0xA5; 1_000],
+            Self::Oversized => vec![0; frame_bytes_max + 1],
+        }
+    }
+}
+
+/// The true update, with the bundle sent whole and altered.
+fn with_content(truth: Truth<'_>, alter: impl FnOnce(&mut Delta)) -> LieBytes {
+    let mut update = truth.update.clone();
+    let mut delta = truth.whole.clone();
+    alter(&mut delta);
+    update.contents.retain(|delta| delta.bundle != *truth.bundle);
+    update.contents.push(delta);
+    update.to_canonical()
+}
+
+/// Values of the present version where the key is new, of the old one where it was held before
+/// and changed; if nothing changed but keys, the first old key is added.
+fn mix(new: &[(Key, Arc<[u8]>)], old: &[(Key, Arc<[u8]>)]) -> Vec<(Key, Arc<[u8]>)> {
+    let mut mixed: Vec<_> = new
+        .iter()
+        .map(|(key, value)| {
+            let before = old.iter().find(|(k, _)| k == key).map(|(_, v)| v);
+            (key.clone(), before.unwrap_or(value).clone())
+        })
+        .collect();
+    if mixed == new {
+        mixed.retain(|(key, _)| old.iter().any(|(k, _)| k == key));
+    }
+    mixed
+}
+
+/// A directory in which the bundle's head names content the liar made.
+fn forge_head(truth: Truth<'_>) -> LieBytes {
+    let mut update = truth.update.clone();
+    let mut delta = truth.whole.clone();
+    let first = delta.puts[0].0.clone();
+    delta.puts[0] = (first, Arc::from(&b"the region's own idea"[..]));
+    let tree = delta.apply(&Default::default());
+    let newest = &update.steps.last().expect("a true update has a checkpoint").checkpoint;
+    let head = Head {
+        name: truth.bundle.clone(),
+        version: u64::MAX / 2,
+        root: tree.root(),
+        entries: tree.len() as u64,
+        bytes: tree.bytes(),
+        height: newest.height,
+    };
+    let forged = Directory::new(vec![(truth.bundle.as_str().to_owned(), head.to_canonical())]);
+    update.heads = Some(forged.prove_all());
+    update.contents = vec![delta];
+    update.to_canonical()
+}
+
+/// A block certified by validators the liar made up, over this realm's own chain id and genesis:
+/// the best certificate there is without one of our keys.
+fn foreign(truth: Truth<'_>) -> LieBytes {
+    let mut realm = SimRealm::new("liar", 4);
+    let newest = &truth.update.steps.last().expect("a true update has a checkpoint").checkpoint;
+    let change = realm.publish("config/anything", &[("key", "the region's own idea")]);
+    let mut update = realm.decide(&[change]).expect("the liar's realm is valid in itself");
+    update.genesis_hash = *truth.realm.genesis_hash();
+    let step = update.steps.last_mut().expect("decide returns one step");
+    step.checkpoint.height = newest.height;
+    step.checkpoint.time = newest.time;
+    step.checkpoint.last_block = newest.last_block;
+    step.commit = realm.commit_in(truth.realm, &step.checkpoint, realm.ledger.validators().len());
+    step.sets = vec![realm.ledger.validators().clone()];
+    update.history = HistoryUpdate::Proof(Default::default());
+    update.to_canonical()
+}
