@@ -23,6 +23,9 @@ use crate::{
     names::BundleName,
 };
 
+/// One key of a bundle with its value.
+pub type Entry = (Key, Arc<[u8]>);
+
 /// The new content of some keys of a bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publish {
@@ -33,7 +36,7 @@ pub struct Publish {
     /// The root of the bundle after this change.
     pub root: Digest,
     /// Keys in strictly ascending order, with their new values.
-    pub puts: Vec<(Key, Arc<[u8]>)>,
+    pub puts: Vec<Entry>,
     /// Keys in strictly ascending order that are removed.
     pub deletes: Vec<Key>,
 }
@@ -162,7 +165,7 @@ fn ascending<T: Ord>(items: impl Iterator<Item = T>) -> Result<(), DecodeError> 
     }
 }
 
-pub(crate) fn encode_puts(puts: &[(Key, Arc<[u8]>)], w: &mut Writer) {
+pub(crate) fn encode_puts(puts: &[Entry], w: &mut Writer) {
     w.count(puts.len());
     for (key, value) in puts {
         key.encode(w);
@@ -170,7 +173,7 @@ pub(crate) fn encode_puts(puts: &[(Key, Arc<[u8]>)], w: &mut Writer) {
     }
 }
 
-pub(crate) fn decode_puts(r: &mut Reader<'_>) -> Result<Vec<(Key, Arc<[u8]>)>, DecodeError> {
+pub(crate) fn decode_puts(r: &mut Reader<'_>) -> Result<Vec<Entry>, DecodeError> {
     let mut puts = Vec::new();
     for _ in 0..r.count(BUNDLE_ENTRIES_MAX)? {
         puts.push((Key::decode(r)?, Arc::from(r.bytes(VALUE_BYTES_MAX)?)));

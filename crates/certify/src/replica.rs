@@ -95,9 +95,23 @@ pub struct Advance {
     trusted: Trusted,
     newest: Step,
     set_changes: Vec<Step>,
-    history: HistoryView,
-    heads: Option<(BTreeMap<BundleName, Head>, DirectoryProof)>,
+    history: HistoryAdvance,
+    heads: Option<ProvenHeads>,
     contents: Vec<(Head, BundleTree, Delta)>,
+}
+
+/// How the history moves, verified.
+#[derive(Clone, Debug)]
+enum HistoryAdvance {
+    Append(Vec<Digest>),
+    Root(Digest, u64),
+}
+
+/// Heads and their proof under one directory root.
+#[derive(Clone, Debug)]
+struct ProvenHeads {
+    heads: BTreeMap<BundleName, Head>,
+    proof: DirectoryProof,
 }
 
 impl Advance {
@@ -225,7 +239,7 @@ impl Replica {
         let (_, commitments) = trusted.certified.as_ref().expect("a step certifies a block");
         let history = self.check_history(&update.history, commitments, trusted.height)?;
         let heads = self.check_heads(update.heads.as_ref(), commitments)?;
-        let current = heads.as_ref().map_or(&self.heads, |(heads, _)| heads);
+        let current = heads.as_ref().map_or(&self.heads, |proven| &proven.heads);
         let contents = self.check_contents(&update.contents, current)?;
         let newest = update.steps.last().expect("check_steps refused an empty list").clone();
         Ok(Advance { trusted, newest, set_changes, history, heads, contents })
@@ -261,26 +275,21 @@ impl Replica {
         update: &HistoryUpdate,
         commitments: &Commitments,
         height: u64,
-    ) -> Result<HistoryView, Rejection> {
+    ) -> Result<HistoryAdvance, Rejection> {
         let refuse =
             |why: &dyn core::fmt::Display| Rejection::History { height, why: why.to_string() };
         let (root, size) = (commitments.history_root, commitments.history_size);
         match (&self.history, update) {
             (HistoryView::Log(log), HistoryUpdate::Leaves(leaves)) => {
-                let mut log = log.clone();
-                if !leaves.is_empty() {
-                    let log = Arc::make_mut(&mut log);
-                    leaves.iter().for_each(|leaf| log.append(*leaf));
-                }
-                if log.size() != size || log.root() != root {
+                if log.size() + leaves.len() as u64 != size || log.root_after(leaves) != root {
                     return Err(refuse(&"the appended leaves do not give the certified root"));
                 }
-                Ok(HistoryView::Log(log))
+                Ok(HistoryAdvance::Append(leaves.clone()))
             }
             (HistoryView::Root(held_root, held_size), HistoryUpdate::Proof(proof)) => {
                 history::verify_consistency(held_root, *held_size, &root, size, proof)
                     .map_err(|e| refuse(&e))?;
-                Ok(HistoryView::Root(root, size))
+                Ok(HistoryAdvance::Root(root, size))
             }
             _ => Err(refuse(&"relays need leaves, edges need a proof")),
         }
@@ -291,7 +300,7 @@ impl Replica {
         &self,
         proof: Option<&DirectoryProof>,
         commitments: &Commitments,
-    ) -> Result<Option<(BTreeMap<BundleName, Head>, DirectoryProof)>, Rejection> {
+    ) -> Result<Option<ProvenHeads>, Rejection> {
         let held_root = self.directory_root();
         let Some(proof) = proof else {
             if held_root == Some(commitments.directory_root) {
@@ -320,7 +329,7 @@ impl Replica {
                 }
             }
         }
-        Ok(Some((heads, proof.clone())))
+        Ok(Some(ProvenHeads { heads, proof: proof.clone() }))
     }
 
     /// B3 to B7
@@ -379,10 +388,20 @@ impl Replica {
         self.trusted = advance.trusted;
         self.newest = Some(advance.newest);
         self.set_changes.extend(advance.set_changes);
-        self.history = advance.history;
-        if let Some((heads, proof)) = advance.heads {
-            self.heads = heads;
-            self.heads_proof = Some(proof);
+        match (&mut self.history, advance.history) {
+            (HistoryView::Log(_), HistoryAdvance::Append(leaves)) if leaves.is_empty() => {}
+            (HistoryView::Log(log), HistoryAdvance::Append(leaves)) => {
+                let log = Arc::make_mut(log);
+                leaves.into_iter().for_each(|leaf| log.append(leaf));
+            }
+            (view, HistoryAdvance::Root(root, size)) => *view = HistoryView::Root(root, size),
+            (HistoryView::Root(..), HistoryAdvance::Append(_)) => {
+                unreachable!("check_history refuses leaves for an edge")
+            }
+        }
+        if let Some(proven) = advance.heads {
+            self.heads = proven.heads;
+            self.heads_proof = Some(proven.proof);
         }
         for (head, tree, delta) in advance.contents {
             let content = self.contents.entry(head.name).or_default();

@@ -5,8 +5,6 @@
 //! the wire message, the entry in the Raft log, the ring's snapshot and the edge's cache file, so
 //! whatever is read back is verified by the same code as what comes from a stranger.
 
-use std::sync::Arc;
-
 use satrap_merkle::{
     BundleTree, Digest, Key,
     codec::{Canonical, DecodeError, Reader, Writer},
@@ -15,7 +13,7 @@ use satrap_merkle::{
 };
 
 use crate::{
-    change::{decode_deletes, decode_puts, encode_puts},
+    change::{Entry, decode_deletes, decode_puts, encode_puts},
     checkpoint::Checkpoint,
     commit::Commit,
     limits::{HEADS_MAX, HISTORY_LEAVES_MAX, INTEREST_MAX, STEPS_MAX},
@@ -77,7 +75,7 @@ pub struct Delta {
     /// The version this applies to; 0 means the delta holds the whole content.
     pub base: u64,
     /// New values, strictly ascending by key.
-    pub puts: Vec<(Key, Arc<[u8]>)>,
+    pub puts: Vec<Entry>,
     /// Removed keys, strictly ascending.
     pub deletes: Vec<Key>,
 }
@@ -108,6 +106,12 @@ impl Delta {
     /// The content after this delta.
     #[must_use]
     pub fn apply(&self, base: &BundleTree) -> BundleTree {
+        if self.base == 0 && self.deletes.is_empty() {
+            // One hash per node instead of one path per key.
+            if let Some(tree) = BundleTree::from_sorted(&self.puts) {
+                return tree;
+            }
+        }
         let mut tree = if self.base == 0 { BundleTree::default() } else { base.clone() };
         for key in &self.deletes {
             tree.remove(key);

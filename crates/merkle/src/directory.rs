@@ -1,7 +1,7 @@
 //! The directory: one leaf per bundle, sorted by name, under an RFC 6962 root.
 //!
 //! Decides which heads a checkpoint certifies. A relay proves the heads that a follower asked for,
-//! and must not be able to hide one: for a name that has no head it shows the two neighbours
+//! and must not be able to hide one: for a name that has no head it shows the two neighbors
 //! between which the name would stand, so "there is no such bundle" is as much proven as a head.
 //!
 //! # Invariants

@@ -31,7 +31,7 @@ use crate::{
 /// Most leaves in a tree that multi-proofs are made for: all heads of a realm.
 pub const LEAVES_MAX: usize = 4_096;
 /// Most leaves in one proof that does not show all of them: 64 bundles that an edge may ask for,
-/// each with two neighbours, twice over.
+/// each with two neighbors, twice over.
 pub const SCATTERED_LEAVES_MAX: usize = 256;
 /// Hashes in one proof: at most one per proven leaf and layer.
 const HASHES_MAX: usize = SCATTERED_LEAVES_MAX * LEAVES_MAX.ilog2() as usize;

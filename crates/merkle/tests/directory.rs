@@ -168,3 +168,12 @@ fn a_directory_that_nobody_could_verify_is_never_made() {
 fn a_name_has_one_leaf() {
     let _ = Directory::new(vec![("a".into(), leaf("a", 1)), ("a".into(), leaf("a", 2))]);
 }
+
+#[test]
+#[should_panic(expected = "a directory leaf of 1025 bytes")]
+fn a_leaf_longer_than_followers_accept_is_never_certified() {
+    let longest = Directory::new(vec![("a".into(), vec![b'x'; 1024])]);
+    let proof = longest.prove_all();
+    assert_eq!(DirectoryProof::from_canonical(&proof.to_canonical()), Ok(proof));
+    let _ = Directory::new(vec![("a".into(), vec![b'x'; 1025])]);
+}

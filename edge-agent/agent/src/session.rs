@@ -7,7 +7,10 @@
 use std::time::Duration;
 
 use satrap_certify::{Position, SignedReport, Update, limits::EDGE_UPDATE_BYTES_MAX};
-use satrap_host::mtls::{self, Credentials, PeerRule};
+use satrap_host::{
+    mtls::{self, Credentials, PeerRule},
+    pki::{Role, SpiffeId},
+};
 use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{FollowReply, FollowRequest, follow_request::Body, sync_client::SyncClient};
 use tokio::{sync::mpsc, time::timeout};
@@ -55,8 +58,11 @@ impl Session {
         credentials: &Credentials,
         position: &Position,
     ) -> Result<Self, SessionError> {
-        let rule = PeerRule::member(server.region.as_str(), server.name.as_str());
-        let channel = mtls::connect(&server.url, credentials, rule)
+        let role =
+            Role::Member { region: server.region.to_string(), name: server.name.to_string() };
+        let id = SpiffeId::new(credentials.current().id.chain(), role)
+            .map_err(|e| SessionError::Lost(e.to_string()))?;
+        let channel = mtls::connect(&server.url, credentials, PeerRule::Exactly(id))
             .await
             .map_err(|e| SessionError::Lost(e.to_string()))?;
         let (outgoing, requests) = mpsc::channel(OUTGOING_MAX);

@@ -62,7 +62,7 @@ pub enum Event {
 #[derive(Debug)]
 pub enum Effect {
     /// Make this state durable, then report [`Event::Staged`] or [`Event::StageFailed`].
-    Stage(Staged),
+    Stage(Box<Staged>),
     /// Hand this content to the workload, record it as active, then report
     /// [`Event::Activated`] or [`Event::ActivationFailed`].
     Activate(Head, BundleTree),
@@ -189,8 +189,8 @@ impl Acceptor {
         let changed = advance.changed().map(|(head, _)| head.name.clone()).collect();
         let mut replica = self.replica.clone();
         replica.advance(advance);
-        let staged = Staged { replica, changed };
-        self.step = Step::Staging(Box::new(staged.clone()));
+        let staged = Box::new(Staged { replica, changed });
+        self.step = Step::Staging(staged.clone());
         Effect::Stage(staged)
     }
 

@@ -176,7 +176,7 @@ fn check_trust_roots(
         })?;
     }
     let kept = before.iter().any(|(key, value)| after.get(key) == Some(value));
-    if !kept && before.len() > 0 {
+    if !kept && !before.is_empty() {
         return Err(Rejection::NoOverlap(bundle.clone()));
     }
     Ok(())

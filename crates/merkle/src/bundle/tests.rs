@@ -218,6 +218,23 @@ fn the_empty_tree_proves_that_there_is_nothing() {
     assert!(tree.prove_prefix(b"").verify(&other, b"", &[]).is_err());
 }
 
+/// M2: the same statement must not have two proofs, or a relay could tell two readers apart by them.
+#[test]
+fn a_proof_in_another_shape_is_refused() {
+    let step = [[0, 0, 0, 1].as_slice(), &[0, 0, 0, 0], &[9; 32]].concat();
+    let (empty, a) = (BundleTree::default(), key(b"a"));
+    let absence = AbsenceProof::from_canonical(&[step.as_slice(), &[0]].concat()).unwrap();
+    assert!(absence.verify(&empty.root(), &a).is_err());
+    let subtree = PrefixProof::from_canonical(&[0, 0, 0, 0, 0]).unwrap();
+    let refusal = Err(ProofError::Shape("a subtree without entries"));
+    assert_eq!(subtree.verify(&empty.root(), b"", &[]), refusal);
+
+    let falling = [[0, 0, 0, 2].as_slice(), &step[4..], &step[4..]].concat();
+    let falling = InclusionProof::from_canonical(&falling).unwrap();
+    let refusal = Err(ProofError::Shape("critical bits do not increase"));
+    assert_eq!(falling.verify(&empty.root(), &a, b""), refusal);
+}
+
 #[test]
 fn a_path_is_at_most_as_long_as_a_key_has_bits() {
     let mut w = crate::codec::Writer::default();

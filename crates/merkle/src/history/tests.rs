@@ -98,6 +98,8 @@ fn a_log_cannot_shrink_or_fork() {
     assert_eq!(said, Err(ProofError::Shape("the log became shorter")));
     let said = verify_consistency(&short.root(), 5, &long.root(), 5, &none);
     assert_eq!(said, Err(ProofError::Root));
+    let said = verify_consistency(&empty_root(), 0, &[9; 32], 0, &none);
+    assert_eq!(said, Err(ProofError::Root));
     let said = verify_consistency(&short.root(), 5, &[9; 32], u64::MAX, &none);
     assert_eq!(said, Err(ProofError::Shape("the log is too long")));
     let most = HISTORY_LEAVES_MAX;

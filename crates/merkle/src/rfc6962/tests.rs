@@ -77,6 +77,18 @@ fn a_proof_of_nothing_is_refused_unless_there_is_nothing() {
 }
 
 #[test]
+fn each_index_has_one_leaf() {
+    let tree = leaves(4);
+    let refusal = Err(ProofError::Shape("not one leaf per index"));
+    for indices in [&[1][..], &[0, 1, 2, 3]] {
+        let proof = MultiProof::prove(&tree, indices).unwrap();
+        assert_eq!(proof.verify(&root(&tree), 4, &tree[..indices.len() - 1]), refusal);
+        let surplus: Vec<_> = tree[..indices.len()].iter().copied().chain([[9; 32]]).collect();
+        assert_eq!(proof.verify(&root(&tree), 4, &surplus), refusal);
+    }
+}
+
+#[test]
 fn limits_hold_at_their_edge_and_not_beyond() {
     let tree = leaves(LEAVES_MAX);
     let expected = root(&tree);

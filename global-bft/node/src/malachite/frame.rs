@@ -1,0 +1,118 @@
+//! What validators send each other, parsed at the rim.
+//!
+//! Decoding happens in the network task of the peer, before the consensus thread sees anything. A
+//! frame that does not decode ends the stream: no honest validator sends one.
+
+use bytes::Bytes;
+use satrap_certify::{Block, Commit, Realm, SignedChange};
+use satrap_merkle::codec::{Canonical, DecodeError, Reader, Writer};
+use satrap_proto::v1::{MeshFrame, MeshStatus, SyncRequest, SyncResponse, mesh_frame::Body};
+
+use super::{
+    codec,
+    context::{PolkaCertificate, RoundCertificate, SignedProposal, SignedVote, Value},
+};
+use crate::limits::{CERTIFICATE_COST, CHANGE_COST, PROPOSAL_COST, SYNC_COST};
+
+/// One message between validators.
+#[derive(Clone, Debug)]
+pub enum Frame {
+    /// A vote of the sender.
+    Vote(SignedVote),
+    /// A proposal with its block.
+    Proposal(SignedProposal),
+    /// Two thirds of the prevotes of a round.
+    Polka(PolkaCertificate),
+    /// Votes that justify entering a round.
+    Round(RoundCertificate),
+    /// The highest height the sender has decided.
+    Status(u64),
+    /// Asks for a decided block.
+    SyncRequest(u64),
+    /// Answers, with nothing if the height is not held.
+    SyncResponse(u64, Option<(Value, Commit)>),
+    /// A change that waits for a block.
+    Change(SignedChange),
+}
+
+impl Frame {
+    /// What processing it may cost, in units of one vote.
+    #[must_use]
+    pub fn cost(&self) -> u32 {
+        match self {
+            Self::Vote(_) | Self::Status(_) => 1,
+            Self::Proposal(_) => PROPOSAL_COST,
+            Self::Polka(_) | Self::Round(_) => CERTIFICATE_COST,
+            Self::SyncRequest(_) | Self::SyncResponse(..) => SYNC_COST,
+            Self::Change(_) => CHANGE_COST,
+        }
+    }
+
+    /// The wire form.
+    #[must_use]
+    pub fn to_wire(&self) -> MeshFrame {
+        fn bytes(put: impl FnOnce(&mut Writer)) -> Bytes {
+            let mut w = Writer::default();
+            put(&mut w);
+            w.finish().into()
+        }
+        let body = match self {
+            Self::Vote(vote) => Body::Vote(bytes(|w| codec::put_vote(w, vote))),
+            Self::Proposal(p) => Body::Proposal(bytes(|w| codec::put_proposal(w, p))),
+            Self::Polka(c) => Body::PolkaCertificate(bytes(|w| codec::put_polka(w, c))),
+            Self::Round(c) => Body::RoundCertificate(bytes(|w| codec::put_round_certificate(w, c))),
+            Self::Status(height) => Body::Status(MeshStatus { height: *height }),
+            Self::SyncRequest(height) => Body::SyncRequest(SyncRequest { height: *height }),
+            Self::SyncResponse(height, held) => Body::SyncResponse(match held {
+                None => SyncResponse { height: *height, ..SyncResponse::default() },
+                Some((value, commit)) => SyncResponse {
+                    height: *height,
+                    block: value.block().to_canonical().into(),
+                    commit: commit.to_canonical().into(),
+                },
+            }),
+            Self::Change(change) => Body::Change(change.to_canonical().into()),
+        };
+        MeshFrame { body: Some(body) }
+    }
+
+    /// Parses the wire form.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError`]: the sender is broken or hostile.
+    pub fn from_wire(realm: &Realm, frame: MeshFrame) -> Result<Self, DecodeError> {
+        fn whole<T>(
+            bytes: &Bytes,
+            read: impl FnOnce(&mut Reader<'_>) -> Result<T, DecodeError>,
+        ) -> Result<T, DecodeError> {
+            let mut r = Reader::new(bytes);
+            let value = read(&mut r)?;
+            match r.remaining() {
+                0 => Ok(value),
+                n => Err(DecodeError::Trailing(n)),
+            }
+        }
+        match frame.body.ok_or(DecodeError::Invalid("frame without a body"))? {
+            Body::Vote(bytes) => whole(&bytes, codec::vote).map(Self::Vote),
+            Body::Proposal(bytes) => {
+                whole(&bytes, |r| codec::proposal(realm, r)).map(Self::Proposal)
+            }
+            Body::PolkaCertificate(bytes) => whole(&bytes, codec::polka).map(Self::Polka),
+            Body::RoundCertificate(bytes) => {
+                whole(&bytes, codec::round_certificate).map(Self::Round)
+            }
+            Body::Status(status) => Ok(Self::Status(status.height)),
+            Body::SyncRequest(request) => Ok(Self::SyncRequest(request.height)),
+            Body::SyncResponse(SyncResponse { height, block, .. }) if block.is_empty() => {
+                Ok(Self::SyncResponse(height, None))
+            }
+            Body::SyncResponse(response) => {
+                let value = Value::new(realm, Block::from_canonical(&response.block)?)?;
+                let commit = Commit::from_canonical(&response.commit)?;
+                Ok(Self::SyncResponse(response.height, Some((value, commit))))
+            }
+            Body::Change(bytes) => SignedChange::from_canonical(&bytes).map(Self::Change),
+        }
+    }
+}

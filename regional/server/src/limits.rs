@@ -1,0 +1,76 @@
+//! Every bound on what peers, edges and operators can make a member hold.
+
+use std::time::Duration;
+
+use satrap_certify::limits::{EDGE_UPDATE_BYTES_MAX, UPDATE_BYTES_MAX};
+
+/// One `RingFrame` on the wire; longer messages are split over a stream.
+pub const RING_FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Pieces that a longer message is split into; small, so that a stream shares its connection.
+pub const RING_CHUNK_BYTES: usize = 512 * 1024;
+/// One command in the log: an update for a whole realm, and its envelope.
+pub const COMMAND_BYTES_MAX: usize = UPDATE_BYTES_MAX + 1024;
+/// Entries of one append request together, unless a single one is longer.
+pub const APPEND_BATCH_BYTES: usize = 1024 * 1024;
+/// One append request, reassembled.
+pub const APPEND_BYTES_MAX: usize = COMMAND_BYTES_MAX + APPEND_BATCH_BYTES + 64 * 1024;
+/// One snapshot with its envelope, reassembled.
+pub const SNAPSHOT_BYTES_MAX: usize = UPDATE_BYTES_MAX + 64 * 1024;
+
+/// Operations that wait for the log writer; beyond these, openraft waits.
+pub const WRITER_QUEUE_OPS_MAX: usize = 1024;
+/// One group commit. A longer single operation still goes in alone.
+pub const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// The log is compacted beyond this, so it, the tail in memory and the time to restart are bounded.
+pub const LOG_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// As [`LOG_BYTES_MAX`], for many small entries.
+pub const LOG_ENTRIES_MAX: u64 = 4_096;
+/// What stays in the log after a compaction, so that a member that blinked needs no snapshot.
+pub const LOG_KEEP_BYTES: usize = 4 * 1024 * 1024;
+/// As [`LOG_KEEP_BYTES`].
+pub const LOG_KEEP_ENTRIES: u64 = 1_024;
+
+/// Members of one ring: more of them only make every commit slower.
+pub const MEMBERS_MAX: usize = 7;
+/// Upstream validators in the configuration.
+pub const VALIDATORS_MAX: usize = satrap_certify::limits::VALIDATORS_MAX;
+/// Configuration file.
+pub const CONFIG_BYTES_MAX: u64 = 256 * 1024;
+/// Genesis file.
+pub const GENESIS_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Page cache of the database: everything hot is in memory anyway.
+pub const STORE_CACHE_BYTES: usize = 4 * 1024 * 1024;
+
+/// One message from a follower: a position that names every bundle there can be, or a report.
+pub const FOLLOW_REQUEST_BYTES_MAX: usize = 1024 * 1024;
+/// One update to or from another relay, with its envelope.
+pub const UPDATE_MESSAGE_BYTES_MAX: usize = UPDATE_BYTES_MAX + 1024;
+/// Encoded updates kept for followers that stand at the same position.
+pub const UPDATE_CACHE_ENTRIES_MAX: usize = 64;
+/// Bytes of those.
+pub const UPDATE_CACHE_BYTES_MAX: usize = 2 * UPDATE_BYTES_MAX;
+/// How long a follower may take to say where it stands.
+pub const FIRST_POSITION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Edges whose newest report is kept.
+pub const REPORTS_MAX: usize = 20_000;
+/// Bytes of reports in one status reply, which must stay below the common 4 MiB message limit.
+pub const STATUS_REPORT_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Names of connected edges in one status reply.
+pub const STATUS_EDGES_MAX: usize = 8_192;
+/// A status reply of another member.
+pub const STATUS_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How long a member waits for another one's status.
+pub const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A submit waits for a decision: three message delays, some rounds, and a validator that is away.
+pub const SUBMIT_TIMEOUT: Duration = Duration::from_secs(20);
+/// A forwarded change and its envelope.
+pub const SUBMIT_BYTES_MAX: usize = satrap_certify::limits::CHANGE_BYTES_MAX + 1024;
+
+const _: () = assert!(RING_CHUNK_BYTES < RING_FRAME_BYTES_MAX);
+const _: () = assert!(LOG_KEEP_BYTES < LOG_BYTES_MAX);
+const _: () = assert!(LOG_KEEP_ENTRIES < LOG_ENTRIES_MAX);
+const _: () = assert!(EDGE_UPDATE_BYTES_MAX <= UPDATE_MESSAGE_BYTES_MAX);
