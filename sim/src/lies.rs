@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use satrap_certify::{
     BundleName, Key, Realm, Update,
+    change::Entry,
     directory::Head,
     update::{Delta, HistoryUpdate},
 };
@@ -137,18 +138,18 @@ fn with_content(truth: Truth<'_>, alter: impl FnOnce(&mut Delta)) -> LieBytes {
     update.to_canonical()
 }
 
-/// Values of the present version where the key is new, of the old one where it was held before
-/// and changed; if nothing changed but keys, the first old key is added.
-fn mix(new: &[(Key, Arc<[u8]>)], old: &[(Key, Arc<[u8]>)]) -> Vec<(Key, Arc<[u8]>)> {
-    let mut mixed: Vec<_> = new
-        .iter()
-        .map(|(key, value)| {
-            let before = old.iter().find(|(k, _)| k == key).map(|(_, v)| v);
-            (key.clone(), before.unwrap_or(value).clone())
-        })
-        .collect();
+/// Neither version, but made of both: old values where a key changed, else without the new keys,
+/// else with one that was removed.
+fn mix(new: &[Entry], old: &[Entry]) -> Vec<Entry> {
+    let in_old = |key: &Key| old.iter().find(|(k, _)| k == key).map(|(_, value)| value);
+    let old_value = |(key, value): &Entry| (key.clone(), in_old(key).unwrap_or(value).clone());
+    let mut mixed: Vec<_> = new.iter().map(old_value).collect();
     if mixed == new {
-        mixed.retain(|(key, _)| old.iter().any(|(k, _)| k == key));
+        mixed.retain(|(key, _)| in_old(key).is_some());
+    }
+    if mixed == new {
+        mixed.extend(old.iter().find(|(key, _)| new.iter().all(|(k, _)| k != key)).cloned());
+        mixed.sort();
     }
     mixed
 }

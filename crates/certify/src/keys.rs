@@ -36,10 +36,12 @@ impl PublicKey {
             .is_ok()
     }
 
-    /// Whether the bytes are a curve point of full order, so that signatures can ever verify.
+    /// Whether the bytes are a curve point of full order, so that signatures can ever verify, in
+    /// its one canonical encoding, so that no key can be listed twice under two spellings.
     #[must_use]
     pub fn is_usable(&self) -> bool {
-        VerifyingKey::from_bytes(&self.0).is_ok_and(|key| !key.is_weak())
+        VerifyingKey::from_bytes(&self.0)
+            .is_ok_and(|key| !key.is_weak() && key.to_edwards().compress().to_bytes() == self.0)
     }
 }
 

@@ -318,6 +318,8 @@ impl Ledger {
     pub fn snapshot(&self) -> Vec<u8> {
         let mut w = Writer::tagged("satrap/ledger/v1");
         w.option(self.last.as_ref().map(|(checkpoint, _)| checkpoint));
+        // The id covers every field of the header, so that damage to any of them shows.
+        w.option(self.last.as_ref().map(|(_, id)| id));
         self.state.governance.encode(&mut w);
         let heads: Vec<_> = self.state.heads.values().cloned().collect();
         w.list(&heads);
@@ -340,6 +342,7 @@ impl Ledger {
             return Err(DecodeError::Invalid("ledger snapshot format"));
         }
         let last: Option<Checkpoint> = r.option()?;
+        let last_id: Option<BlockId> = r.option()?;
         let governance = Governance::decode(&mut r)?;
         let heads: Vec<Head> = r.list(HEADS_MAX)?;
         let mut contents = BTreeMap::new();
@@ -369,6 +372,9 @@ impl Ledger {
             let id = checkpoint.id(ledger.realm());
             (checkpoint, id)
         });
+        if ledger.last.as_ref().map(|(_, id)| *id) != last_id {
+            return Err(DecodeError::Invalid("ledger snapshot: the last header is damaged"));
+        }
         ledger.check_snapshot()?;
         Ok(ledger)
     }

@@ -40,7 +40,7 @@ pub struct Receipt {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The change breaks a rule.
-    #[error("{}: {0}", .0.rule())]
+    #[error("{rule}: {why}", rule = .0.rule(), why = .0)]
     Rejected(#[from] Rejection),
     /// Too many changes wait; retry later.
     #[error("{waiting} changes wait for a block, at most {MEMPOOL_CHANGES_MAX} may; retry later")]

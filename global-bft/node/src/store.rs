@@ -12,7 +12,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
+use redb::{Database, ReadableTable as _, TableDefinition, WriteTransaction};
 use satrap_certify::{Block, Commit, Digest, Realm, ValidatorSet};
 use satrap_host::store::{StoreError, read, write};
 use satrap_merkle::codec::{Canonical as _, DecodeError};

@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use satrap_certify::Label;
-use satrap_pressure::{Rate, TokenBucket};
+use satrap_pressure::TokenBucket;
 
 use crate::limits::{BAN, PEER_COST_BURST, PEER_COST_PER_S, PEERS_MAX, STRIKES_MAX};
 
@@ -30,8 +30,7 @@ impl Peers {
             if self.0.len() >= PEERS_MAX {
                 return false;
             }
-            let rate = Rate { capacity: PEER_COST_BURST, refill_per_s: PEER_COST_PER_S };
-            let bucket = TokenBucket::new(rate, now);
+            let bucket = TokenBucket::new(PEER_COST_BURST, PEER_COST_PER_S, now);
             let peer = Peer { bucket, strikes: 0, banned_until: None, height: 0 };
             self.0.insert(name.clone(), peer);
         }

@@ -317,9 +317,9 @@ impl Record {
             }
             Self::Vote(vote) => put_meta(txn, "vote", vote)?,
             Self::Committed(id) => put_meta(txn, "committed", id)?,
-            Self::Truncate(from) => txn.open_table(LOG)?.retain_in(from.., |_, _| false)?,
+            Self::Truncate(from) => txn.open_table(LOG)?.retain_in::<u64, _>(*from.., |_, _| false)?,
             Self::Purge(upto) => {
-                txn.open_table(LOG)?.retain_in(..=upto.index, |_, _| false)?;
+                txn.open_table(LOG)?.retain_in::<u64, _>(..=upto.index, |_, _| false)?;
                 put_meta(txn, "purged", upto)?;
             }
             Self::Snapshot(meta, content) => {

@@ -22,7 +22,10 @@ use openraft::{
 use satrap_certify::{Genesis, Rejection};
 use satrap_merkle::codec::Canonical as _;
 use satrap_regional_core::{Command, Outcome, Region};
-use tokio::{sync::watch, task};
+use tokio::{
+    sync::{Mutex, watch},
+    task,
+};
 
 use super::{
     disk::{Disk, Record},
@@ -48,6 +51,9 @@ pub struct SnapshotContent {
 pub struct SnapshotStore {
     disk: Arc<Disk>,
     writer: WriteHandle,
+    /// What the newest one covers. Held while writing, so that a build that took long cannot
+    /// replace a newer snapshot that was installed meanwhile, whose log is already purged.
+    newest: Arc<Mutex<Option<LogId>>>,
 }
 
 /// The state machine of one member.
@@ -82,16 +88,27 @@ impl SnapshotStore {
     /// Snapshots on `disk`, written through `writer`.
     #[must_use]
     pub fn new(disk: Arc<Disk>, writer: WriteHandle) -> Self {
-        Self { disk, writer }
+        Self { disk, writer, newest: Arc::default() }
     }
 
     async fn load(&self) -> io::Result<Option<(SnapshotMeta, Bytes)>> {
         let disk = self.disk.clone();
-        Ok(off_thread(move || disk.snapshot()).await??)
+        let held = off_thread(move || disk.snapshot()).await??;
+        if let Some((meta, _)) = &held {
+            let mut newest = self.newest.lock().await;
+            *newest = (*newest).max(meta.last_log_id);
+        }
+        Ok(held)
     }
 
     async fn save(&self, meta: SnapshotMeta, bytes: Bytes) -> io::Result<()> {
-        self.writer.write(Record::Snapshot(meta, bytes)).await
+        let mut newest = self.newest.lock().await;
+        if meta.last_log_id >= *newest {
+            let covers = meta.last_log_id;
+            self.writer.write(Record::Snapshot(meta, bytes)).await?;
+            *newest = covers;
+        }
+        Ok(())
     }
 }
 

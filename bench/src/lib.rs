@@ -1,1 +1,0 @@
-//! Benchmarks that print what they measured.

@@ -1,0 +1,58 @@
+//! Prints what it measured, on this machine, in this run.
+//!
+//! ```sh
+//! cargo build --release && cargo run --release -p satrap-bench -- certificate
+//! cargo run --release -p satrap-bench -- propagation            # loopback
+//! cargo run --release -p satrap-bench -- propagation --matrix   # five continents
+//! cargo run --release -p satrap-bench -- idle
+//! ```
+
+mod certificate;
+mod idle;
+mod matrix;
+mod propagation;
+mod proxy;
+mod realm;
+mod stats;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Size of a certificate on the wire and time to verify it, beside Tendermint's light client.
+    Certificate,
+    /// Time from submission to the last edge, through real processes.
+    Propagation {
+        /// Put the processes on five continents.
+        #[arg(long)]
+        matrix: bool,
+        /// How many configs to publish.
+        #[arg(long, default_value_t = 100)]
+        publishes: usize,
+    },
+    /// Memory of an idle edge and CPU of an idle validator.
+    Idle {
+        /// How long to watch.
+        #[arg(long, default_value_t = 30)]
+        seconds: u64,
+    },
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let args = Args::parse();
+    match args.what {
+        What::Certificate => certificate::run(),
+        What::Propagation { matrix, publishes } => {
+            satrap_host::runtime::current_thread()?.block_on(propagation::run(matrix, publishes))
+        }
+        What::Idle { seconds } => {
+            satrap_host::runtime::current_thread()?.block_on(idle::run(seconds))
+        }
+    }
+}

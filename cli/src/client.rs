@@ -1,0 +1,486 @@
+//! An operator's connections: asks servers, and verifies what they answer.
+//!
+//! Any validator or member may be asked, and any may lie. What is certified is read as an edge
+//! reads it, by a [`Replica`] that starts at the genesis; a server whose answer does not verify is
+//! named and the next one is asked. What only a server knows (its own status) is reported as its
+//! word.
+//!
+//! # Invariants
+//!
+//! - **O1** A version, root or governance state that a change is built on was verified here.
+//! - **O2** A change whose fate is unknown is sent again as it is. The validators decide it at
+//!   most once, because it names the version it applies to.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::Args;
+use satrap_certify::{
+    Action, BundleName, Genesis, Governance, Interest, Replica, SignedChange, Timestamp, Update,
+    limits::{CHANGE_BYTES_MAX, EDGE_UPDATE_BYTES_MAX},
+};
+use satrap_host::{
+    clock, files,
+    mtls::{self, CredentialFiles, Credentials, PeerRule},
+};
+use satrap_merkle::codec::Canonical as _;
+use satrap_proto::v1::{
+    FollowReply, FollowRequest, GovernanceRequest, StatusReply, StatusRequest, SubmitReply, SubmitRequest,
+    control_client::ControlClient, follow_request::Body, status_reply::Tier,
+    sync_client::SyncClient,
+};
+use tokio::{sync::mpsc, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming, transport::Channel};
+
+use crate::{error::CliError, operator, realm::Description};
+
+/// An update, or a status with all reports of a region, and protobuf around it.
+const MESSAGE_BYTES_MAX: usize = EDGE_UPDATE_BYTES_MAX + 1024;
+/// A genesis of more bytes was not written by `satrap init`.
+const GENESIS_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// A server that has an update sends it at once.
+const READ_WITHIN: Duration = Duration::from_secs(5);
+/// A decision takes well under a second; a realm that lost its leader takes a few.
+const DECIDE_WITHIN: Duration = Duration::from_secs(30);
+/// How often a governance change may overtake the reading of the governance state.
+const GOVERNANCE_READS_MAX: usize = 3;
+
+/// Which realm to talk to, and as whom.
+#[derive(Args, Clone, Debug)]
+pub struct Connection {
+    /// Directory with `realm.json`, as `satrap dev` and `satrap init` write it
+    #[arg(long, value_name = "DIR", default_value = ".satrap")]
+    pub realm: PathBuf,
+    /// Ask this server (repeatable); without it, those in `realm.json`
+    #[arg(long = "endpoint", value_name = "URL")]
+    pub endpoints: Vec<String>,
+    /// The realm's genesis file
+    #[arg(long, value_name = "FILE")]
+    pub genesis: Option<PathBuf>,
+    /// Client certificate
+    #[arg(long, value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// CAs to trust
+    #[arg(long, value_name = "FILE")]
+    pub trust: Option<PathBuf>,
+}
+
+/// A server that may be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// For people: `validator v1`, `region eu/a`, or the address.
+    pub label: String,
+    /// Where it is.
+    pub url: String,
+}
+
+/// Connections to one realm.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// The root of trust.
+    pub genesis: Genesis,
+    /// Who asks.
+    pub credentials: Credentials,
+    /// Whom to ask, in this order.
+    pub endpoints: Vec<Endpoint>,
+    /// What is known of the realm, if it was described.
+    pub description: Option<Description>,
+    /// Where the client's signing key lies by convention: beside its TLS key.
+    pub operator_key: PathBuf,
+}
+
+/// Verified state, and who served it.
+#[derive(Clone, Debug)]
+pub struct Read {
+    /// Verified from the genesis on.
+    pub replica: Replica,
+    /// Who served it.
+    pub from: Endpoint,
+}
+
+/// A decided change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// The height that decided it; 0 if only its effect was seen (O2).
+    pub height: u64,
+    /// Version of the bundle after it; 0 if it is not a publish.
+    pub version: u64,
+    /// Who answered.
+    pub by: Endpoint,
+}
+
+/// How one server's answer ends.
+enum Ended {
+    /// Another may do better.
+    AskNext(String),
+    /// The answer is final.
+    Final(CliError),
+}
+
+impl Connection {
+    /// The realm's description, unless everything is on the command line.
+    fn description(&self) -> Result<Option<Description>, CliError> {
+        let files = [&self.genesis, &self.cert, &self.key, &self.trust];
+        if !self.endpoints.is_empty() && files.iter().all(|file| file.is_some()) {
+            return Ok(None);
+        }
+        Description::load(&self.realm).map(Some).map_err(|e| {
+            let path = Description::path(&self.realm);
+            CliError::usage(format!(
+                "{}: {e}; start a realm with `satrap dev`, name one with --realm DIR, or give \
+                 --endpoint, --genesis, --cert, --key and --trust",
+                path.display()
+            ))
+        })
+    }
+
+    /// The genesis alone, for verbs that need no network.
+    ///
+    /// # Errors
+    ///
+    /// If there is no genesis file, or it is not one.
+    pub fn genesis(&self) -> Result<Genesis, CliError> {
+        match &self.genesis {
+            Some(path) => read_genesis(path),
+            None => {
+                let found = self.description()?.expect("without --genesis there is one");
+                read_genesis(&found.genesis)
+            }
+        }
+    }
+}
+
+/// Reads a genesis file.
+///
+/// # Errors
+///
+/// If there is none, or it is not one.
+pub fn read_genesis(path: &std::path::Path) -> Result<Genesis, CliError> {
+    let json = files::read(path, GENESIS_BYTES_MAX)
+        .map_err(|e| CliError::file("genesis", path, &e))?;
+    Genesis::from_json(&json).map_err(|e| CliError::refused(format!("{}: {e}", path.display())))
+}
+
+impl Client {
+    /// Loads genesis and credentials. Connects to nobody yet.
+    ///
+    /// # Errors
+    ///
+    /// If a file is missing or wrong.
+    pub fn open(connection: &Connection) -> Result<Self, CliError> {
+        let description = connection.description()?;
+        let described = description.as_ref();
+        let pick = |given: &Option<PathBuf>, of: fn(&Description) -> &PathBuf| {
+            let path = given.as_ref().or_else(|| described.map(of));
+            path.cloned().expect("without a description, every path is given")
+        };
+        let genesis = read_genesis(&pick(&connection.genesis, |d| &d.genesis))?;
+        let key = pick(&connection.key, |d| &d.client.key);
+        let credentials = Credentials::load(CredentialFiles {
+            certificate: pick(&connection.cert, |d| &d.client.cert),
+            key: key.clone(),
+            trust: pick(&connection.trust, |d| &d.client.ca),
+        })
+        .map_err(CliError::usage)?;
+        let endpoints = match connection.endpoints.as_slice() {
+            [] => described.map(described_endpoints).unwrap_or_default(),
+            urls => urls.iter().map(|u| Endpoint { label: u.clone(), url: u.clone() }).collect(),
+        };
+        if endpoints.is_empty() {
+            return Err(CliError::usage("no server is known; name one with --endpoint URL"));
+        }
+        let operator_key = key.with_file_name("operator.key");
+        Ok(Self { genesis, credentials, endpoints, description, operator_key })
+    }
+
+    /// The keys to sign with: those given, else the client's own.
+    #[must_use]
+    pub fn signing_keys(&self, given: &[PathBuf]) -> Vec<PathBuf> {
+        match given {
+            [] => vec![self.operator_key.clone()],
+            given => given.to_vec(),
+        }
+    }
+
+    /// A channel to one server, which proves to be a validator or member of this realm.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none.
+    pub async fn channel(&self, endpoint: &Endpoint) -> Result<Channel, String> {
+        let rule = PeerRule::AnyOf(vec![PeerRule::AnyValidator, PeerRule::AnyMember]);
+        let channel = mtls::connect(&endpoint.url, &self.credentials, rule).await;
+        channel.map_err(|e| e.to_string())
+    }
+
+    /// What one server says about itself.
+    ///
+    /// # Errors
+    ///
+    /// Why it says nothing.
+    pub async fn status(&self, endpoint: &Endpoint) -> Result<StatusReply, String> {
+        let channel = self.channel(endpoint).await?;
+        let request = StatusRequest { local_only: false };
+        let mut control =
+            ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let reply = timeout(READ_WITHIN, control.status(request)).await;
+        let reply = reply.map_err(|_| format!("no answer within {READ_WITHIN:?}"))?;
+        reply.map(tonic::Response::into_inner).map_err(|status| status_text(&status))
+    }
+
+    /// Reads and verifies the newest certified state, from the first server that can serve it.
+    ///
+    /// # Errors
+    ///
+    /// If nobody can, with each server's reason.
+    pub async fn read(&self, interest: &Interest) -> Result<Read, CliError> {
+        self.first(async |endpoint, channel| {
+            let replica = self.read_from(channel, interest).await?;
+            Ok(Read { replica, from: endpoint.clone() })
+        })
+        .await
+    }
+
+    async fn read_from(&self, channel: Channel, interest: &Interest) -> Result<Replica, Ended> {
+        let mut replica = Replica::genesis(&self.genesis, interest.clone());
+        if at_genesis(channel.clone()).await.map_err(|e| Ended::AskNext(status_text(&e)))? {
+            // A server that lies here only makes the validators refuse what is built on it.
+            return Ok(replica);
+        }
+        let mut following = follow(channel, &replica).await?;
+        let reply = timeout(READ_WITHIN, following.stream.message())
+            .await
+            .map_err(|_| Ended::AskNext(format!("no update within {READ_WITHIN:?}")))?
+            .map_err(|status| Ended::AskNext(status_text(&status)))?
+            .ok_or_else(|| Ended::AskNext("it closed the stream".into()))?;
+        let update = Update::from_canonical(&reply.update)
+            .map_err(|e| Ended::AskNext(format!("sent no update: {e}")))?;
+        let advance = replica
+            .verify(&update, Timestamp(clock::now()))
+            .map_err(|e| Ended::AskNext(format!("refused by rule {}: {e}", e.rule())))?;
+        replica.advance(advance);
+        Ok(replica)
+    }
+
+    /// Reads the governance state and checks it against a certified root (O1).
+    ///
+    /// # Errors
+    ///
+    /// If nobody can serve it, with each server's reason.
+    pub async fn governance(&self) -> Result<Governance, CliError> {
+        self.first(async |_, channel| {
+            for _ in 0..GOVERNANCE_READS_MAX {
+                let reply = control(channel.clone()).governance(GovernanceRequest {}).await;
+                let reply = reply.map_err(|s| Ended::AskNext(status_text(&s)))?.into_inner();
+                let found = Governance::from_canonical(&reply.governance)
+                    .map_err(|e| Ended::AskNext(format!("sent no governance state: {e}")))?;
+                let replica =
+                    self.read_from(channel.clone(), &Interest::Bundles(Vec::new())).await?;
+                let certified = match &replica.trusted().certified {
+                    Some((_, commitments)) => commitments.governance_root,
+                    None => self.genesis.governance.root(),
+                };
+                if found.root() == certified {
+                    return Ok(found);
+                }
+            }
+            let why = "its governance state is not the certified one";
+            Err(Ended::AskNext(why.into()))
+        })
+        .await
+    }
+
+    /// Submits a change and waits until it is decided.
+    ///
+    /// # Errors
+    ///
+    /// The validators' refusal with its rule, or that nobody could be reached.
+    pub async fn submit(&self, change: &SignedChange) -> Result<Decided, CliError> {
+        let bytes = operator::encode(change)?;
+        // Whether some server may have passed the change on without telling us the outcome.
+        let unknown = std::cell::Cell::new(false);
+        let decided = self
+            .first(async |endpoint, channel| {
+                let request = SubmitRequest { change: bytes.clone().into() };
+                let answer = timeout(DECIDE_WITHIN, control(channel).submit(request)).await;
+                let answer = match answer {
+                    Ok(answer) => answer,
+                    Err(_) => Err(Status::deadline_exceeded("it was not decided in time")),
+                };
+                match answer {
+                    Ok(reply) => {
+                        let SubmitReply { height, version, .. } = reply.into_inner();
+                        Ok(Decided { height, version, by: endpoint.clone() })
+                    }
+                    Err(status) => {
+                        let ended = submit_error(&status);
+                        if matches!(ended, Ended::AskNext(_)) {
+                            unknown.set(true);
+                        }
+                        Err(ended)
+                    }
+                }
+            })
+            .await;
+        match decided {
+            Err(error) if unknown.get() && error.rule.as_deref() == Some("V4") => {
+                self.settled(change).await.ok_or(error)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// O2: whether a publish that may have been decided was, seen by its certified effect.
+    async fn settled(&self, change: &SignedChange) -> Option<Decided> {
+        let Action::Publish(publish) = &change.change.action else { return None };
+        let interest = Interest::Bundles(vec![publish.bundle.clone()]);
+        let read = self.read(&interest).await.ok()?;
+        let head = read.replica.heads().get(&publish.bundle)?;
+        let ours = head.version == publish.expect_version + 1 && head.root == publish.root;
+        ours.then(|| Decided { height: head.height, version: head.version, by: read.from })
+    }
+
+    /// Asks one server after the other until one answer is final.
+    ///
+    /// # Errors
+    ///
+    /// A final refusal, or every server's reason.
+    async fn first<T>(
+        &self,
+        ask: impl AsyncFn(&Endpoint, Channel) -> Result<T, Ended>,
+    ) -> Result<T, CliError> {
+        let mut reasons = Vec::new();
+        for endpoint in &self.endpoints {
+            let ended = match self.channel(endpoint).await {
+                Ok(channel) => ask(endpoint, channel).await,
+                Err(why) => Err(Ended::AskNext(why)),
+            };
+            match ended {
+                Ok(answer) => return Ok(answer),
+                Err(Ended::Final(error)) => return Err(error),
+                Err(Ended::AskNext(why)) => reasons.push(format!("  {}: {why}", endpoint.label)),
+            }
+        }
+        Err(CliError::unavailable(format!(
+            "no server could answer; check that the realm runs (`satrap status`)\n{}",
+            reasons.join("\n")
+        )))
+    }
+}
+
+/// Validators first: a member may be a moment behind, and what is built on a stale version is
+/// refused.
+fn described_endpoints(description: &Description) -> Vec<Endpoint> {
+    let members = description.regions.iter().flat_map(|r| {
+        r.members.iter().map(move |m| Endpoint {
+            label: format!("region {}/{}", r.name, m.name),
+            url: m.client_url.clone(),
+        })
+    });
+    let validators = description
+        .validators
+        .iter()
+        .map(|v| Endpoint { label: format!("validator {}", v.name), url: v.url.clone() });
+    validators.chain(members).collect()
+}
+
+fn control(channel: Channel) -> ControlClient<Channel> {
+    ControlClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(CHANGE_BYTES_MAX + 1024)
+}
+
+/// Whether a server holds nothing beyond the genesis, by its own word.
+async fn at_genesis(channel: Channel) -> Result<bool, Status> {
+    let request = StatusRequest { local_only: true };
+    let reply = timeout(READ_WITHIN, control(channel).status(request)).await;
+    let reply = reply.map_err(|_| Status::deadline_exceeded("no answer"))??.into_inner();
+    Ok(match reply.tier {
+        Some(Tier::Validator(v)) => v.height == 0,
+        Some(Tier::Region(r)) => r.height == 0,
+        None => false,
+    })
+}
+
+/// An open stream. A server may take the end of our side for the end of our interest.
+struct Following {
+    _outgoing: mpsc::Sender<FollowRequest>,
+    stream: Streaming<FollowReply>,
+}
+
+async fn follow(channel: Channel, replica: &Replica) -> Result<Following, Ended> {
+    let (outgoing, requests) = mpsc::channel(1);
+    let body = Some(Body::Position(replica.position().to_canonical().into()));
+    let asked = outgoing.try_send(FollowRequest { body });
+    asked.expect("the channel is empty and its receiver is alive");
+    let stream = SyncClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .follow(ReceiverStream::new(requests))
+        .await;
+    let stream = stream.map_err(|status| Ended::AskNext(status_text(&status)))?.into_inner();
+    Ok(Following { _outgoing: outgoing, stream })
+}
+
+fn submit_error(status: &Status) -> Ended {
+    match status.code() {
+        Code::InvalidArgument
+        | Code::FailedPrecondition
+        | Code::AlreadyExists
+        | Code::Aborted
+        | Code::NotFound
+        | Code::OutOfRange => {
+            let (rule, message) = named_rule(status.message());
+            let message = message.to_owned();
+            let kind = crate::error::Kind::Refused;
+            Ended::Final(CliError { kind, rule: rule.map(str::to_owned), message })
+        }
+        _ => Ended::AskNext(status_text(status)),
+    }
+}
+
+/// Splits `V4: text` or `[C1] text`, the two forms in which servers name a rule.
+fn named_rule(message: &str) -> (Option<&str>, &str) {
+    let split = match message.strip_prefix('[') {
+        Some(rest) => rest.split_once("] "),
+        None => message.split_once(": "),
+    };
+    let is_rule = |word: &str| {
+        let digits = word.trim_start_matches(|c: char| c.is_ascii_uppercase());
+        word.len() - digits.len() == 1 && (1..=2).contains(&digits.len())
+            && digits.bytes().all(|b| b.is_ascii_digit())
+    };
+    match split {
+        Some((rule, text)) if is_rule(rule) => (Some(rule), text),
+        _ => (None, message),
+    }
+}
+
+fn status_text(status: &Status) -> String {
+    match status.message() {
+        "" => format!("{:?}", status.code()),
+        text => text.to_owned(),
+    }
+}
+
+/// The version of `bundle` in verified state; 0 if there is none.
+#[must_use]
+pub fn version_of(replica: &Replica, bundle: &BundleName) -> u64 {
+    replica.heads().get(bundle).map_or(0, |head| head.version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_read_in_both_forms_and_invented_in_none() {
+        assert_eq!(named_rule("V4: stale"), (Some("V4"), "stale"));
+        assert_eq!(named_rule("[C10] late"), (Some("C10"), "late"));
+        for plain in ["", "no rule", "error: V4", "VV4: x", "V: x", "V123: x", "[C1]x", "v4: x"] {
+            assert_eq!(named_rule(plain), (None, plain));
+        }
+    }
+}

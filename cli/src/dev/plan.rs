@@ -1,0 +1,153 @@
+//! The realm that `dev` makes: its names, its ports, its policy.
+//!
+//! Ports are free ones, chosen when the realm is made and kept in its config files from then on.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::Path,
+    time::Duration,
+};
+
+use satrap_certify::{BundleName, ChainId, Class, ClassKind, Label, Policy};
+
+use crate::realm::{
+    Description, EdgePlan, Lifetimes, MemberPlan, RealmFiles, RealmPlan, RegionPlan, ValidatorPlan,
+};
+
+/// The bundle that every edge of the realm runs.
+pub const BUNDLE: &str = "pki/edge-trust";
+/// The file that holds all its certificates, for programs that want one.
+pub const COMBINED_FILE: &str = "trust.pem";
+
+const VALIDATORS: [(&str, &str); 4] = [("ada", "ie"), ("bell", "us"), ("curie", "fr"), ("dijkstra", "nl")];
+const REGIONS: [&str; 2] = ["eu", "us"];
+const ZONES: [&str; 3] = ["a", "b", "c"];
+const EDGES_PER_REGION: usize = 3;
+/// The region that lies in an evil realm.
+pub const EVIL_REGION: &str = "us";
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+fn label(text: &str) -> Label {
+    Label::new(text).expect("the names in this file are labels")
+}
+
+/// Free ports: all bound at once, so that no two are equal, then given back.
+fn free_ports(count: usize) -> io::Result<impl Iterator<Item = SocketAddr>> {
+    let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let listeners = (0..count).map(bind).collect::<io::Result<Vec<_>>>()?;
+    let addresses = listeners.iter().map(TcpListener::local_addr);
+    Ok(addresses.collect::<io::Result<Vec<_>>>()?.into_iter())
+}
+
+/// Plans a realm. In an evil one, the edges of [`EVIL_REGION`] are given addresses at which its
+/// members do not listen: that is where the liars will be.
+///
+/// # Errors
+///
+/// If there are no free ports.
+pub fn new_realm(state_dir: &Path, evil: bool) -> io::Result<RealmPlan> {
+        let members = REGIONS.len() * ZONES.len();
+        let mut ports = free_ports(VALIDATORS.len() + 3 * members)?;
+        let mut port = move || ports.next().expect("as many ports were taken as are used");
+        let url = |address: SocketAddr| format!("https://{address}");
+        let validator = |(name, jurisdiction): &(&str, &str), listen| ValidatorPlan {
+            name: label(name),
+            listen,
+            url: url(listen),
+            jurisdiction: label(jurisdiction),
+            power: 1,
+        };
+        let validators = VALIDATORS.iter().map(|v| validator(v, port())).collect();
+        let mut member = |region: &str, zone: &str| {
+            let (client_listen, peer_listen, liar) = (port(), port(), port());
+            let reached = if evil && region == EVIL_REGION { liar } else { client_listen };
+            MemberPlan {
+                name: label(zone),
+                client_listen,
+                client_url: url(reached),
+                peer_listen,
+                peer_url: url(peer_listen),
+            }
+        };
+        let regions: Vec<_> = REGIONS
+            .iter()
+            .map(|region| RegionPlan {
+                name: label(region),
+                members: ZONES.iter().map(|zone| member(region, zone)).collect(),
+            })
+            .collect();
+        let bundle = BundleName::new(BUNDLE).expect("a constant name");
+        let edge = |region: &str, number: usize| EdgePlan {
+            region: label(region),
+            name: label(&format!("{region}-edge-{number}")),
+            bundles: vec![bundle.clone()],
+            fallback_regions: REGIONS.iter().filter(|r| **r != region).map(|r| label(r)).collect(),
+            combined_file: Some(COMBINED_FILE.to_owned()),
+            hook: Vec::new(),
+        };
+        let edges = REGIONS.iter().flat_map(|region| {
+            (1..=EDGES_PER_REGION).map(move |number| edge(region, number))
+        });
+        let edges = edges.collect();
+        let class = |prefix: &str, approvals, kind| Class { prefix: prefix.into(), approvals, kind };
+        // Two realms on one machine are different realms.
+        let name = state_dir.file_name().map(|n| n.to_string_lossy().to_lowercase());
+        let name: String = name.unwrap_or_default().chars().filter(char::is_ascii_alphanumeric).collect();
+        let chain_id = ChainId::new(&format!("dev-{name}")).or_else(|_| ChainId::new("dev"));
+        Ok(RealmPlan {
+                chain_id: chain_id.expect("`dev` is a chain id"),
+                policy: Policy {
+                    heartbeat: Duration::from_secs(30),
+                    trusting_period: 90 * DAY,
+                    clock_drift: Duration::from_secs(10),
+                    leader_rotation_heights: 100,
+                },
+                governance_approvals: 2,
+                lifetimes: Lifetimes { authority: 365 * DAY, leaf: 90 * DAY },
+                validators,
+                regions,
+                edges,
+                operators: vec![label("alice"), label("bob")],
+                classes: vec![
+                    class("pki/", 2, ClassKind::X509Trust),
+                    class("", 1, ClassKind::Opaque),
+                ],
+        })
+    }
+
+/// Where a liar listens, and whose credentials it has.
+#[derive(Clone, Debug)]
+pub struct Liar {
+    /// The region that lies.
+    pub region: Label,
+    /// The member it pretends to be.
+    pub member: Label,
+    /// Where the region's edges connect.
+    pub listen: SocketAddr,
+}
+
+/// The liars of a realm: wherever edges are sent to another address than the member listens on.
+#[must_use]
+pub fn liars(plan: &RealmPlan) -> Vec<Liar> {
+    let members = plan.regions.iter().flat_map(|r| r.members.iter().map(move |m| (r, m)));
+    let liar = |(region, member): (&RegionPlan, &MemberPlan)| {
+        let listen: SocketAddr = member.client_url.strip_prefix("https://")?.parse().ok()?;
+        let (region, name) = (region.name.clone(), member.name.clone());
+        (listen != member.client_listen).then_some(Liar { region, member: name, listen })
+    };
+    members.filter_map(liar).collect()
+}
+
+/// What scripts and operators are told: where the members themselves listen.
+#[must_use]
+pub fn describe(plan: &RealmPlan, files: &RealmFiles) -> Description {
+    let mut description = files.description(plan);
+    for (region, planned) in description.regions.iter_mut().zip(&plan.regions) {
+        for (member, planned) in region.members.iter_mut().zip(&planned.members) {
+            member.client_url = format!("https://{}", planned.client_listen);
+        }
+    }
+    description
+}

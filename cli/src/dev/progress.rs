@@ -1,0 +1,183 @@
+//! What a person sees while a config travels: three bars on a terminal, plain lines elsewhere.
+
+use std::{collections::BTreeMap, io::IsTerminal as _, time::Duration};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use super::witness::{Sighting, Tier};
+
+/// How many processes each tier has.
+#[derive(Clone, Copy, Debug)]
+pub struct Totals {
+    /// Validators.
+    pub validators: usize,
+    /// Members of all regions.
+    pub members: usize,
+    /// Edges.
+    pub edges: usize,
+}
+
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// That every process is there.
+    Start,
+    /// That a version arrives everywhere.
+    Travel,
+}
+
+/// Follows one version from submission to the last edge.
+#[derive(Debug)]
+pub struct Progress {
+    phase: Phase,
+    totals: Totals,
+    version: u64,
+    started: Duration,
+    arrived: BTreeMap<(Tier, String), Duration>,
+    bars: Option<Bars>,
+}
+
+#[derive(Debug)]
+struct Bars {
+    all: MultiProgress,
+    tiers: BTreeMap<Tier, ProgressBar>,
+}
+
+impl Progress {
+    /// Begins at `started` (monotonic), waiting for `version` everywhere.
+    #[must_use]
+    pub fn new(totals: Totals, version: u64, started: Duration, phase: Phase) -> Self {
+        let bars = std::io::stdout().is_terminal().then(|| Bars::new(totals, phase));
+        Self { phase, totals, version, started, arrived: BTreeMap::new(), bars }
+    }
+
+    /// Takes note of a process; returns whether that was news.
+    pub fn saw(&mut self, sighting: &Sighting) -> bool {
+        if sighting.version < self.version {
+            return false;
+        }
+        let key = (sighting.tier, sighting.name.clone());
+        if self.arrived.contains_key(&key) {
+            return false;
+        }
+        let took = sighting.at.saturating_sub(self.started);
+        self.arrived.insert(key, took);
+        let ms = took.as_secs_f64() * 1e3;
+        match &self.bars {
+            Some(bars) => {
+                let bar = &bars.tiers[&sighting.tier];
+                bar.inc(1);
+                bar.set_message(format!("{} after {ms:.0} ms", sighting.name));
+            }
+            None => {
+                let (tier, name) = (word(sighting.tier), &sighting.name);
+                let did = match self.phase {
+                    Phase::Start => "is up".to_owned(),
+                    Phase::Travel => format!("{} version {}", verb(sighting.tier), sighting.version),
+                };
+                println!("{tier} {name} {did} after {ms:.0} ms");
+            }
+        }
+        true
+    }
+
+    /// Whether every process of every tier has arrived.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        Tier::ALL.iter().all(|tier| self.count(*tier) == self.totals.of(*tier))
+    }
+
+    fn count(&self, tier: Tier) -> usize {
+        self.arrived.keys().filter(|(t, _)| *t == tier).count()
+    }
+
+    /// Who is missing: how many of each tier.
+    #[must_use]
+    pub fn missing(&self) -> String {
+        let lacking = |tier: &Tier| {
+            let missing = self.totals.of(*tier) - self.count(*tier);
+            (missing > 0).then(|| format!("{missing} of {} {}s", self.totals.of(*tier), word(*tier)))
+        };
+        Tier::ALL.iter().filter_map(lacking).collect::<Vec<_>>().join(", ")
+    }
+
+    /// First and last arrival of each tier, as lines for people.
+    #[must_use]
+    pub fn summary(&self) -> Vec<String> {
+        let line = |tier: &Tier| {
+            let times = self.arrived.iter().filter(|((t, _), _)| t == tier).map(|(_, d)| *d);
+            let ms = |d: Option<Duration>| d.unwrap_or_default().as_secs_f64() * 1e3;
+            let (first, last) = (ms(times.clone().min()), ms(times.max()));
+            let (count, total) = (self.count(*tier), self.totals.of(*tier));
+            format!(
+                "{count} of {total} {}s {} it, the first after {first:.0} ms, the last after \
+                 {last:.0} ms",
+                word(*tier),
+                verb(*tier)
+            )
+        };
+        Tier::ALL.iter().map(line).collect()
+    }
+
+    /// Leaves the bars as they are and gives the terminal back.
+    pub fn finish(&self) {
+        if let Some(bars) = &self.bars {
+            bars.tiers.values().for_each(ProgressBar::abandon);
+            let _ = bars.all.println("");
+        }
+    }
+}
+
+impl Tier {
+    const ALL: [Self; 3] = [Self::Validator, Self::Member, Self::Edge];
+}
+
+fn word(tier: Tier) -> &'static str {
+    match tier {
+        Tier::Validator => "validator",
+        Tier::Member => "member",
+        Tier::Edge => "edge",
+    }
+}
+
+fn verb(tier: Tier) -> &'static str {
+    match tier {
+        Tier::Validator => "decided",
+        Tier::Member => "adopted",
+        Tier::Edge => "activated",
+    }
+}
+
+impl Totals {
+    fn of(&self, tier: Tier) -> usize {
+        match tier {
+            Tier::Validator => self.validators,
+            Tier::Member => self.members,
+            Tier::Edge => self.edges,
+        }
+    }
+}
+
+impl Bars {
+    fn new(totals: Totals, phase: Phase) -> Self {
+        let all = MultiProgress::new();
+        let style = ProgressStyle::with_template("{prefix:>20} {bar:32.green/dim} {pos}/{len} {msg}")
+            .expect("the template is a constant");
+        let bar = |tier: &Tier| {
+            let bar = all.add(ProgressBar::new(totals.of(*tier) as u64));
+            bar.set_style(style.clone());
+            bar.set_prefix(match (phase, tier) {
+                (Phase::Start, Tier::Validator) => "validators up",
+                (Phase::Start, Tier::Member) => "members up",
+                (Phase::Start, Tier::Edge) => "edges up",
+                (Phase::Travel, Tier::Validator) => "validators decide",
+                (Phase::Travel, Tier::Member) => "regions adopt",
+                (Phase::Travel, Tier::Edge) => "edges activate",
+            });
+            bar.tick();
+            (*tier, bar)
+        };
+        let tiers = Tier::ALL.iter().map(bar).collect();
+        Self { all, tiers }
+    }
+}

@@ -1,0 +1,121 @@
+//! Why a verb failed, for a person and for a script.
+//!
+//! The exit code says who has to act: the caller (64), the author of the data (65), whoever runs
+//! the servers (69), or whoever runs this machine (70). They are those of `sysexits.h`.
+
+use std::{fmt, process::ExitCode};
+
+/// Whose fault it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The command line or a file named on it makes no sense.
+    Usage,
+    /// Data was refused by a rule: here, or by the validators.
+    Refused,
+    /// Nobody answered; later or elsewhere it may work.
+    Unavailable,
+    /// This machine failed: disk, randomness, sockets.
+    Internal,
+}
+
+impl Kind {
+    /// The number a script sees.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Usage => 64,
+            Self::Refused => 65,
+            Self::Unavailable => 69,
+            Self::Internal => 70,
+        }
+    }
+
+    /// The number as the operating system wants it.
+    #[must_use]
+    pub fn exit_code(self) -> ExitCode {
+        ExitCode::from(self.code())
+    }
+
+    /// The word in `--json`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Usage => "usage",
+            Self::Refused => "refused",
+            Self::Unavailable => "unavailable",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// A failed verb.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CliError {
+    /// Whose fault.
+    pub kind: Kind,
+    /// The rule of `docs/spec/` that refused, if one did.
+    pub rule: Option<String>,
+    /// What was wrong, what was expected, what to do.
+    pub message: String,
+}
+
+impl CliError {
+    /// The command line, or a file it names.
+    pub fn usage(message: impl fmt::Display) -> Self {
+        Self { kind: Kind::Usage, rule: None, message: message.to_string() }
+    }
+
+    /// Data that is refused without a numbered rule.
+    pub fn refused(message: impl fmt::Display) -> Self {
+        Self { kind: Kind::Refused, rule: None, message: message.to_string() }
+    }
+
+    /// Data that breaks `rule`.
+    pub fn rule(rule: impl Into<String>, message: impl fmt::Display) -> Self {
+        let rule = Some(rule.into());
+        Self { kind: Kind::Refused, rule, message: message.to_string() }
+    }
+
+    /// Nobody answered.
+    pub fn unavailable(message: impl fmt::Display) -> Self {
+        Self { kind: Kind::Unavailable, rule: None, message: message.to_string() }
+    }
+
+    /// This machine failed.
+    pub fn internal(message: impl fmt::Display) -> Self {
+        Self { kind: Kind::Internal, rule: None, message: message.to_string() }
+    }
+
+    /// A file that cannot be read or written. A missing file is the caller's mistake.
+    pub fn file(what: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
+        use std::io::ErrorKind;
+        let message = format!("{what} {}: {error}", path.display());
+        match error.kind() {
+            ErrorKind::NotFound
+            | ErrorKind::PermissionDenied
+            | ErrorKind::IsADirectory
+            | ErrorKind::NotADirectory
+            | ErrorKind::AlreadyExists
+            | ErrorKind::InvalidInput
+            | ErrorKind::FileTooLarge => Self::usage(message),
+            _ => Self::internal(message),
+        }
+    }
+}
+
+impl From<satrap_certify::Rejection> for CliError {
+    fn from(rejection: satrap_certify::Rejection) -> Self {
+        Self::rule(rejection.rule(), &rejection)
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.rule {
+            Some(rule) => write!(f, "refused by rule {rule}: {}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+impl std::error::Error for CliError {}

@@ -1,0 +1,19 @@
+//! The `satrap` command: operators' verbs, the three daemons, and `dev`.
+//!
+//! A verb trusts the network no more than an edge does: whatever it prints as certified was
+//! verified here, against the genesis file (see [`client`]). What it prints as reported is marked
+//! so, because a server said it.
+//!
+//! Reading order: [`verbs`] (one file per verb), [`client`], [`realm`], [`content`].
+
+pub mod client;
+pub mod content;
+pub mod dev;
+pub mod error;
+pub mod operator;
+pub mod output;
+pub mod realm;
+pub mod verbs;
+
+pub use error::{CliError, Kind};
+pub use output::Output;

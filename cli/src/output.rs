@@ -1,0 +1,134 @@
+//! Where results go: standard output, for people or (`--json`) for scripts. Errors go to standard
+//! error, so that a pipe never mistakes one for a result.
+
+use std::{
+    fmt::Display,
+    io::{self, Write as _},
+};
+
+use serde::Serialize;
+
+use crate::error::CliError;
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    /// One JSON object per result instead of text.
+    pub json: bool,
+}
+
+impl Output {
+    /// Prints a result.
+    ///
+    /// # Errors
+    ///
+    /// If standard output cannot be written. A reader that has seen enough is no error.
+    pub fn show<T: Display + Serialize>(&self, result: &T) -> Result<(), CliError> {
+        let mut text = if self.json {
+            serde_json::to_string(result).expect("results are structs of strings and numbers")
+        } else {
+            printable(&result.to_string())
+        };
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        self.bytes(text.as_bytes())
+    }
+
+    /// Prints bytes as they are.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Output::show`].
+    pub fn bytes(&self, bytes: &[u8]) -> Result<(), CliError> {
+        let mut out = io::stdout().lock();
+        match out.write_all(bytes).and_then(|()| out.flush()) {
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+                Err(CliError::internal(format!("standard output: {e}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Prints an error.
+    pub fn fail(&self, error: &CliError) {
+        let text = if self.json {
+            serde_json::json!({ "error": {
+                "kind": error.kind.name(), "rule": error.rule, "message": error.message,
+            } })
+            .to_string()
+        } else {
+            printable(&format!("satrap: {error}"))
+        };
+        // Nothing is left to do if standard error is closed too; the exit code still tells.
+        let _ = writeln!(io::stderr(), "{text}");
+    }
+}
+
+/// Without control characters: a name or message from a server must not steer the terminal.
+fn printable(text: &str) -> String {
+    let plain = |c: char| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c };
+    text.chars().map(plain).collect()
+}
+
+/// Rows with aligned columns; the first row is the heading.
+#[must_use]
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<_> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<_> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str("  ");
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// `n` of something, in words.
+#[must_use]
+pub fn count(n: usize, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
+}
+
+/// A root or hash, short enough for a line.
+#[must_use]
+pub fn short(digest: &[u8]) -> String {
+    hex::encode(&digest[..digest.len().min(8)])
+}
+
+/// A span, to the precision a person cares about.
+#[must_use]
+pub fn span(ms: u64) -> String {
+    match ms {
+        0..=999 => format!("{ms} ms"),
+        1_000..=119_999 => format!("{}.{} s", ms / 1_000, ms % 1_000 / 100),
+        120_000..=7_199_999 => format!("{} min", ms / 60_000),
+        7_200_000..=172_799_999 => format!("{} h", ms / 3_600_000),
+        _ => format!("{} d", ms / 86_400_000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_cannot_steer_the_terminal() {
+        assert_eq!(printable("a\x1b[2Jb\n\u{9b}c\r"), "a\u{fffd}[2Jb\n\u{fffd}c\u{fffd}");
+    }
+
+    #[test]
+    fn columns_align_and_spans_read_well() {
+        let row = |cells: &[&str]| cells.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let text = table(&[row(&["NAME", "HEIGHT"]), row(&["v1", "7"]), row(&["long-name", "12"])]);
+        assert_eq!(text, "  NAME       HEIGHT\n  v1         7\n  long-name  12\n");
+        let spans = [0, 999, 1_234, 120_000, 7_200_000, 172_800_000].map(span);
+        assert_eq!(spans, ["0 ms", "999 ms", "1.2 s", "2 min", "2 h", "2 d"]);
+    }
+}

@@ -1,0 +1,130 @@
+//! `realm.json`: where everything is, for scripts and for the other verbs.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use satrap_host::files;
+use serde::{Deserialize, Serialize};
+
+/// Longer than the description of any realm one directory holds.
+const BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// A realm whose processes run, or could.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// Name of the realm.
+    pub chain_id: String,
+    /// Path of the genesis file.
+    pub genesis: PathBuf,
+    /// The global quorum.
+    pub validators: Vec<Validator>,
+    /// The regional rings.
+    pub regions: Vec<Region>,
+    /// The edges.
+    pub edges: Vec<Edge>,
+    /// mTLS credentials of an operator.
+    pub client: Client,
+}
+
+/// One validator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Validator {
+    /// Name.
+    pub name: String,
+    /// Where it listens.
+    pub url: String,
+    /// Process id, if it was started here.
+    pub pid: Option<u32>,
+}
+
+/// One region.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Region {
+    /// Name.
+    pub name: String,
+    /// Its ring.
+    pub members: Vec<Member>,
+}
+
+/// One member of a ring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Name.
+    pub name: String,
+    /// Where edges and operators connect.
+    pub client_url: String,
+    /// Where the other members connect.
+    pub peer_url: String,
+    /// Process id, if it was started here.
+    pub pid: Option<u32>,
+}
+
+/// One edge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Edge {
+    /// Its region.
+    pub region: Option<String>,
+    /// Name.
+    pub name: String,
+    /// Process id, if it was started here.
+    pub pid: Option<u32>,
+    /// Holds one symlink per bundle.
+    pub active_dir: PathBuf,
+}
+
+/// Paths of mTLS credentials.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Client {
+    /// The CAs to trust.
+    pub ca: PathBuf,
+    /// The certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+impl Description {
+    /// The file in a realm's directory.
+    #[must_use]
+    pub fn path(dir: &Path) -> PathBuf {
+        dir.join("realm.json")
+    }
+
+    /// Reads it. Relative paths in it are relative to `dir`.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or it is not one.
+    pub fn load(dir: &Path) -> io::Result<Self> {
+        let bytes = files::read(&Self::path(dir), BYTES_MAX)?;
+        let mut found: Self = serde_json::from_slice(&bytes)
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+        let edges = found.edges.iter_mut().map(|e| &mut e.active_dir);
+        let client = &mut found.client;
+        for path in [&mut found.genesis, &mut client.ca, &mut client.cert, &mut client.key]
+            .into_iter()
+            .chain(edges)
+        {
+            *path = dir.join(&*path);
+        }
+        Ok(found)
+    }
+
+    /// Writes it, whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// From the file system.
+    pub fn store(&self, dir: &Path) -> io::Result<()> {
+        files::write(&Self::path(dir), self.to_json().as_bytes())
+    }
+
+    /// The file's text.
+    pub(super) fn to_json(&self) -> String {
+        let mut json = serde_json::to_string_pretty(self).expect("strings and numbers are JSON");
+        json.push('\n');
+        json
+    }
+}

@@ -1,0 +1,335 @@
+//! The plan as TOML: what `satrap init` reads, and what is kept beside a realm it made.
+
+use std::time::Duration;
+
+use satrap_certify::{BundleName, ChainId, Class, ClassKind, Label, Policy};
+use serde::{Deserialize, Serialize};
+
+use super::plan::{
+    EdgePlan, Lifetimes, MemberPlan, PlanError, RealmPlan, RegionPlan, ValidatorPlan, value,
+};
+
+const DAY_S: u64 = 86_400;
+
+/// A realm description that `satrap init` accepts, with every field explained.
+pub const EXAMPLE: &str = include_str!("example.toml");
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPlan {
+    chain_id: String,
+    #[serde(default = "default_governance_approvals")]
+    governance_approvals: u32,
+    operators: Vec<String>,
+    #[serde(default)]
+    policy: RawPolicy,
+    #[serde(default)]
+    pki: RawPki,
+    #[serde(default)]
+    classes: Vec<RawClass>,
+    validators: Vec<RawValidator>,
+    #[serde(default)]
+    regions: Vec<RawRegion>,
+    #[serde(default)]
+    edges: Vec<RawEdge>,
+}
+
+fn default_governance_approvals() -> u32 {
+    1
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawPolicy {
+    heartbeat_ms: u64,
+    trusting_period_s: u64,
+    clock_drift_ms: u64,
+    leader_rotation_heights: u64,
+}
+
+impl Default for RawPolicy {
+    fn default() -> Self {
+        Self {
+            heartbeat_ms: 30_000,
+            trusting_period_s: 90 * DAY_S,
+            clock_drift_ms: 10_000,
+            leader_rotation_heights: 100,
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawPki {
+    ca_days: u64,
+    leaf_days: u64,
+}
+
+impl Default for RawPki {
+    fn default() -> Self {
+        Self { ca_days: 3_650, leaf_days: 365 }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawClass {
+    prefix: String,
+    approvals: u32,
+    kind: RawKind,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum RawKind {
+    Opaque,
+    X509Trust,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawValidator {
+    name: String,
+    listen: std::net::SocketAddr,
+    url: String,
+    jurisdiction: String,
+    #[serde(default = "default_power")]
+    power: u64,
+}
+
+fn default_power() -> u64 {
+    1
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRegion {
+    name: String,
+    members: Vec<RawMember>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMember {
+    name: String,
+    client_listen: std::net::SocketAddr,
+    client_url: String,
+    peer_listen: std::net::SocketAddr,
+    peer_url: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawEdge {
+    region: String,
+    name: String,
+    bundles: Vec<String>,
+    #[serde(default)]
+    fallback_regions: Vec<String>,
+    combined_file: Option<String>,
+    #[serde(default)]
+    hook: Vec<String>,
+}
+
+impl RealmPlan {
+    /// Reads and checks a description.
+    ///
+    /// # Errors
+    ///
+    /// [`PlanError`] names the field and what was expected.
+    pub fn from_toml(text: &str) -> Result<Self, PlanError> {
+        let raw: RawPlan = toml::from_str(text).map_err(Box::new)?;
+        let plan = raw.plan()?;
+        plan.check()?;
+        Ok(plan)
+    }
+
+    /// The description of this plan.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(&RawPlan::of(self)).expect("strings and small numbers are TOML")
+    }
+}
+
+fn label(field: &'static str, text: &str) -> Result<Label, PlanError> {
+    Label::new(text).map_err(|e| value(field, e))
+}
+
+fn labels(field: &'static str, texts: &[String]) -> Result<Vec<Label>, PlanError> {
+    texts.iter().map(|text| label(field, text)).collect()
+}
+
+impl RawPlan {
+    fn plan(self) -> Result<RealmPlan, PlanError> {
+        let days = |days: u64| Duration::from_secs(days.saturating_mul(DAY_S));
+        Ok(RealmPlan {
+            chain_id: ChainId::new(&self.chain_id).map_err(|e| value("chain_id", e))?,
+            policy: Policy {
+                heartbeat: Duration::from_millis(self.policy.heartbeat_ms),
+                trusting_period: Duration::from_secs(self.policy.trusting_period_s),
+                clock_drift: Duration::from_millis(self.policy.clock_drift_ms),
+                leader_rotation_heights: self.policy.leader_rotation_heights,
+            },
+            governance_approvals: self.governance_approvals,
+            lifetimes: Lifetimes {
+                authority: days(self.pki.ca_days),
+                leaf: days(self.pki.leaf_days),
+            },
+            validators: self.validators.into_iter().map(RawValidator::plan).collect::<Result<_, _>>()?,
+            regions: self.regions.into_iter().map(RawRegion::plan).collect::<Result<_, _>>()?,
+            edges: self.edges.into_iter().map(RawEdge::plan).collect::<Result<_, _>>()?,
+            operators: labels("operators", &self.operators)?,
+            classes: self.classes.into_iter().map(RawClass::plan).collect(),
+        })
+    }
+
+    fn of(plan: &RealmPlan) -> Self {
+        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            chain_id: plan.chain_id.to_string(),
+            governance_approvals: plan.governance_approvals,
+            operators: plan.operators.iter().map(ToString::to_string).collect(),
+            policy: RawPolicy {
+                heartbeat_ms: ms(plan.policy.heartbeat),
+                trusting_period_s: plan.policy.trusting_period.as_secs(),
+                clock_drift_ms: ms(plan.policy.clock_drift),
+                leader_rotation_heights: plan.policy.leader_rotation_heights,
+            },
+            pki: RawPki {
+                ca_days: plan.lifetimes.authority.as_secs() / DAY_S,
+                leaf_days: plan.lifetimes.leaf.as_secs() / DAY_S,
+            },
+            classes: plan.classes.iter().map(RawClass::of).collect(),
+            validators: plan.validators.iter().map(RawValidator::of).collect(),
+            regions: plan.regions.iter().map(RawRegion::of).collect(),
+            edges: plan.edges.iter().map(RawEdge::of).collect(),
+        }
+    }
+}
+
+impl RawClass {
+    fn plan(self) -> Class {
+        let kind = match self.kind {
+            RawKind::Opaque => ClassKind::Opaque,
+            RawKind::X509Trust => ClassKind::X509Trust,
+        };
+        Class { prefix: self.prefix, approvals: self.approvals, kind }
+    }
+
+    fn of(class: &Class) -> Self {
+        let kind = match class.kind {
+            ClassKind::Opaque => RawKind::Opaque,
+            ClassKind::X509Trust => RawKind::X509Trust,
+        };
+        Self { prefix: class.prefix.clone(), approvals: class.approvals, kind }
+    }
+}
+
+impl RawValidator {
+    fn plan(self) -> Result<ValidatorPlan, PlanError> {
+        Ok(ValidatorPlan {
+            name: label("validators.name", &self.name)?,
+            listen: self.listen,
+            url: self.url,
+            jurisdiction: label("validators.jurisdiction", &self.jurisdiction)?,
+            power: self.power,
+        })
+    }
+
+    fn of(v: &ValidatorPlan) -> Self {
+        Self {
+            name: v.name.to_string(),
+            listen: v.listen,
+            url: v.url.clone(),
+            jurisdiction: v.jurisdiction.to_string(),
+            power: v.power,
+        }
+    }
+}
+
+impl RawRegion {
+    fn plan(self) -> Result<RegionPlan, PlanError> {
+        let members = self.members.into_iter().map(|m| {
+            Ok(MemberPlan {
+                name: label("regions.members.name", &m.name)?,
+                client_listen: m.client_listen,
+                client_url: m.client_url,
+                peer_listen: m.peer_listen,
+                peer_url: m.peer_url,
+            })
+        });
+        let members = members.collect::<Result<_, PlanError>>()?;
+        Ok(RegionPlan { name: label("regions.name", &self.name)?, members })
+    }
+
+    fn of(region: &RegionPlan) -> Self {
+        let members = region.members.iter().map(|m| RawMember {
+            name: m.name.to_string(),
+            client_listen: m.client_listen,
+            client_url: m.client_url.clone(),
+            peer_listen: m.peer_listen,
+            peer_url: m.peer_url.clone(),
+        });
+        Self { name: region.name.to_string(), members: members.collect() }
+    }
+}
+
+impl RawEdge {
+    fn plan(self) -> Result<EdgePlan, PlanError> {
+        let bundles = self.bundles.iter().map(|b| BundleName::new(b));
+        Ok(EdgePlan {
+            region: label("edges.region", &self.region)?,
+            name: label("edges.name", &self.name)?,
+            bundles: bundles.collect::<Result<_, _>>().map_err(|e| value("edges.bundles", e))?,
+            fallback_regions: labels("edges.fallback_regions", &self.fallback_regions)?,
+            combined_file: self.combined_file,
+            hook: self.hook,
+        })
+    }
+
+    fn of(edge: &EdgePlan) -> Self {
+        Self {
+            region: edge.region.to_string(),
+            name: edge.name.to_string(),
+            bundles: edge.bundles.iter().map(ToString::to_string).collect(),
+            fallback_regions: edge.fallback_regions.iter().map(ToString::to_string).collect(),
+            combined_file: edge.combined_file.clone(),
+            hook: edge.hook.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_description_survives_a_round_trip() {
+        let plan = RealmPlan::from_toml(EXAMPLE).unwrap();
+        assert_eq!(RealmPlan::from_toml(&plan.to_toml()).unwrap(), plan);
+        assert_eq!(plan.validators.len(), 4);
+    }
+
+    /// Each way to get a description wrong, and what a person reads then.
+    #[test]
+    fn mistakes_are_named() {
+        let cases = [
+            ("chain_id = \"acme-prod\"", "chain_id = \"Acme\"", "`chain_id`: `Acme` is not a valid chain id"),
+            ("name = \"v2\"", "name = \"v1\"", "`validators.name`: `v1` is there twice"),
+            ("https://v2.example.net:7400", "http://v2.example.net:7400", "`url`: `http://v2.example.net:7400`: expected https://HOST:PORT"),
+            ("https://v2.example.net:7400", "https://v1.example.net:7400", "`url`: `https://v1.example.net:7400` is there twice"),
+            ("region = \"eu\"", "region = \"mars\"", "`edges.region`: edge `web-1` names region `mars`, which is not in [[regions]]"),
+            ("fallback_regions = [\"us\"]", "fallback_regions = [\"eu\"]", "`edges.fallback_regions`: `eu` is there twice"),
+            ("bundles = [\"pki/edge-trust\"]", "bundles = [\"x/y\"]", "`edges.bundles`: no class covers `x/y` of edge `web-1`"),
+            ("bundles = [\"pki/edge-trust\"]", "bundles = []", "`edges.bundles`: edge `web-1` runs 0 bundles, expected 1 to 64"),
+            ("operators = [\"alice\", \"bob\"]", "operators = []", "`operators`: expected at least one"),
+            ("leaf_days = 365", "leaf_days = 4000", "`pki.leaf_days`: 4000 must be above 0 and at most ca_days (3650)"),
+            ("power = 1", "pwoer = 1", "unknown field `pwoer`"),
+        ];
+        for (right, wrong, expected) in cases {
+            assert!(EXAMPLE.contains(right), "{right}");
+            let error = RealmPlan::from_toml(&EXAMPLE.replacen(right, wrong, 1)).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}\nexpected {expected}");
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! `satrap validator run`, `satrap region run`, `satrap edge run`: the three daemons.
+//!
+//! A daemon prints nothing on standard output; its log goes to standard error. It runs until it is
+//! told to stop or must not go on, and its exit code tells a supervisor which.
+
+use std::{fmt::Display, path::PathBuf};
+
+use satrap_host::{
+    runtime,
+    telemetry::{self, LogFormat},
+};
+
+use crate::error::CliError;
+
+/// Threads of a server: consensus has its own, these serve connections.
+const SERVER_THREADS: usize = 4;
+
+/// Arguments of `run`.
+#[derive(clap::Args, Debug)]
+pub struct RunArgs {
+    /// Its configuration, as `satrap init` writes it
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Log level, such as `info` or `warn,satrap_host=debug`
+    #[arg(long, value_name = "LEVELS", default_value = "info")]
+    log: String,
+    /// Shape of log lines
+    #[arg(long, value_enum, default_value_t = Format::Auto)]
+    log_format: Format,
+}
+
+/// Shape of log lines.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Format {
+    /// Text on a terminal, JSON elsewhere
+    Auto,
+    /// Text
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
+/// `satrap validator …`
+#[derive(Debug, clap::Subcommand)]
+pub enum Validator {
+    /// Run until told to stop
+    Run(RunArgs),
+}
+
+/// `satrap region …`
+#[derive(Debug, clap::Subcommand)]
+pub enum Region {
+    /// Run until told to stop
+    Run(RunArgs),
+}
+
+/// `satrap edge …`
+#[derive(Debug, clap::Subcommand)]
+pub enum Edge {
+    /// Run until told to stop
+    Run(RunArgs),
+}
+
+/// Runs a validator.
+///
+/// # Errors
+///
+/// If it cannot start, or must not go on.
+pub fn validator(args: &RunArgs) -> Result<(), CliError> {
+    let config = satrap_global_node::Config::load(&args.config).map_err(|e| refuse(args, e))?;
+    start_log(args)?;
+    let runtime = runtime::multi_thread("validator", SERVER_THREADS).map_err(CliError::internal)?;
+    runtime.block_on(satrap_global_node::run(config)).map_err(CliError::internal)
+}
+
+/// Runs a member of a region.
+///
+/// # Errors
+///
+/// If it cannot start, or must not go on.
+pub fn region(args: &RunArgs) -> Result<(), CliError> {
+    let config = satrap_regional_server::Config::load(&args.config).map_err(|e| refuse(args, e))?;
+    start_log(args)?;
+    satrap_regional_server::run(config).map_err(CliError::internal)
+}
+
+/// Runs an edge agent.
+///
+/// # Errors
+///
+/// If it cannot start, or must not go on.
+pub fn edge(args: &RunArgs) -> Result<(), CliError> {
+    let config = satrap_edge_agent::Config::load(&args.config).map_err(|e| refuse(args, e))?;
+    start_log(args)?;
+    // Beside a workload, one thread is all it takes.
+    let runtime = runtime::current_thread().map_err(CliError::internal)?;
+    runtime.block_on(satrap_edge_agent::run(config)).map_err(CliError::internal)
+}
+
+fn refuse(args: &RunArgs, error: impl Display) -> CliError {
+    CliError::usage(format!("{}: {error}", args.config.display()))
+}
+
+fn start_log(args: &RunArgs) -> Result<(), CliError> {
+    let format = match args.log_format {
+        Format::Auto => LogFormat::Auto,
+        Format::Text => LogFormat::Text,
+        Format::Json => LogFormat::Json,
+    };
+    telemetry::init(&args.log, format).map_err(CliError::usage)
+}

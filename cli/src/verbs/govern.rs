@@ -1,0 +1,292 @@
+//! `satrap govern`: who may sign changes, who speaks for a region, who validates.
+//!
+//! A governance change names the version it applies to, which is read and verified here against
+//! the governance root of a certified checkpoint.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use satrap_certify::{
+    Action, Change, Governance, GovernanceAct, Label, Operator, PublicKey, SignedChange,
+    ValidatorInfo,
+};
+use satrap_host::files;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    client::{Client, Connection},
+    error::CliError,
+    operator::{self, parse_public_key},
+    output::{Output, table},
+    verbs::{block_on, publish, submit},
+};
+
+/// A list of more bytes has more validators than a set may.
+const LIST_BYTES_MAX: u64 = 256 * 1024;
+
+/// What to govern.
+#[derive(Debug, clap::Subcommand)]
+pub enum Verb {
+    /// Show operators, classes, region keys and validators, verified
+    Show(Show),
+    /// Make an operator key; prints the public half to be authorized
+    NewKey(NewKey),
+    /// Let a key sign changes in the name of a principal
+    AuthorizeOperator(AuthorizeOperator),
+    /// Take that right from a key
+    RevokeOperator(RevokeOperator),
+    /// Let a key speak for a region
+    AuthorizeRegionKey(RegionKey),
+    /// Take that right from a key
+    RevokeRegionKey(RegionKey),
+    /// Replace the validators by those in a TOML file (`show --validators` prints the present ones)
+    SetValidators(SetValidators),
+}
+
+/// Arguments of `show`.
+#[derive(clap::Args, Debug)]
+pub struct Show {
+    /// Print only the validators, as TOML for `set-validators`
+    #[arg(long)]
+    validators: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Arguments of `new-key`.
+#[derive(clap::Args, Debug)]
+pub struct NewKey {
+    /// Where to write it; must not exist
+    file: PathBuf,
+}
+
+/// How a governance change is signed and where it goes.
+#[derive(clap::Args, Debug)]
+pub struct Signing {
+    /// Sign with this key (repeatable); without it, with the client's own
+    #[arg(long = "operator", value_name = "FILE")]
+    operators: Vec<PathBuf>,
+    /// Save the signed change for others to approve, and do not submit it
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Arguments of `authorize-operator`.
+#[derive(clap::Args, Debug)]
+pub struct AuthorizeOperator {
+    /// Who holds the key; several keys of one principal count once
+    principal: Label,
+    /// The public key, hex
+    #[arg(value_parser = parse_public_key)]
+    key: PublicKey,
+    #[command(flatten)]
+    signing: Signing,
+}
+
+/// Arguments of `revoke-operator`.
+#[derive(clap::Args, Debug)]
+pub struct RevokeOperator {
+    /// The public key, hex
+    #[arg(value_parser = parse_public_key)]
+    key: PublicKey,
+    #[command(flatten)]
+    signing: Signing,
+}
+
+/// Arguments of `authorize-region-key` and `revoke-region-key`.
+#[derive(clap::Args, Debug)]
+pub struct RegionKey {
+    /// The region
+    region: Label,
+    /// The public key, hex
+    #[arg(value_parser = parse_public_key)]
+    key: PublicKey,
+    #[command(flatten)]
+    signing: Signing,
+}
+
+/// Arguments of `set-validators`.
+#[derive(clap::Args, Debug)]
+pub struct SetValidators {
+    /// TOML with one `[[validators]]` per validator
+    file: PathBuf,
+    #[command(flatten)]
+    signing: Signing,
+}
+
+/// Does it.
+///
+/// # Errors
+///
+/// If the governance state cannot be read, or the validators refuse the change.
+pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
+    let (act, signing) = match verb {
+        Verb::Show(args) => return show(args, output),
+        Verb::NewKey(NewKey { file }) => {
+            let public_key = operator::new_key(file)?.to_string();
+            return output.show(&NewKeyMade { file: file.clone(), public_key });
+        }
+        Verb::AuthorizeOperator(AuthorizeOperator { principal, key, signing }) => {
+            let operator = Operator { public: *key, principal: principal.clone() };
+            (GovernanceAct::AuthorizeOperator(operator), signing)
+        }
+        Verb::RevokeOperator(args) => (GovernanceAct::RevokeOperator(args.key), &args.signing),
+        Verb::AuthorizeRegionKey(args) => {
+            (GovernanceAct::AuthorizeRegionKey(args.region.clone(), args.key), &args.signing)
+        }
+        Verb::RevokeRegionKey(args) => {
+            (GovernanceAct::RevokeRegionKey(args.region.clone(), args.key), &args.signing)
+        }
+        Verb::SetValidators(args) => {
+            (GovernanceAct::SetValidators(read_validators(&args.file)?), &args.signing)
+        }
+    };
+    change(act, signing, output)
+}
+
+fn change(act: GovernanceAct, signing: &Signing, output: &Output) -> Result<(), CliError> {
+    let client = Client::open(&signing.connection)?;
+    let keys = client.signing_keys(&signing.operators);
+    let present = block_on(client.governance())?;
+    let action = Action::Govern(present.version, act);
+    let mut signed = SignedChange::unsigned(Change::new(client.genesis.realm(), action));
+    operator::approve(&mut signed, &keys)?;
+    match &signing.out {
+        Some(file) => publish::save(file, &signed, output),
+        None => submit::decide(&client, &signed, output),
+    }
+}
+
+fn show(args: &Show, output: &Output) -> Result<(), CliError> {
+    let client = Client::open(&args.connection)?;
+    let view = View::of(&block_on(client.governance())?);
+    if args.validators {
+        let list = RawList { validators: view.validators };
+        let text = toml::to_string_pretty(&list).expect("strings and small numbers are TOML");
+        return output.bytes(text.as_bytes());
+    }
+    output.show(&view)
+}
+
+#[derive(Serialize)]
+struct NewKeyMade {
+    file: PathBuf,
+    public_key: String,
+}
+
+impl fmt::Display for NewKeyMade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, public_key } = self;
+        writeln!(f, "{public_key}")?;
+        writeln!(
+            f,
+            "written to {}; next, an operator: satrap govern authorize-operator NAME {public_key}",
+            file.display()
+        )
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawList {
+    validators: Vec<RawValidator>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawValidator {
+    name: String,
+    public_key: String,
+    power: u64,
+    jurisdiction: String,
+    url: String,
+}
+
+fn read_validators(path: &Path) -> Result<Vec<ValidatorInfo>, CliError> {
+    let refuse = |why: String| CliError::refused(format!("{}: {why}", path.display()));
+    let text = files::read(path, LIST_BYTES_MAX)
+        .map_err(|e| CliError::file("validators", path, &e))?;
+    let text = String::from_utf8(text).map_err(|e| refuse(e.to_string()))?;
+    let list: RawList = toml::from_str(&text).map_err(|e| refuse(e.to_string()))?;
+    let info = |raw: RawValidator| {
+        Ok(ValidatorInfo {
+            name: Label::new(&raw.name).map_err(|e| e.to_string())?,
+            public: parse_public_key(&raw.public_key)
+                .map_err(|e| format!("public_key of `{}`: {e}", raw.name))?,
+            power: raw.power,
+            jurisdiction: Label::new(&raw.jurisdiction).map_err(|e| e.to_string())?,
+            url: raw.url,
+        })
+    };
+    list.validators.into_iter().map(info).collect::<Result<_, String>>().map_err(refuse)
+}
+
+/// The governance state for people and scripts.
+#[derive(Serialize)]
+struct View {
+    version: u64,
+    approvals: u32,
+    operators: Vec<(String, String)>,
+    classes: Vec<(String, u32, &'static str)>,
+    region_keys: Vec<(String, String)>,
+    validators: Vec<RawValidator>,
+}
+
+impl View {
+    fn of(g: &Governance) -> Self {
+        let kind = |class: &satrap_certify::Class| match class.kind {
+            satrap_certify::ClassKind::Opaque => "opaque",
+            satrap_certify::ClassKind::X509Trust => "x509-trust",
+        };
+        let operators = g.operators.values();
+        let classes = g.classes.values();
+        let keys = g.region_keys.iter().flat_map(|(r, keys)| keys.iter().map(move |k| (r, k)));
+        Self {
+            version: g.version,
+            approvals: g.approvals,
+            operators: operators.map(|o| (o.principal.to_string(), o.public.to_string())).collect(),
+            classes: classes.map(|c| (c.prefix.clone(), c.approvals, kind(c))).collect(),
+            region_keys: keys.map(|(r, k)| (r.to_string(), k.to_string())).collect(),
+            validators: g
+                .validators
+                .iter()
+                .map(|v| RawValidator {
+                    name: v.name.to_string(),
+                    public_key: v.public.to_string(),
+                    power: v.power,
+                    jurisdiction: v.jurisdiction.to_string(),
+                    url: v.url.clone(),
+                })
+                .collect(),
+        }
+    }
+}
+
+impl fmt::Display for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { version, approvals, .. } = self;
+        writeln!(f, "governance version {version}, verified; a change needs {approvals} approvals")?;
+        let row = |cells: &[&str]| cells.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let mut rows = vec![row(&["OPERATOR", "KEY"])];
+        rows.extend(self.operators.iter().map(|(name, key)| row(&[name, key])));
+        write!(f, "{}", table(&rows))?;
+        let mut rows = vec![row(&["BUNDLES", "APPROVALS", "CHECKED AS"])];
+        let classes = self.classes.iter();
+        rows.extend(classes.map(|(p, n, kind)| row(&[&format!("{p}*"), &n.to_string(), kind])));
+        write!(f, "\n{}", table(&rows))?;
+        if !self.region_keys.is_empty() {
+            let mut rows = vec![row(&["REGION", "KEY"])];
+            rows.extend(self.region_keys.iter().map(|(region, key)| row(&[region, key])));
+            write!(f, "\n{}", table(&rows))?;
+        }
+        let mut rows = vec![row(&["VALIDATOR", "POWER", "JURISDICTION", "URL", "KEY"])];
+        rows.extend(self.validators.iter().map(|v| {
+            row(&[&v.name, &v.power.to_string(), &v.jurisdiction, &v.url, &v.public_key])
+        }));
+        write!(f, "\n{}", table(&rows))
+    }
+}

@@ -1,0 +1,117 @@
+//! One file per verb.
+
+pub mod approve;
+pub mod blocks;
+pub mod completions;
+pub mod daemon;
+pub mod get;
+pub mod govern;
+pub mod init;
+pub mod publish;
+pub mod status;
+pub mod submit;
+pub mod verify;
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    dev::{self, DevError},
+    error::CliError,
+    output::Output,
+};
+
+/// Satrap: a federated control plane. Delivery is trusted to nobody, authority is proved to
+/// everybody.
+#[derive(Debug, Parser)]
+#[command(name = "satrap", version, about, propagate_version = true)]
+pub struct Cli {
+    /// Print results and errors as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Create a realm: genesis, certificates, keys, one directory per process
+    Init(init::Args),
+    /// Publish a directory or a PEM file as a new version of a bundle
+    Publish(publish::Args),
+    /// Add an operator's approval to a saved change
+    Approve(approve::Args),
+    /// Submit a saved change
+    Submit(submit::Args),
+    /// Read a bundle, verified against the genesis
+    Get(get::Args),
+    /// Verify a saved certificate and content against a genesis, without any network
+    Verify(verify::Args),
+    /// Show validators, regions and edges on one screen
+    Status(status::Args),
+    /// Export decided blocks as Tendermint light blocks
+    Blocks(blocks::Args),
+    /// Change operators, region keys or validators
+    #[command(subcommand)]
+    Govern(govern::Verb),
+    /// Run a whole realm on this machine and watch a real config travel through it
+    Dev(dev::Args),
+    /// Run a validator
+    #[command(subcommand)]
+    Validator(daemon::Validator),
+    /// Run a member of a region
+    #[command(subcommand)]
+    Region(daemon::Region),
+    /// Run an edge agent
+    #[command(subcommand)]
+    Edge(daemon::Edge),
+    /// Print a completion script for a shell
+    Completions(completions::Args),
+}
+
+impl Verb {
+    /// Does it.
+    ///
+    /// # Errors
+    ///
+    /// [`CliError`] says whose fault it is and what to do.
+    pub fn run(self, output: &Output) -> Result<(), CliError> {
+        match self {
+            Self::Init(args) => init::run(&args, output),
+            Self::Publish(args) => publish::run(&args, output),
+            Self::Approve(args) => approve::run(&args, output),
+            Self::Submit(args) => submit::run(&args, output),
+            Self::Get(args) => get::run(&args, output),
+            Self::Verify(args) => verify::run(&args, output),
+            Self::Status(args) => status::run(&args, output),
+            Self::Blocks(args) => blocks::run(&args, output),
+            Self::Govern(verb) => govern::run(&verb, output),
+            Self::Dev(args) => run_dev(args, output),
+            Self::Validator(daemon::Validator::Run(args)) => daemon::validator(&args),
+            Self::Region(daemon::Region::Run(args)) => daemon::region(&args),
+            Self::Edge(daemon::Edge::Run(args)) => daemon::edge(&args),
+            Self::Completions(args) => completions::run(&args, output),
+        }
+    }
+}
+
+fn run_dev(args: dev::Args, output: &Output) -> Result<(), CliError> {
+    let json = output.json;
+    block_on(async move {
+        dev::run(args, json).await.map_err(|error| match &error {
+            DevError::State(_) => CliError::usage(&error),
+            DevError::Lies => CliError::refused(&error),
+            DevError::Late(..) | DevError::Interrupted => CliError::unavailable(&error),
+            DevError::File { .. } | DevError::Realm(_) | DevError::Process { .. } => {
+                CliError::internal(&error)
+            }
+        })
+    })
+}
+
+/// Runs a verb that talks to servers.
+pub(crate) fn block_on<T>(task: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    let runtime = satrap_host::runtime::current_thread();
+    runtime.map_err(|e| CliError::internal(format!("event queue: {e}")))?.block_on(task)
+}

@@ -1,0 +1,272 @@
+//! Asks every server at once, and makes one picture of the answers.
+
+use std::collections::BTreeMap;
+
+use futures::future::join_all;
+use satrap_certify::{PublicKey, Report, SignedReport, Timestamp};
+use satrap_host::{clock, pki::Role, pki::TrustAnchors};
+use satrap_merkle::codec::Canonical as _;
+use satrap_proto::v1::{RegionStatus, StatusReply, ValidatorStatus, status_reply::Tier};
+
+use super::view::{
+    BundleView, EdgeView, EvidenceView, MemberView, Realm, RegionView, RunningView, ValidatorView,
+};
+use crate::{
+    client::{Client, Endpoint},
+    realm::Description,
+};
+
+/// What one server answered.
+type Answer = Result<StatusReply, String>;
+/// Region and name.
+type EdgeKey = (String, String);
+
+/// Asks all servers and verifies what edges reported. A server that does not answer is shown as
+/// such, so this cannot fail.
+pub async fn gather(client: &Client) -> Realm {
+    let answers = join_all(client.endpoints.iter().map(|endpoint| client.status(endpoint))).await;
+    let answers: Vec<(&Endpoint, Answer)> = client.endpoints.iter().zip(answers).collect();
+    let now = Timestamp(clock::now());
+    let mut realm =
+        Realm { chain_id: client.genesis.realm().chain_id().to_owned(), ..Realm::default() };
+    for (endpoint, answer) in &answers {
+        match answer {
+            Ok(StatusReply { tier: Some(Tier::Validator(v)) }) => {
+                realm.validators.push(validator(endpoint, v, now));
+            }
+            Ok(StatusReply { tier: Some(Tier::Region(r)) }) => member(&mut realm, endpoint, r),
+            Ok(StatusReply { tier: None }) => {
+                unreached(client, &mut realm, endpoint, "it answered with nothing");
+            }
+            Err(why) => unreached(client, &mut realm, endpoint, why),
+        }
+    }
+    let tiers = answers.iter().filter_map(|(_, a)| a.as_ref().ok()?.tier.as_ref());
+    let (mut validators, mut regions) = (Vec::new(), Vec::new());
+    for tier in tiers {
+        match tier {
+            Tier::Validator(v) => validators.push(v),
+            Tier::Region(r) => regions.push(r),
+        }
+    }
+    if let Some(newest) = validators.iter().max_by_key(|v| v.height) {
+        quorum(&mut realm, newest);
+    }
+    realm.evidence = evidence(&validators);
+    let judge = Judge { genesis_hash: *client.genesis.realm().genesis_hash(), now,
+        trust: client.credentials.current().trust.clone() };
+    realm.edges = edges(client.description.as_ref(), &regions, &judge);
+    realm
+}
+
+fn validator(endpoint: &Endpoint, v: &ValidatorStatus, now: Timestamp) -> ValidatorView {
+    let age = now.since(Timestamp(v.time_unix_ns));
+    let own = v.validators.iter().find(|info| info.name == v.name);
+    ValidatorView {
+        name: v.name.clone(),
+        url: endpoint.url.clone(),
+        error: None,
+        height: v.height,
+        age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+        round: v.round,
+        power: own.map_or(0, |info| info.power),
+        jurisdiction: own.map(|info| info.jurisdiction.clone()).unwrap_or_default(),
+        peers: v.validators.iter().filter(|p| p.connected && p.name != v.name).count(),
+        waiting_changes: v.mempool_changes,
+        // Set by `quorum`, from the newest block anybody has.
+        signed_last: false,
+        proposed_last: false,
+    }
+}
+
+/// Takes what only one of the validators need be asked from the one that is furthest.
+fn quorum(realm: &mut Realm, newest: &ValidatorStatus) {
+    realm.height = newest.height;
+    let signed = newest.validators.iter().filter(|info| info.signed_last);
+    realm.signed_last = signed.map(|info| info.name.clone()).collect();
+    for view in &mut realm.validators {
+        let Some(info) = newest.validators.iter().find(|info| info.name == view.name) else {
+            continue;
+        };
+        (view.signed_last, view.proposed_last) = (info.signed_last, info.proposed_last);
+        (view.power, view.jurisdiction) = (info.power, info.jurisdiction.clone());
+    }
+    let bundle = |b: &satrap_proto::v1::BundleStatus| BundleView {
+        name: b.name.clone(),
+        version: b.version,
+        root: hex::encode(&b.root),
+        entries: b.entries,
+        bytes: b.bytes,
+    };
+    realm.bundles = newest.bundles.iter().map(bundle).collect();
+}
+
+fn evidence(validators: &[&ValidatorStatus]) -> Vec<EvidenceView> {
+    let all = validators.iter().flat_map(|v| &v.evidence);
+    let mut seen: Vec<_> = all.map(|e| (e.height, e.validator.clone(), e.kind.clone())).collect();
+    seen.sort();
+    seen.dedup();
+    let view = |(height, validator, kind)| EvidenceView { validator, height, kind };
+    seen.into_iter().map(view).collect()
+}
+
+/// The region's view, made on first use.
+fn region<'a>(realm: &'a mut Realm, name: &str) -> &'a mut RegionView {
+    if let Some(place) = realm.regions.iter().position(|r| r.name == name) {
+        return &mut realm.regions[place];
+    }
+    realm.regions.push(RegionView { name: name.to_owned(), ..RegionView::default() });
+    realm.regions.last_mut().expect("pushed just now")
+}
+
+fn member(realm: &mut Realm, endpoint: &Endpoint, r: &RegionStatus) {
+    let view = region(realm, &r.region);
+    // The newest term knows the newest leader.
+    if !r.leader.is_empty() && r.term >= view.term {
+        (view.leader, view.term) = (r.leader.clone(), r.term);
+    }
+    let is_leader = r.leader == r.member;
+    if is_leader || !view.members.iter().any(|m| m.name == view.leader) {
+        view.upstream_connected = r.upstream_connected;
+    }
+    if r.height >= view.height {
+        (view.height, view.age_ms) = (r.height, r.age_ms);
+    }
+    view.refusals = r.refusals.iter().map(|(rule, n)| (rule.clone(), *n)).collect();
+    view.refusals.sort();
+    let lag = |name: &str| r.members.iter().find(|m| m.name == name).map_or(0, |m| m.lag);
+    view.members.push(MemberView {
+        name: r.member.clone(),
+        url: endpoint.url.clone(),
+        error: None,
+        height: r.height,
+        age_ms: r.age_ms,
+        applied_index: r.applied_index,
+        lag: lag(&r.member),
+    });
+    if is_leader {
+        for member in &mut view.members {
+            member.lag = lag(&member.name);
+        }
+    }
+}
+
+/// Shows a server that did not answer in its place, as far as that is known.
+fn unreached(client: &Client, realm: &mut Realm, endpoint: &Endpoint, why: &str) {
+    let (url, error) = (endpoint.url.clone(), Some(why.to_owned()));
+    let described = client.description.as_ref();
+    let regions = described.map(|d| d.regions.as_slice()).unwrap_or_default();
+    let place = regions.iter().find_map(|r| {
+        let member = r.members.iter().find(|m| m.client_url == url)?;
+        Some((r.name.clone(), member.name.clone()))
+    });
+    match place {
+        Some((name, member)) => {
+            let view = MemberView { name: member, url, error, ..MemberView::default() };
+            region(realm, &name).members.push(view);
+        }
+        None => {
+            let name = endpoint.label.strip_prefix("validator ").unwrap_or(&endpoint.label);
+            let name = name.to_owned();
+            realm.validators.push(ValidatorView { name, url, error, ..ValidatorView::default() });
+        }
+    }
+}
+
+/// Decides which report to believe.
+struct Judge {
+    genesis_hash: satrap_certify::Digest,
+    trust: TrustAnchors,
+    now: Timestamp,
+}
+
+impl Judge {
+    /// Verifies a report's certificate, name and signature.
+    fn report<'r>(&self, signed: &'r SignedReport) -> Result<&'r Report, String> {
+        let peer =
+            self.trust.verify(&signed.certificate, self.now.0).map_err(|e| e.to_string())?;
+        let report = signed
+            .verify(&self.genesis_hash, &PublicKey(peer.public_key))
+            .map_err(|e| e.to_string())?;
+        let named = Role::Edge { region: report.region.to_string(), name: report.edge.to_string() };
+        if *peer.id.role() != named {
+            return Err(format!("its certificate names {}", peer.id));
+        }
+        Ok(report)
+    }
+
+    fn view(&self, report: &Report) -> EdgeView {
+        let age = self.now.since(report.time);
+        let running = report.running.iter().map(|(bundle, version, root)| RunningView {
+            bundle: bundle.to_string(),
+            version: *version,
+            root: hex::encode(root),
+        });
+        EdgeView {
+            region: report.region.to_string(),
+            name: report.edge.to_string(),
+            error: None,
+            report_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+            height: report.height,
+            running: running.collect(),
+            refusals: report.refusals.clone(),
+            connected: false,
+        }
+    }
+}
+
+/// Every edge that is known: described, reported or connected.
+fn edges(
+    description: Option<&Description>,
+    regions: &[&RegionStatus],
+    judge: &Judge,
+) -> Vec<EdgeView> {
+    let mut newest: BTreeMap<EdgeKey, (Timestamp, EdgeView)> = BTreeMap::new();
+    let mut doubtful: BTreeMap<EdgeKey, String> = BTreeMap::new();
+    for bytes in regions.iter().flat_map(|r| &r.reports) {
+        let Ok(signed) = SignedReport::from_canonical(bytes) else {
+            let nobody = ("?".to_owned(), "?".to_owned());
+            doubtful.insert(nobody, "a member relayed bytes that are no report".into());
+            continue;
+        };
+        let claimed = &signed.report;
+        let key = (claimed.region.to_string(), claimed.edge.to_string());
+        match judge.report(&signed) {
+            Ok(report) => {
+                let known = newest.get(&key).map_or(Timestamp(0), |(time, _)| *time);
+                if report.time >= known {
+                    newest.insert(key, (report.time, judge.view(report)));
+                }
+            }
+            Err(why) => drop(doubtful.insert(key, format!("unverifiable report: {why}"))),
+        }
+    }
+    let mut views: BTreeMap<EdgeKey, EdgeView> =
+        newest.into_iter().map(|(key, (_, view))| (key, view)).collect();
+    let silent = |(region, name): &EdgeKey, error: String| EdgeView {
+        region: region.clone(),
+        name: name.clone(),
+        error: Some(error),
+        ..EdgeView::default()
+    };
+    for (key, why) in doubtful {
+        views.entry(key.clone()).or_insert_with(|| silent(&key, why));
+    }
+    let described = description.iter().flat_map(|d| &d.edges);
+    for edge in described.filter_map(|e| Some((e.region.clone()?, e.name.clone()))) {
+        views.entry(edge.clone()).or_insert_with(|| silent(&edge, "no report yet".into()));
+    }
+    for region in regions {
+        for name in &region.connected_edges {
+            let full = name.split_once('/').map(|(r, n)| (r.to_owned(), n.to_owned()));
+            let key = full.unwrap_or_else(|| (region.region.clone(), name.clone()));
+            if let Some(view) = views.get_mut(&key) {
+                view.connected = true;
+            }
+        }
+    }
+    views.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests;

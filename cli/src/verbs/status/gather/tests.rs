@@ -1,0 +1,109 @@
+//! A region relays reports; it must not be able to invent, alter or reassign one.
+
+use ed25519_dalek::SigningKey;
+use satrap_certify::{BundleName, Label};
+use satrap_host::pki::{self, Authority, Scope, SpiffeId};
+use std::time::Duration;
+
+use super::*;
+
+const DAY: Duration = Duration::from_secs(86_400);
+const GENESIS_HASH: [u8; 32] = [7; 32];
+
+struct Edge {
+    key: SigningKey,
+    certificate: Vec<u8>,
+}
+
+fn authority(region: &str) -> Authority {
+    let scope = Scope::Region { chain: "acme".into(), region: region.into() };
+    Authority::create(scope, clock::now(), DAY).unwrap()
+}
+
+fn edge(authority: &Authority, region: &str, name: &str) -> Edge {
+    let role = Role::Edge { region: region.into(), name: name.into() };
+    let id = SpiffeId::new("acme", role).unwrap();
+    let leaf = authority.issue(&id, clock::now(), DAY).unwrap();
+    Edge {
+        key: pki::signing_key(leaf.key_pem.as_bytes()).unwrap(),
+        certificate: pki::certificate_der(leaf.certificate_pem.as_bytes()).unwrap().to_vec(),
+    }
+}
+
+fn report(region: &str, name: &str) -> Report {
+    Report {
+        genesis_hash: GENESIS_HASH,
+        region: Label::new(region).unwrap(),
+        edge: Label::new(name).unwrap(),
+        time: Timestamp(clock::now()),
+        height: 9,
+        certified_time: Timestamp(1),
+        running: vec![(BundleName::new("pki/edge-trust").unwrap(), 4, [9; 32])],
+        refusals: vec![("B4".into(), 2)],
+    }
+}
+
+#[test]
+fn only_the_edge_itself_can_report() {
+    let (eu, other) = (authority("eu"), authority("eu"));
+    let judge = Judge {
+        genesis_hash: GENESIS_HASH,
+        trust: TrustAnchors::from_pem(eu.certificate_pem().as_bytes()).unwrap(),
+        now: Timestamp(clock::now()),
+    };
+    let (web, evil) = (edge(&eu, "eu", "web"), edge(&eu, "eu", "evil"));
+    let sign = |r: Report, by: &Edge| r.sign(&by.key, by.certificate.clone());
+
+    let honest = sign(report("eu", "web"), &web);
+    let view = judge.view(judge.report(&honest).unwrap());
+    assert_eq!((view.name.as_str(), view.height, view.running[0].version), ("web", 9, 4));
+
+    let mut altered = honest.clone();
+    altered.report.running[0].1 = 5;
+    let mut elsewhere = report("eu", "web");
+    elsewhere.genesis_hash = [8; 32];
+    let unknown = edge(&other, "eu", "web");
+    for (signed, expected) in [
+        (altered, "signature does not verify"),
+        (sign(report("eu", "web"), &evil), "its certificate names spiffe://acme/region/eu/edge/evil"),
+        (sign(report("us", "web"), &web), "its certificate names spiffe://acme/region/eu/edge/web"),
+        (sign(elsewhere, &web), "another realm"),
+        (sign(report("eu", "web"), &unknown), "is refused"),
+    ] {
+        let error = judge.report(&signed).unwrap_err();
+        assert!(error.contains(expected), "{error}\nexpected {expected}");
+    }
+}
+
+#[test]
+fn the_newest_verified_report_wins_over_what_cannot_be_verified() {
+    let eu = authority("eu");
+    let judge = Judge {
+        genesis_hash: GENESIS_HASH,
+        trust: TrustAnchors::from_pem(eu.certificate_pem().as_bytes()).unwrap(),
+        now: Timestamp(clock::now()),
+    };
+    let web = edge(&eu, "eu", "web");
+    let at = |ns, height| {
+        let mut r = report("eu", "web");
+        (r.time, r.height) = (Timestamp(ns), height);
+        r.sign(&web.key, web.certificate.clone()).to_canonical()
+    };
+    let mut forged = SignedReport::from_canonical(&at(3, 3)).unwrap();
+    forged.report.height = 1_000;
+    let status = |reports: Vec<Vec<u8>>| RegionStatus {
+        region: "eu".into(),
+        reports: reports.into_iter().map(Into::into).collect(),
+        connected_edges: vec!["web".into()],
+        ..RegionStatus::default()
+    };
+    let first = status(vec![at(2, 2), forged.to_canonical(), vec![1, 2, 3]]);
+    let second = status(vec![at(1, 1)]);
+    let views = edges(None, &[&first, &second], &judge);
+    let web = views.iter().find(|v| v.name == "web").unwrap();
+    assert_eq!((web.height, web.connected, web.error.as_deref()), (2, true, None));
+    let garbage = views.iter().find(|v| v.name == "?").unwrap();
+    assert!(garbage.error.as_ref().unwrap().contains("no report"));
+    let alone = edges(None, &[&status(vec![forged.to_canonical()])], &judge);
+    assert!(alone[0].error.as_ref().unwrap().starts_with("unverifiable report"));
+}

@@ -1,0 +1,71 @@
+//! `satrap status`: the whole realm on one screen.
+//!
+//! What servers say about themselves is their word; a line that says otherwise between two of them
+//! is a reason to look closer. What edges run is more: their reports are signed, and each one is
+//! verified here against the CAs this operator trusts, whoever relayed it.
+
+mod gather;
+mod screen;
+mod view;
+
+use std::{io::IsTerminal as _, time::Duration};
+
+use crate::{
+    client::{Client, Connection},
+    error::CliError,
+    output::Output,
+    verbs::block_on,
+};
+
+pub use gather::gather;
+pub use view::{
+    BundleView, EdgeView, EvidenceView, MemberView, Realm, RegionView, RunningView, ValidatorView,
+};
+
+/// How often `--watch` looks.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// Moves the cursor home and clears what was below.
+const CLEAR: &str = "\x1b[H\x1b[2J";
+
+/// Arguments of `status`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Look again every second until interrupted
+    #[arg(long)]
+    watch: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Shows the realm.
+///
+/// # Errors
+///
+/// If no server of the realm answers.
+pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
+    let client = Client::open(&args.connection)?;
+    if !args.watch {
+        let realm = block_on(async { Ok(gather(&client).await) })?;
+        output.show(&realm)?;
+        return reached(&realm);
+    }
+    let clear = std::io::stdout().is_terminal() && !output.json;
+    block_on(async {
+        loop {
+            let realm = gather(&client).await;
+            if clear {
+                output.bytes(CLEAR.as_bytes())?;
+            }
+            output.show(&realm)?;
+            tokio::time::sleep(WATCH_EVERY).await;
+        }
+    })
+}
+
+fn reached(realm: &Realm) -> Result<(), CliError> {
+    let members = realm.regions.iter().flat_map(|r| &r.members).map(|m| m.error.is_none());
+    if realm.validators.iter().map(|v| v.error.is_none()).chain(members).any(|reached| reached) {
+        return Ok(());
+    }
+    Err(CliError::unavailable("no server of the realm answers; is it running? (`satrap dev`)"))
+}

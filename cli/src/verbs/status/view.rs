@@ -1,0 +1,151 @@
+//! What `status` shows, as `--json` prints it.
+
+use serde::Serialize;
+
+/// One picture of a realm.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Realm {
+    /// Its name.
+    pub chain_id: String,
+    /// The highest height any validator claims.
+    pub height: u64,
+    /// Names of the validators whose signatures are in that block, by the word of that validator.
+    pub signed_last: Vec<String>,
+    /// The global quorum.
+    pub validators: Vec<ValidatorView>,
+    /// The regional rings.
+    pub regions: Vec<RegionView>,
+    /// Bundles, as the validator with the highest height reports them.
+    pub bundles: Vec<BundleView>,
+    /// Edges, each from its newest report that verifies.
+    pub edges: Vec<EdgeView>,
+    /// Proof that a validator broke the protocol.
+    pub evidence: Vec<EvidenceView>,
+}
+
+/// One validator.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ValidatorView {
+    /// Its name.
+    pub name: String,
+    /// Where it was asked.
+    pub url: String,
+    /// Why it was not reached.
+    pub error: Option<String>,
+    /// Its newest decided block.
+    pub height: u64,
+    /// Since the certified time of that block.
+    pub age_ms: u64,
+    /// The round that decided it; above 0 when a proposer failed.
+    pub round: u32,
+    /// Voting power, 0 if it is not in the set.
+    pub power: u64,
+    /// Legal area.
+    pub jurisdiction: String,
+    /// Whether the newest block has its signature.
+    pub signed_last: bool,
+    /// Whether it proposed the newest block.
+    pub proposed_last: bool,
+    /// How many other validators it is connected to.
+    pub peers: usize,
+    /// Changes that wait there for a block.
+    pub waiting_changes: u64,
+}
+
+/// One region.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RegionView {
+    /// Its name.
+    pub name: String,
+    /// Who leads; empty if nobody is known to.
+    pub leader: String,
+    /// The leader's term.
+    pub term: u64,
+    /// The highest verified checkpoint of any member.
+    pub height: u64,
+    /// Since the certified time of that.
+    pub age_ms: u64,
+    /// Whether its leader follows a validator.
+    pub upstream_connected: bool,
+    /// Its ring.
+    pub members: Vec<MemberView>,
+    /// What members refused from upstream, by rule.
+    pub refusals: Vec<(String, u64)>,
+}
+
+/// One member of a ring.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MemberView {
+    /// Its name.
+    pub name: String,
+    /// Where it was asked.
+    pub url: String,
+    /// Why it was not reached.
+    pub error: Option<String>,
+    /// Its newest verified checkpoint.
+    pub height: u64,
+    /// Since the certified time of that.
+    pub age_ms: u64,
+    /// Log entries applied.
+    pub applied_index: u64,
+    /// Log entries behind the leader, as the leader sees it.
+    pub lag: u64,
+}
+
+/// One bundle.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct BundleView {
+    /// Its name.
+    pub name: String,
+    /// Current version.
+    pub version: u64,
+    /// Its root.
+    pub root: String,
+    /// Number of entries.
+    pub entries: u64,
+    /// Bytes of keys and values.
+    pub bytes: u64,
+}
+
+/// One edge.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct EdgeView {
+    /// Its region.
+    pub region: String,
+    /// Its name.
+    pub name: String,
+    /// Why nothing it said can be believed, or that it said nothing.
+    pub error: Option<String>,
+    /// Since its newest report, by its own clock.
+    pub report_age_ms: u64,
+    /// Its newest verified checkpoint.
+    pub height: u64,
+    /// What its workload runs.
+    pub running: Vec<RunningView>,
+    /// How many offers it refused since it started, by rule.
+    pub refusals: Vec<(String, u64)>,
+    /// Whether some member has a stream from it, by that member's word.
+    pub connected: bool,
+}
+
+/// What an edge runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RunningView {
+    /// Which bundle.
+    pub bundle: String,
+    /// Which version.
+    pub version: u64,
+    /// Its root.
+    pub root: String,
+}
+
+/// Proof of misbehavior.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct EvidenceView {
+    /// Who did it.
+    pub validator: String,
+    /// At which height.
+    pub height: u64,
+    /// What.
+    pub kind: String,
+}

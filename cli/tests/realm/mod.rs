@@ -1,0 +1,251 @@
+//! A whole realm as real processes of this binary, for tests: real ports, real mTLS, real disks.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use ed25519_dalek::SigningKey;
+use satrap_certify::{
+    Action, BundleName, ChainId, Change, Class, ClassKind, Genesis, Interest, Label, Policy,
+    Publish, SignedChange,
+};
+use satrap_cli::{
+    client::{Client, Endpoint, version_of},
+    operator,
+    realm::{
+        EdgePlan, Lifetimes, MemberPlan, RealmFiles, RealmPlan, RegionPlan, ValidatorPlan, create,
+    },
+};
+use satrap_edge_agent::status::Status;
+use satrap_host::mtls::{CredentialFiles, Credentials};
+use satrap_merkle::BundleTree;
+use tokio::process::{Child, Command};
+
+/// The bundle that all edges run.
+pub const BUNDLE: &str = "config/test";
+
+/// One process of the realm.
+pub struct Process {
+    pub name: String,
+    args: Vec<String>,
+    log: PathBuf,
+    child: Child,
+}
+
+/// A running realm, which ends with this value.
+pub struct TestRealm {
+    pub plan: RealmPlan,
+    pub files: RealmFiles,
+    pub genesis: Genesis,
+    pub credentials: Credentials,
+    pub processes: Vec<Process>,
+    pub keys: Vec<SigningKey>,
+    dir: tempfile::TempDir,
+}
+
+fn label(text: &str) -> Label {
+    Label::new(text).unwrap()
+}
+
+/// A plan with free loopback ports.
+pub fn plan(validators: usize, regions: &[&str], edges_per_region: usize) -> RealmPlan {
+    let ports = validators + 6 * regions.len();
+    let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let listeners: Vec<_> = (0..ports).map(bind).collect();
+    let mut addresses = listeners.iter().map(|l| l.local_addr().unwrap());
+    let mut address = || -> (SocketAddr, String) {
+        let address = addresses.next().unwrap();
+        (address, format!("https://{address}"))
+    };
+    let validator = |i: usize, (listen, url)| ValidatorPlan {
+        name: label(&format!("v{i}")),
+        listen,
+        url,
+        jurisdiction: label("zz"),
+        power: 1,
+    };
+    let validators = (0..validators).map(|i| validator(i, address())).collect();
+    let mut region = |name: &&str| RegionPlan {
+        name: label(name),
+        members: ["a", "b", "c"]
+            .map(|zone| {
+                let ((client_listen, client_url), (peer_listen, peer_url)) = (address(), address());
+                let name = label(zone);
+                MemberPlan { name, client_listen, client_url, peer_listen, peer_url }
+            })
+            .to_vec(),
+    };
+    let edge = |region: &str, i: usize| EdgePlan {
+        region: label(region),
+        name: label(&format!("{region}-edge-{i}")),
+        bundles: vec![BundleName::new(BUNDLE).unwrap()],
+        fallback_regions: Vec::new(),
+        combined_file: None,
+        hook: Vec::new(),
+    };
+    RealmPlan {
+        chain_id: ChainId::new("test-realm").unwrap(),
+        policy: Policy {
+            heartbeat: Duration::from_secs(2),
+            trusting_period: Duration::from_secs(24 * 3600),
+            clock_drift: Duration::from_secs(10),
+            leader_rotation_heights: 100,
+        },
+        governance_approvals: 1,
+        lifetimes: Lifetimes {
+            authority: Duration::from_secs(2 * 24 * 3600),
+            leaf: Duration::from_secs(24 * 3600),
+        },
+        validators,
+        regions: regions.iter().map(&mut region).collect(),
+        edges: regions
+            .iter()
+            .flat_map(|r| (1..=edges_per_region).map(|i| edge(r, i)).collect::<Vec<_>>())
+            .collect(),
+        operators: vec![label("alice")],
+        classes: vec![Class { prefix: String::new(), approvals: 1, kind: ClassKind::Opaque }],
+    }
+}
+
+impl Process {
+    fn spawn(args: &[String], log: &Path) -> Child {
+        let log = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+        Command::new(env!("CARGO_BIN_EXE_satrap"))
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap()
+    }
+
+    /// SIGKILL, at whatever instruction it is.
+    pub async fn kill(&mut self) {
+        if let Some(status) = self.child.try_wait().unwrap() {
+            panic!("{} had ended by itself with {status}:\n{}", self.name, self.log_tail());
+        }
+        self.child.kill().await.unwrap();
+    }
+
+    /// Starts it again on the disk it left.
+    pub fn restart(&mut self) {
+        self.child = Self::spawn(&self.args, &self.log);
+    }
+
+    pub fn log_tail(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(&log[log.len().saturating_sub(4_000)..]).into_owned()
+    }
+}
+
+impl TestRealm {
+    /// Creates the realm of `plan` and starts all its processes.
+    pub fn start(plan: RealmPlan) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("realm");
+        let files = create(&plan, &root).unwrap();
+        let genesis = Genesis::from_json(&fs::read(&files.genesis).unwrap()).unwrap();
+        let operator = &files.operators[0];
+        let credentials = Credentials::load(CredentialFiles {
+            certificate: operator.cert.clone(),
+            key: operator.key.clone(),
+            trust: operator.trust.clone(),
+        })
+        .unwrap();
+        let keys = vec![operator::read_key(&operator.operator_key).unwrap()];
+        let all = files.validators.iter().map(|p| ("validator", p));
+        let all = all.chain(files.members.iter().map(|p| ("region", p)));
+        let all = all.chain(files.edges.iter().map(|p| ("edge", p)));
+        let process = |(verb, files): (&str, &satrap_cli::realm::layout::ProcessFiles)| {
+            let config = files.config.display().to_string();
+            let args: Vec<String> = vec![verb.into(), "run".into(), "--config".into(), config];
+            let name = match (&files.region, verb) {
+                (Some(region), "region") => format!("{region}-{}", files.name),
+                _ => files.name.to_string(),
+            };
+            let log = root.join(format!("{name}.log"));
+            let child = Process::spawn(&args, &log);
+            Process { name, args, log, child }
+        };
+        let processes = all.map(process).collect();
+        Self { processes, plan, genesis, credentials, keys, files, dir }
+    }
+
+    /// An operator that asks these servers in turn.
+    pub fn client(&self, urls: Vec<String>) -> Client {
+        let endpoint = |url: String| Endpoint { label: url.clone(), url };
+        Client {
+            genesis: self.genesis.clone(),
+            credentials: self.credentials.clone(),
+            endpoints: urls.into_iter().map(endpoint).collect(),
+            description: None,
+            operator_key: self.files.operators[0].operator_key.clone(),
+        }
+    }
+
+    pub fn validator_urls(&self) -> Vec<String> {
+        self.plan.validators.iter().map(|v| v.url.clone()).collect()
+    }
+
+    pub fn member_urls(&self) -> Vec<String> {
+        let members = self.plan.regions.iter().flat_map(|r| &r.members);
+        members.map(|m| m.client_url.clone()).collect()
+    }
+
+    /// The change that makes `to` of what is certified now, and the version it expects.
+    pub fn publish(&self, version: u64, from: &BundleTree, to: &BundleTree) -> SignedChange {
+        let bundle = BundleName::new(BUNDLE).unwrap();
+        let publish = Publish::between(bundle, version, from, to);
+        let change = Change::new(self.genesis.realm(), Action::Publish(publish));
+        let mut signed = SignedChange::unsigned(change);
+        self.keys.iter().for_each(|key| signed.approve(key));
+        signed
+    }
+
+    /// The certified version and content, from whichever server answers first; waits for one.
+    pub async fn read(&self, client: &Client) -> (u64, BundleTree) {
+        let bundle = BundleName::new(BUNDLE).unwrap();
+        let interest = Interest::Bundles(vec![bundle.clone()]);
+        loop {
+            match client.read(&interest).await {
+                Ok(read) => {
+                    let tree = read.replica.content(&bundle).cloned().unwrap_or_default();
+                    return (version_of(&read.replica, &bundle), tree);
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    /// What an edge says of itself.
+    pub fn edge_status(&self, index: usize) -> Option<Status> {
+        let path = self.files.edges[index].dir.join("data").join("status.json");
+        serde_json::from_slice(&fs::read(path).ok()?).ok()
+    }
+
+    /// Waits until every edge runs `version`.
+    pub async fn converge(&mut self, version: u64, within: Duration) {
+        let runs = |status: Status| {
+            status.active.iter().any(|a| a.bundle == BUNDLE && a.version == version)
+        };
+        let all = async {
+            while !(0..self.files.edges.len()).all(|i| self.edge_status(i).is_some_and(runs)) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(within, all).await.is_err() {
+            let tails = self.processes.iter().map(|p| format!("{}:\n{}", p.name, p.log_tail()));
+            panic!("edges do not run version {version}:\n{}", tails.collect::<String>());
+        }
+    }
+
+    /// Where the realm is kept.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("realm")
+    }
+}

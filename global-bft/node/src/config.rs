@@ -1,0 +1,276 @@
+//! The validator's configuration file: raw TOML, then checked values.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use satrap_certify::{Genesis, Label};
+use serde::Deserialize;
+
+use crate::{
+    limits::{CONFIG_BYTES_MAX, GENESIS_BYTES_MAX},
+    malachite::Timing,
+};
+
+/// Why the configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML of the expected form.
+    #[error("{path}: {source}")]
+    Toml {
+        /// Which file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// The genesis is refused.
+    #[error("{path}: {source}")]
+    Genesis {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: satrap_certify::genesis::GenesisError,
+    },
+    /// A value that must not be.
+    #[error("`{field}`: {why}")]
+    Value {
+        /// Which field.
+        field: &'static str,
+        /// What is wrong and what is expected.
+        why: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    name: String,
+    genesis: PathBuf,
+    data_dir: PathBuf,
+    listen: String,
+    signing_key: PathBuf,
+    tls: RawTls,
+    #[serde(default)]
+    peer_urls: BTreeMap<String, String>,
+    #[serde(default)]
+    timing: RawTiming,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTls {
+    cert: PathBuf,
+    key: PathBuf,
+    trust: PathBuf,
+}
+
+/// Each key left out has the value of [`Timing::default`].
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTiming {
+    propose_ms: Option<u64>,
+    prevote_ms: Option<u64>,
+    precommit_ms: Option<u64>,
+    rebroadcast_ms: Option<u64>,
+    growth_percent_per_round: Option<u32>,
+    clock_precision_ms: Option<u64>,
+    message_delay_ms: Option<u64>,
+}
+
+/// Paths of the validator's mTLS credentials.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// Leaf certificate, PEM.
+    pub cert: PathBuf,
+    /// Its key, PEM, mode 0600.
+    pub key: PathBuf,
+    /// CAs of this realm, PEM.
+    pub trust: PathBuf,
+}
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The root of trust.
+    pub genesis: Genesis,
+    /// This validator's name; its certificate must hold it.
+    pub name: Label,
+    /// Database and last-sign file.
+    pub data_dir: PathBuf,
+    /// Where the one mTLS listener binds.
+    pub listen: SocketAddr,
+    /// The key that votes: 64 hex digits (the seed) or PKCS#8 PEM, mode 0600.
+    pub signing_key: PathBuf,
+    /// See there.
+    pub tls: Tls,
+    /// Where validators are reached from here, if not where governance says. Names that governance
+    /// does not know are dialed, too: that is how a validator that is about to join finds the rest.
+    pub peer_urls: BTreeMap<Label, String>,
+    /// Timeouts and clock bounds.
+    pub timing: Timing,
+}
+
+fn value(field: &'static str, why: impl ToString) -> ConfigError {
+    ConfigError::Value { field, why: why.to_string() }
+}
+
+fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, ConfigError> {
+    satrap_host::files::read(path, bytes_max)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })
+}
+
+impl Config {
+    /// Reads and checks the file at `path`. Relative paths in it are relative to its directory.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] names the field and what was expected.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = String::from_utf8(read(path, CONFIG_BYTES_MAX)?);
+        let text = text.map_err(|e| value("config file", e))?;
+        let raw: RawConfig = toml::from_str(&text).map_err(|source| ConfigError::Toml {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        let base = std::path::absolute(path.parent().unwrap_or(Path::new(".")))
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        raw.check(&base)
+    }
+}
+
+impl RawConfig {
+    fn check(self, base: &Path) -> Result<Config, ConfigError> {
+        let genesis_path = base.join(&self.genesis);
+        let genesis = Genesis::from_json(&read(&genesis_path, GENESIS_BYTES_MAX)?)
+            .map_err(|source| ConfigError::Genesis { path: genesis_path, source })?;
+        let mut peer_urls = BTreeMap::new();
+        for (name, url) in self.peer_urls {
+            if !url.starts_with("https://") {
+                return Err(value("peer_urls", format!("`{url}` must start with https://")));
+            }
+            let name = Label::new(&name).map_err(|e| value("peer_urls", e))?;
+            peer_urls.insert(name, url);
+        }
+        let listen = self.listen.parse();
+        Ok(Config {
+            genesis,
+            name: Label::new(&self.name).map_err(|e| value("name", e))?,
+            data_dir: base.join(self.data_dir),
+            listen: listen
+                .map_err(|e| value("listen", format!("{e}; expected IP:PORT, such as 0.0.0.0:7700")))?,
+            signing_key: base.join(self.signing_key),
+            tls: Tls {
+                cert: base.join(self.tls.cert),
+                key: base.join(self.tls.key),
+                trust: base.join(self.tls.trust),
+            },
+            peer_urls,
+            timing: self.timing.check()?,
+        })
+    }
+}
+
+impl RawTiming {
+    fn check(self) -> Result<Timing, ConfigError> {
+        let default = Timing::default();
+        let ms = |given: Option<u64>, default| given.map_or(default, Duration::from_millis);
+        let timing = Timing {
+            propose: ms(self.propose_ms, default.propose),
+            prevote: ms(self.prevote_ms, default.prevote),
+            precommit: ms(self.precommit_ms, default.precommit),
+            rebroadcast: ms(self.rebroadcast_ms, default.rebroadcast),
+            growth_percent_per_round: self
+                .growth_percent_per_round
+                .unwrap_or(default.growth_percent_per_round),
+            clock_precision: ms(self.clock_precision_ms, default.clock_precision),
+            message_delay: ms(self.message_delay_ms, default.message_delay),
+        };
+        let waits = [timing.propose, timing.prevote, timing.precommit, timing.rebroadcast];
+        let (min, max) = (Duration::from_millis(10), Duration::from_secs(60));
+        if let Some(wait) = waits.into_iter().find(|wait| !(min..=max).contains(wait)) {
+            return Err(value("timing", format!("{wait:?} is not between {min:?} and {max:?}")));
+        }
+        if timing.message_delay < timing.propose {
+            let (delay, propose) = (timing.message_delay, timing.propose);
+            let why = format!(
+                "message_delay_ms is {delay:?}, shorter than propose_ms ({propose:?}); proposals \
+                 that arrive in time would count as stale"
+            );
+            return Err(value("timing", why));
+        }
+        Ok(timing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GENESIS: &str = r#"{
+        "chain_id": "test", "genesis_time": "2026-01-01T00:00:00Z",
+        "policy": { "heartbeat_ms": 60000, "trusting_period_s": 7776000, "clock_drift_ms": 10000,
+                    "leader_rotation_heights": 100 },
+        "governance_approvals": 1,
+        "operators": [{ "principal": "alice", "public_key": "KEY" }],
+        "classes": [{ "prefix": "", "approvals": 1, "kind": "opaque" }],
+        "validators": [{ "name": "v1", "public_key": "KEY", "power": 1, "jurisdiction": "eu",
+                         "url": "https://127.0.0.1:7700" }]
+    }"#;
+    /// The public key of RFC 8032, test 1.
+    const KEY: &str = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+
+    fn load(extra: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let genesis = GENESIS.replace("KEY", KEY);
+        std::fs::write(dir.path().join("genesis.json"), genesis).unwrap();
+        let text = format!(
+            "name = \"v1\"\ngenesis = \"genesis.json\"\ndata_dir = \"data\"\nlisten = \
+             \"127.0.0.1:7700\"\nsigning_key = \"signing.key\"\n{extra}\n[tls]\ncert = \
+             \"c\"\nkey = \"k\"\ntrust = \"t\"\n"
+        );
+        let path = dir.path().join("validator.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn defaults_and_overrides() {
+        let config = load("").unwrap();
+        assert_eq!(config.timing, Timing::default());
+        assert!(config.data_dir.is_absolute() && config.data_dir.ends_with("data"));
+        let config = load(
+            "peer_urls = { v2 = \"https://10.0.0.2:7700\" }\ntiming = { propose_ms = 400 }",
+        )
+        .unwrap();
+        assert_eq!(config.timing.propose, Duration::from_millis(400));
+        assert_eq!(config.peer_urls[&Label::new("v2").unwrap()], "https://10.0.0.2:7700");
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (extra, expected) in [
+            ("timing = { propose_ms = 0 }", "`timing`: 0ns is not between 10ms and 60s"),
+            (
+                "timing = { message_delay_ms = 100 }",
+                "`timing`: message_delay_ms is 100ms, shorter than propose_ms (500ms)",
+            ),
+            ("peer_urls = { v2 = \"http://x:1\" }", "must start with https://"),
+            ("peer_urls = { \"../x\" = \"https://x:1\" }", "is not a valid name"),
+            ("surprise = 1", "unknown field `surprise`"),
+        ] {
+            let error = load(extra).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

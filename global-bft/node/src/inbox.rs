@@ -1,0 +1,191 @@
+//! What waits for the consensus thread: frames per peer, and submissions.
+//!
+//! Each peer has its own bounded queue and they are drained in turn, so a validator that floods
+//! fills its own queue and delays nobody. What does not fit is dropped: rebroadcast and value sync
+//! repair a lost message, while a queue without bound would only hide that this process is too slow.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use satrap_certify::{Label, SignedChange};
+use tokio::sync::oneshot;
+
+use crate::{
+    limits::{INBOX_BYTES_MAX, INBOX_FRAMES_MAX, PEERS_MAX, SUBMISSIONS_MAX},
+    malachite::Frame,
+    mempool::{Receipt, Refusal},
+};
+
+/// How a submission is answered.
+pub type Reply = oneshot::Sender<Result<Receipt, Refusal>>;
+
+/// What the consensus thread takes next.
+#[derive(Debug)]
+pub enum Next {
+    /// A frame of a peer.
+    Frame(Label, Frame),
+    /// A change and whoever waits for it.
+    Submit(SignedChange, Reply),
+    /// Nothing came in time.
+    Idle,
+    /// The process is stopping.
+    Closed,
+}
+
+#[derive(Default)]
+struct Queue {
+    frames: VecDeque<(Frame, usize)>,
+    bytes: usize,
+}
+
+#[derive(Default)]
+struct State {
+    peers: BTreeMap<Label, Queue>,
+    /// The peer served last.
+    last: Option<Label>,
+    submissions: VecDeque<(SignedChange, Reply)>,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    arrived: Condvar,
+}
+
+/// The queues. Clones share them.
+#[derive(Clone, Default)]
+pub struct Inbox(Arc<Shared>);
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every critical section is a few moves, so the state is whole even after a panic.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a frame of `from` that took `bytes` on the wire; returns whether there was room.
+    pub fn frame(&self, from: &Label, frame: Frame, bytes: usize) -> bool {
+        let mut state = self.lock();
+        if !state.peers.contains_key(from) && state.peers.len() >= PEERS_MAX {
+            return false;
+        }
+        let queue = state.peers.entry(from.clone()).or_default();
+        let room = queue.frames.len() < INBOX_FRAMES_MAX && queue.bytes + bytes <= INBOX_BYTES_MAX;
+        if room {
+            queue.frames.push_back((frame, bytes));
+            queue.bytes += bytes;
+            self.0.arrived.notify_one();
+        }
+        room
+    }
+
+    /// Queues a submission; `None` if too many wait already.
+    #[must_use]
+    pub fn submit(
+        &self,
+        change: SignedChange,
+    ) -> Option<oneshot::Receiver<Result<Receipt, Refusal>>> {
+        let mut state = self.lock();
+        if state.submissions.len() >= SUBMISSIONS_MAX || state.closed {
+            return None;
+        }
+        let (reply, answer) = oneshot::channel();
+        state.submissions.push_back((change, reply));
+        self.0.arrived.notify_one();
+        Some(answer)
+    }
+
+    /// Ends the consensus thread.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.0.arrived.notify_one();
+    }
+
+    /// Waits for the next item, at most for `patience`.
+    #[must_use]
+    pub fn next(&self, patience: Duration) -> Next {
+        let state = self.lock();
+        let waited = self.0.arrived.wait_timeout_while(state, patience, |state| {
+            !state.closed
+                && state.submissions.is_empty()
+                && state.peers.values().all(|queue| queue.frames.is_empty())
+        });
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if state.closed {
+            return Next::Closed;
+        }
+        if let Some((from, frame)) = state.next_frame() {
+            return Next::Frame(from, frame);
+        }
+        state.submissions.pop_front().map_or(Next::Idle, |(change, reply)| Next::Submit(change, reply))
+    }
+}
+
+impl State {
+    /// The next frame of the next peer that has one; after each round one submission is due.
+    fn next_frame(&mut self) -> Option<(Label, Frame)> {
+        let waiting = |last: Option<&Label>| {
+            let mut waiting = self.peers.iter().filter(|(_, queue)| !queue.frames.is_empty());
+            waiting.find(|(name, _)| last.is_none_or(|last| *name > last)).map(|(name, _)| name)
+        };
+        let next = match waiting(self.last.as_ref()) {
+            Some(name) => name.clone(),
+            None => {
+                self.last = None;
+                if !self.submissions.is_empty() {
+                    return None;
+                }
+                waiting(None)?.clone()
+            }
+        };
+        let queue = self.peers.get_mut(&next)?;
+        let (frame, bytes) = queue.frames.pop_front()?;
+        queue.bytes -= bytes;
+        if queue.frames.is_empty() {
+            self.peers.remove(&next);
+        }
+        self.last = Some(next.clone());
+        Some((next, frame))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn label(text: &str) -> Label {
+        Label::new(text).unwrap()
+    }
+
+    fn taken(inbox: &Inbox) -> String {
+        match inbox.next(Duration::ZERO) {
+            Next::Frame(from, Frame::Status(n)) => format!("{from}{n}"),
+            other => format!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn peers_take_turns_and_a_flood_fills_only_its_own_queue() {
+        let inbox = Inbox::default();
+        for n in 0..INBOX_FRAMES_MAX as u64 {
+            assert!(inbox.frame(&label("b"), Frame::Status(n), 10));
+        }
+        assert!(!inbox.frame(&label("b"), Frame::Status(0), 10), "over the limit");
+        assert!(inbox.frame(&label("a"), Frame::Status(0), 10));
+        assert!(inbox.frame(&label("c"), Frame::Status(0), INBOX_BYTES_MAX));
+        assert!(!inbox.frame(&label("c"), Frame::Status(1), 1), "over the byte limit");
+        let order: Vec<_> = (0..5).map(|_| taken(&inbox)).collect();
+        assert_eq!(order, ["a0", "b0", "c0", "b1", "b2"]);
+    }
+
+    #[test]
+    fn closing_ends_the_wait() {
+        let inbox = Inbox::default();
+        assert_eq!(taken(&inbox), "Idle");
+        inbox.close();
+        assert_eq!(taken(&inbox), "Closed");
+    }
+}

@@ -1,0 +1,365 @@
+//! The validator as a process: one thread decides, tasks carry frames to it and answers away.
+//!
+//! ```text
+//!   mesh streams ─▶ inbox ─▶ consensus thread ─▶ links ─▶ mesh streams
+//!   Submit ───────▶   │            │ watch: view, replica, dial targets
+//!   Status, LightBlocks, Follow ◀──┘
+//! ```
+//!
+//! The consensus thread is an operating system thread, because it waits for the disk. If it fails or
+//! panics, the process stops: a validator that serves but no longer votes would look alive.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use ed25519_dalek::SigningKey;
+use satrap_certify::{PublicKey, Replica};
+use satrap_host::{
+    TaskGroup, clock, files,
+    mtls::{
+        CredentialError, CredentialFiles, Credentials, Limits, Listener, PeerRule, server_builder,
+    },
+    pki,
+};
+use satrap_proto::v1::{
+    control_server::ControlServer, mesh_server::MeshServer, sync_server::SyncServer,
+};
+use tokio::sync::watch;
+
+use crate::{
+    config::Config,
+    guard::{Guard, SlotFile},
+    inbox::{Inbox, Next, Reply},
+    limits::{CONTROL_BYTES_MAX, FOLLOWERS_MAX, FRAME_BYTES_MAX, KEY_BYTES_MAX, TICK},
+    malachite::{Engine, EngineEffect, EngineInput, Fatal, Setup, Signer as _, SoftSigner, TimerId},
+    mempool::Ticket,
+    mesh::{Links, Mesh, Targets, now},
+    services::{Control, ControlService, callers},
+    store::{DiskError, Store},
+    sync_service::FollowService,
+    view::View,
+};
+
+/// How long streams may take to end.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How often the credential files are read again; leaves live for days.
+const CREDENTIALS_PERIOD: Duration = Duration::from_secs(60);
+/// Validators, members of all regions, and operators, with some connections each.
+const LIMITS: Limits = Limits { connections_max: 2_048, ..Limits::PEERS };
+
+/// Why a validator cannot start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// A file or socket.
+    #[error("{what}: {source}")]
+    Io {
+        /// Which one.
+        what: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The mTLS credentials.
+    #[error(transparent)]
+    Credentials(#[from] CredentialError),
+    /// The certificate is of somebody else.
+    #[error("the certificate names {found}, the configuration {expected}")]
+    Identity {
+        /// In the certificate.
+        found: String,
+        /// In the configuration.
+        expected: String,
+    },
+    /// The signing key.
+    #[error("signing key {path}: {why}")]
+    SigningKey {
+        /// Its path.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The database.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] Fatal),
+    /// A task or thread ended that should not have.
+    #[error(transparent)]
+    Task(#[from] satrap_host::Failure),
+}
+
+/// Runs a validator until it is told to stop.
+///
+/// # Errors
+///
+/// [`NodeError`] if it cannot start, or must not go on.
+pub async fn run(config: Config) -> Result<(), NodeError> {
+    let group = TaskGroup::new();
+    group.shutdown_on_signal().map_err(io("signal handlers"))?;
+    let address = start(config, &group).await?;
+    tracing::info!(%address, "validator is listening");
+    Ok(group.run(DRAIN).await?)
+}
+
+/// Starts a validator in `group`, and returns where it listens.
+///
+/// # Errors
+///
+/// [`NodeError`] if it cannot start.
+pub async fn start(config: Config, group: &TaskGroup) -> Result<SocketAddr, NodeError> {
+    let credentials = Credentials::load(CredentialFiles {
+        certificate: config.tls.cert.clone(),
+        key: config.tls.key.clone(),
+        trust: config.tls.trust.clone(),
+    })?;
+    check_identity(&config, &credentials)?;
+    std::fs::create_dir_all(&config.data_dir).map_err(io("data directory"))?;
+    let realm = config.genesis.realm().clone();
+    let store = Store::open(&config.data_dir.join("validator.redb"), &realm)?;
+    let slots = SlotFile::open(&config.data_dir.join("last-sign")).map_err(io("last-sign file"))?;
+    let mut signer = SoftSigner::new(read_signing_key(&config.signing_key)?);
+    self_test(&mut signer, &config.signing_key)?;
+    let public = signer.public();
+    let setup = Setup {
+        genesis: config.genesis.clone(),
+        signer: Box::new(signer),
+        guard: Guard::load(Box::new(slots)).map_err(io("last-sign file"))?,
+        store: Box::new(store.clone()),
+        timing: config.timing,
+    };
+    let (engine, effects) = Engine::start(setup, now())?;
+    check_key(&config, &engine, &public);
+
+    let (view, views) = watch::channel(Arc::new(View::of(&engine)));
+    let (replica, replicas) = watch::channel(engine.replica().clone());
+    let (targets, dialed) = watch::channel(targets_of(&config, &engine));
+    let (inbox, links) = (Inbox::default(), Links::default());
+    let mesh = Mesh {
+        name: config.name.clone(),
+        realm: realm.clone(),
+        inbox: inbox.clone(),
+        links: links.clone(),
+        credentials: credentials.clone(),
+        group: group.clone(),
+    };
+    let control = Control(Arc::new(ControlService {
+        name: config.name.clone(),
+        realm,
+        inbox: inbox.clone(),
+        view: views,
+        replica: replicas.clone(),
+        store,
+        links: links.clone(),
+        group: group.clone(),
+    }));
+    let follow = FollowService::new(replicas, callers(), group.clone(), FOLLOWERS_MAX);
+    let listener = Listener::bind(config.listen, credentials.clone(), callers(), LIMITS.clone());
+    let listener = listener.await.map_err(io(&format!("listen address {}", config.listen)))?;
+    let address = listener.local_address().map_err(io("listener"))?;
+
+    let stop = group.shutdown().requested();
+    let server = server_builder(&LIMITS)
+        .add_service(MeshServer::new(mesh.clone()).max_decoding_message_size(FRAME_BYTES_MAX))
+        .add_service(ControlServer::new(control).max_decoding_message_size(CONTROL_BYTES_MAX))
+        .add_service(SyncServer::new(follow).max_decoding_message_size(FRAME_BYTES_MAX));
+    group.spawn("server", server.serve_with_incoming_shutdown(listener, stop));
+    group.spawn("mesh", mesh.dial(dialed));
+    group.spawn("credentials", reload(credentials, group.shutdown().requested()));
+    let (closing, stop) = (inbox.clone(), group.shutdown().requested());
+    group.spawn("inbox", async move {
+        stop.await;
+        closing.close();
+        Ok::<(), Infallible>(())
+    });
+    let consensus = Consensus {
+        config,
+        engine,
+        inbox,
+        links,
+        view,
+        replica,
+        targets,
+        timers: BTreeMap::new(),
+        replies: BTreeMap::new(),
+        tickets: 0,
+        next_tick: clock::monotonic() + TICK,
+    };
+    group.spawn_thread("consensus", move || consensus.run(effects)).map_err(io("thread"))?;
+    Ok(address)
+}
+
+fn io(what: &str) -> impl FnOnce(std::io::Error) -> NodeError {
+    let what = what.to_owned();
+    |source| NodeError::Io { what, source }
+}
+
+fn check_identity(config: &Config, credentials: &Credentials) -> Result<(), NodeError> {
+    let id = credentials.current().id.clone();
+    let chain = config.genesis.realm().chain_id();
+    let rule = PeerRule::Validator(config.name.to_string());
+    if rule.admits(&id) && id.chain() == chain {
+        return Ok(());
+    }
+    let expected = format!("validator {} of chain {chain}", config.name);
+    Err(NodeError::Identity { found: id.to_string(), expected })
+}
+
+/// 64 hex digits, or PKCS#8 PEM.
+fn read_signing_key(path: &Path) -> Result<SigningKey, NodeError> {
+    let refuse = |why: String| NodeError::SigningKey { path: path.display().to_string(), why };
+    let bytes = files::read_secret(path, KEY_BYTES_MAX).map_err(|e| refuse(e.to_string()))?;
+    let mut seed = zeroize::Zeroizing::new([0; 32]);
+    match hex::decode_to_slice(bytes.trim_ascii(), &mut *seed) {
+        Ok(()) => Ok(SigningKey::from_bytes(&seed)),
+        Err(_) => pki::signing_key(&bytes).map_err(|_| {
+            refuse("expected 64 hex digits, or an Ed25519 key in PKCS#8 PEM".to_owned())
+        }),
+    }
+}
+
+/// A key that signs wrongly must be found before the first vote.
+fn self_test(signer: &mut SoftSigner, path: &Path) -> Result<(), NodeError> {
+    use crate::malachite::Signer as _;
+    let message = b"satrap/self-test/v1";
+    let signature = signer.sign(message);
+    if signature.is_ok_and(|signature| signer.public().verifies(message, &signature)) {
+        return Ok(());
+    }
+    let why = "it does not make signatures that verify".to_owned();
+    Err(NodeError::SigningKey { path: path.display().to_string(), why })
+}
+
+/// A validator with another key than governance names follows, but cannot vote.
+fn check_key(config: &Config, engine: &Engine, public: &PublicKey) {
+    let listed = engine.ledger().governance().validators.iter().find(|v| v.name == config.name);
+    match listed {
+        Some(v) if v.public != *public => {
+            let (expected, found) = (v.public, public);
+            tracing::error!(%expected, %found, "governance names another signing key; not voting");
+        }
+        Some(_) => {}
+        None => tracing::info!(key = %public, "not in the validator set; following it"),
+    }
+}
+
+/// Governance says where validators are, the configuration where it is wrong.
+fn targets_of(config: &Config, engine: &Engine) -> Targets {
+    let validators = engine.ledger().governance().validators.iter();
+    let mut targets: Targets = validators.map(|v| (v.name.clone(), v.url.clone())).collect();
+    targets.extend(config.peer_urls.clone());
+    targets.remove(&config.name);
+    targets
+}
+
+async fn reload(
+    credentials: Credentials,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Infallible> {
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            () = &mut stop => return Ok(()),
+            () = tokio::time::sleep(CREDENTIALS_PERIOD) => {}
+        }
+        if let Err(error) = credentials.reload() {
+            tracing::warn!(%error, "keeping the old credentials");
+        }
+    }
+}
+
+/// The state of the consensus thread.
+struct Consensus {
+    config: Config,
+    engine: Engine,
+    inbox: Inbox,
+    links: Links,
+    view: watch::Sender<Arc<View>>,
+    replica: watch::Sender<Arc<Replica>>,
+    targets: watch::Sender<Targets>,
+    timers: BTreeMap<TimerId, Duration>,
+    replies: BTreeMap<Ticket, Reply>,
+    tickets: Ticket,
+    next_tick: Duration,
+}
+
+impl Consensus {
+    fn run(mut self, effects: Vec<EngineEffect>) -> Result<(), Fatal> {
+        self.perform(effects);
+        while let Some(input) = self.next_input() {
+            let effects = self.engine.step(now(), input)?;
+            self.perform(effects);
+        }
+        Ok(())
+    }
+
+    /// What is due, else what arrives first; `None` when the process stops.
+    fn next_input(&mut self) -> Option<EngineInput> {
+        loop {
+            let now = clock::monotonic();
+            let due = self.timers.iter().min_by_key(|(_, at)| **at).map(|(timer, at)| (*timer, *at));
+            if let Some((timer, _)) = due.filter(|(_, at)| *at <= now) {
+                self.timers.remove(&timer);
+                return Some(EngineInput::Timer(timer));
+            }
+            if self.next_tick <= now {
+                self.next_tick = now + TICK;
+                // Whoever hung up no longer waits.
+                self.replies.retain(|_, reply| !reply.is_closed());
+                return Some(EngineInput::Tick);
+            }
+            let until = due.map_or(self.next_tick, |(_, at)| at.min(self.next_tick));
+            match self.inbox.next(until - now) {
+                Next::Frame(from, frame) => return Some(EngineInput::Frame(from, frame)),
+                Next::Submit(change, reply) => {
+                    self.tickets += 1;
+                    self.replies.insert(self.tickets, reply);
+                    return Some(EngineInput::Submit(change, self.tickets));
+                }
+                Next::Idle => {}
+                Next::Closed => return None,
+            }
+        }
+    }
+
+    fn perform(&mut self, effects: Vec<EngineEffect>) {
+        for effect in effects {
+            match effect {
+                EngineEffect::Broadcast(frame) => self.links.broadcast(&frame.to_wire()),
+                EngineEffect::Send(to, frame) => self.links.send(&to, frame.to_wire()),
+                EngineEffect::Disconnect(peer) => self.links.cut(&peer),
+                EngineEffect::Schedule(timer, delay) => {
+                    self.timers.insert(timer, clock::monotonic() + delay);
+                }
+                EngineEffect::Cancel(timer) => drop(self.timers.remove(&timer)),
+                EngineEffect::CancelAll => self.timers.clear(),
+                EngineEffect::Decided(height) => self.decided(height),
+                EngineEffect::Answer((ticket, answer)) => {
+                    if let Some(reply) = self.replies.remove(&ticket) {
+                        // Whoever asked may have hung up.
+                        let _ = reply.send(answer);
+                    }
+                }
+            }
+        }
+        if let Some(view) = self.view.borrow().refreshed(&self.engine) {
+            self.view.send_replace(Arc::new(view));
+        }
+    }
+
+    fn decided(&mut self, height: u64) {
+        tracing::info!(height, "decided");
+        self.replica.send_replace(self.engine.replica().clone());
+        let targets = targets_of(&self.config, &self.engine);
+        self.targets.send_if_modified(|held| {
+            let changed = *held != targets;
+            *held = targets;
+            changed
+        });
+    }
+}

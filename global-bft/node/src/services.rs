@@ -1,0 +1,220 @@
+//! The control service: submit a change, see how this validator stands, read what was decided.
+//!
+//! Authority comes from signatures inside what is submitted, never from the connection. The roles
+//! admitted per call only keep strangers from spending this process's time.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+};
+
+use satrap_certify::{
+    Address, Label, Realm, Replica, SignedChange, light_block::light_block,
+};
+use satrap_host::{TaskGroup, mtls::PeerRule};
+use satrap_merkle::codec::Canonical as _;
+use satrap_proto::v1::{
+    BundleStatus, Evidence, GovernanceReply, GovernanceRequest, LightBlockReply,
+    LightBlocksRequest, StatusReply, StatusRequest, SubmitReply, SubmitRequest, ValidatorInfo,
+    ValidatorStatus, control_server, status_reply::Tier,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    inbox::Inbox,
+    limits::LIGHT_BLOCKS_MAX,
+    mesh::Links,
+    status,
+    store::{DiskError, Storage as _, Store},
+    view::View,
+};
+
+/// Light blocks read ahead of a slow reader.
+const LIGHT_BLOCKS_AHEAD: usize = 4;
+
+/// Who may call the control and sync services.
+#[must_use]
+pub fn callers() -> PeerRule {
+    PeerRule::AnyOf(vec![PeerRule::Operator, PeerRule::AnyMember, PeerRule::AnyValidator])
+}
+
+/// `satrap.v1.Control` of a validator.
+pub struct ControlService {
+    /// Own name.
+    pub name: Label,
+    /// The realm.
+    pub realm: Realm,
+    /// Where submissions go.
+    pub inbox: Inbox,
+    /// The state after the last step.
+    pub view: watch::Receiver<Arc<View>>,
+    /// The verified copy, for what bundles there are.
+    pub replica: watch::Receiver<Arc<Replica>>,
+    /// Decided blocks and evidence.
+    pub store: Store,
+    /// Who is connected.
+    pub links: Links,
+    /// Owner of the stream tasks.
+    pub group: TaskGroup,
+}
+
+impl ControlService {
+    fn validators(&self, view: &View) -> Result<Vec<ValidatorInfo>, DiskError> {
+        let mut signed = BTreeSet::new();
+        if let Some(((checkpoint, _), commit)) = view.last.as_ref().zip(view.commit.as_ref()) {
+            let set = self.store.set(&checkpoint.validators_hash)?;
+            let addresses = set.iter().flat_map(|set| set.addresses());
+            let signers = addresses.zip(&commit.signatures).filter(|(_, s)| s.is_some());
+            signed.extend(signers.map(|(address, _)| *address));
+        }
+        let proposer = view.last.as_ref().map(|(checkpoint, _)| checkpoint.proposer);
+        let connected = self.links.connected();
+        let set = view.governance.validator_set();
+        let order = set.map(|set| set.addresses().to_vec()).unwrap_or_default();
+        let named: BTreeMap<Address, _> =
+            view.governance.validators.iter().map(|v| (v.public.address(), v)).collect();
+        let info = |address: &Address| {
+            let v = named.get(address)?;
+            Some(ValidatorInfo {
+                name: v.name.to_string(),
+                address: address.0.to_vec().into(),
+                power: v.power,
+                jurisdiction: v.jurisdiction.to_string(),
+                signed_last: signed.contains(address),
+                proposed_last: proposer == Some(*address),
+                connected: v.name == self.name || connected.contains(&v.name),
+            })
+        };
+        Ok(order.iter().filter_map(info).collect())
+    }
+
+    fn evidence(&self, view: &View) -> Result<Vec<Evidence>, DiskError> {
+        let name = |offender: &Address| {
+            let found = view.governance.validators.iter().find(|v| v.public.address() == *offender);
+            found.map_or_else(|| offender.to_string(), |v| v.name.to_string())
+        };
+        let shown = self.store.evidence()?.into_iter().map(|(height, conflict)| Evidence {
+            height,
+            validator: name(&conflict.offender),
+            kind: conflict.kind.as_str().to_owned(),
+            first: conflict.first.into(),
+            second: conflict.second.into(),
+        });
+        Ok(shown.collect())
+    }
+
+    fn bundles(&self) -> Vec<BundleStatus> {
+        let replica = self.replica.borrow().clone();
+        let status = |head: &satrap_certify::Head| BundleStatus {
+            name: head.name.to_string(),
+            version: head.version,
+            root: head.root.to_vec().into(),
+            entries: head.entries,
+            bytes: head.bytes,
+        };
+        replica.heads().values().map(status).collect()
+    }
+
+    fn read_light_block(&self, height: u64) -> Result<Option<LightBlockReply>, DiskError> {
+        let Some((block, commit)) = self.store.decided(height)? else { return Ok(None) };
+        let set = self.store.set(&block.checkpoint.validators_hash)?;
+        Ok(set.map(|set| LightBlockReply {
+            height,
+            light_block: light_block(&self.realm, &block.checkpoint, &commit, &set).into(),
+            block: block.to_canonical().into(),
+            commit: commit.to_canonical().into(),
+        }))
+    }
+}
+
+/// A control service shared by all its streams.
+#[derive(Clone)]
+pub struct Control(pub Arc<ControlService>);
+
+#[tonic::async_trait]
+impl control_server::Control for Control {
+    async fn submit(
+        &self,
+        request: Request<SubmitRequest>,
+    ) -> Result<Response<SubmitReply>, Status> {
+        status::peer(&request, &callers())?;
+        let bytes = request.into_inner().change;
+        let change = SignedChange::from_canonical(&bytes).map_err(status::malformed)?;
+        let answer = self.0.inbox.submit(change);
+        let answer = answer.ok_or_else(|| status::busy("too many submissions wait; retry later"))?;
+        let answer = answer.await.map_err(|_| status::unavailable("this validator is stopping"))?;
+        let receipt = answer.map_err(|refusal| status::refused(&refusal))?;
+        Ok(Response::new(SubmitReply {
+            height: receipt.height,
+            block_hash: receipt.block.hash.to_vec().into(),
+            version: receipt.version,
+        }))
+    }
+
+    async fn status(
+        &self,
+        request: Request<StatusRequest>,
+    ) -> Result<Response<StatusReply>, Status> {
+        status::peer(&request, &callers())?;
+        let view = self.0.view.borrow().clone();
+        let disk = |error: DiskError| status::internal(&error);
+        let validator = ValidatorStatus {
+            name: self.0.name.to_string(),
+            height: view.height,
+            block_hash: view.last.as_ref().map_or_else(Vec::new, |(_, id)| id.hash.to_vec()).into(),
+            time_unix_ns: view.last.as_ref().map_or(0, |(checkpoint, _)| checkpoint.time.0),
+            round: view.round,
+            in_set: view.in_set,
+            validators: self.0.validators(&view).map_err(disk)?,
+            bundles: self.0.bundles(),
+            evidence: self.0.evidence(&view).map_err(disk)?,
+            mempool_changes: view.mempool as u64,
+        };
+        Ok(Response::new(StatusReply { tier: Some(Tier::Validator(validator)) }))
+    }
+
+    type LightBlocksStream = Pin<Box<dyn Stream<Item = Result<LightBlockReply, Status>> + Send>>;
+
+    async fn light_blocks(
+        &self,
+        request: Request<LightBlocksRequest>,
+    ) -> Result<Response<Self::LightBlocksStream>, Status> {
+        status::peer(&request, &callers())?;
+        let LightBlocksRequest { from_height, to_height } = request.into_inner();
+        let newest = self.0.view.borrow().height;
+        let to = if to_height == 0 { newest } else { to_height.min(newest) };
+        let from = from_height.max(1);
+        let to = to.min(from.saturating_add(LIGHT_BLOCKS_MAX - 1));
+        let (replies, stream) = mpsc::channel(LIGHT_BLOCKS_AHEAD);
+        let service = self.0.clone();
+        self.0.group.spawn_transient("light blocks", async move {
+            for height in from..=to {
+                let reply = match service.read_light_block(height) {
+                    Ok(Some(reply)) => Ok(reply),
+                    Ok(None) => break,
+                    Err(error) => Err(status::internal(&error)),
+                };
+                // The reader may hang up at any time, also because this process stops.
+                if replies.send(reply).await.is_err() {
+                    break;
+                }
+            }
+            Ok::<(), Infallible>(())
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn governance(
+        &self,
+        request: Request<GovernanceRequest>,
+    ) -> Result<Response<GovernanceReply>, Status> {
+        status::peer(&request, &callers())?;
+        let view = self.0.view.borrow().clone();
+        let governance = view.governance.to_canonical().into();
+        Ok(Response::new(GovernanceReply { governance, height: view.height }))
+    }
+}

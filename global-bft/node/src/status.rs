@@ -1,0 +1,76 @@
+//! The one place where this tier's errors become gRPC codes.
+//!
+//! | whose fault | code |
+//! |---|---|
+//! | the caller may not do this | `PERMISSION_DENIED` |
+//! | the caller sent something wrong: a `Rejection` | `INVALID_ARGUMENT`, with the rule |
+//! | too much of it | `RESOURCE_EXHAUSTED` |
+//! | this process; ask another | `UNAVAILABLE` |
+//! | the disk of this process | `INTERNAL` |
+
+use std::fmt::Display;
+
+use satrap_host::mtls::{PeerIdentity, PeerRule};
+use satrap_merkle::codec::DecodeError;
+use tonic::{Request, Status};
+
+use crate::mempool::Refusal;
+
+/// Whoever sent `request`, if `rule` admits it.
+///
+/// # Errors
+///
+/// `PERMISSION_DENIED`.
+pub fn peer<T>(request: &Request<T>, rule: &PeerRule) -> Result<PeerIdentity, Status> {
+    let peer = request.extensions().get::<PeerIdentity>();
+    let peer = peer.ok_or_else(|| denied("no client certificate"))?;
+    if rule.admits(&peer.id) {
+        return Ok(peer.clone());
+    }
+    Err(denied(&format!("{} may not call this; expected {rule:?}", peer.id)))
+}
+
+/// The caller's certificate does not allow this.
+#[must_use]
+pub fn denied(why: &str) -> Status {
+    Status::permission_denied(why)
+}
+
+/// Too much of it; later it may work.
+#[must_use]
+pub fn busy(why: &str) -> Status {
+    Status::resource_exhausted(why)
+}
+
+/// Bytes that are not what they should be.
+#[must_use]
+pub fn malformed(error: DecodeError) -> Status {
+    Status::invalid_argument(format!("E1: {error}"))
+}
+
+/// What the caller sent breaks a rule.
+#[must_use]
+pub fn rejected(rule: &str, why: &impl Display) -> Status {
+    Status::invalid_argument(format!("{rule}: {why}"))
+}
+
+/// A submission that was refused.
+#[must_use]
+pub fn refused(refusal: &Refusal) -> Status {
+    match refusal {
+        Refusal::Rejected(why) => rejected(why.rule(), why),
+        Refusal::Full { .. } => busy(&refusal.to_string()),
+    }
+}
+
+/// Not the caller's fault; another validator may answer.
+#[must_use]
+pub fn unavailable(why: &str) -> Status {
+    Status::unavailable(why)
+}
+
+/// The disk of this process.
+#[must_use]
+pub fn internal(why: &impl Display) -> Status {
+    Status::internal(why.to_string())
+}

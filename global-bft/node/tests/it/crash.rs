@@ -1,0 +1,112 @@
+//! Crashes between any two durable operations and any two sends: no validator ever contradicts
+//! itself, and the quorum goes on. The control shows that log and guard are what makes it so.
+
+use std::time::Duration;
+
+use satrap_global_node::store::Storage as _;
+
+use crate::world::{World, genesis, publish};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+/// Runs `heights` blocks while every node keeps crashing; returns the world afterwards.
+fn storm(seed: u64, heights: u64, crashes: u64, amnesia: bool) -> World {
+    let mut world = World::new(genesis(4, 9, HOUR), 4, seed);
+    world.crash_within = 40;
+    world.crash_budget = crashes;
+    world.nodes.iter_mut().for_each(|node| node.amnesia = amnesia);
+    world.start_all();
+    let mut n = 0;
+    let end = world.now + Duration::from_secs(4_000);
+    while world.oracle.decided.len() < usize::try_from(heights).unwrap() && world.now < end {
+        let to = u8::try_from(world.rng.below(4)).unwrap();
+        // Waiters die with their node; the oracle counts blocks.
+        world.submit(to, publish(&world.genesis, n), n);
+        world.run(Duration::from_millis(400), |_| false);
+        n += 1;
+    }
+    world
+}
+
+#[test]
+fn hundreds_of_crashes_and_not_one_equivocation() {
+    let (mut crashes, mut replayed, mut messages) = (0, 0, 0);
+    for seed in 0..4 {
+        let mut world = storm(seed, 60, 150, false);
+        assert_eq!(world.oracle.equivocations, 0, "seed {seed}");
+        assert_eq!(world.oracle.disagreements, 0, "seed {seed}");
+        assert!(world.oracle.decided.len() >= 60, "seed {seed}: the quorum stalled");
+        // When the power stays on, everybody arrives at the same state.
+        world.crash_budget = 0;
+        let top = *world.oracle.decided.keys().last().unwrap();
+        assert!(
+            world.run(Duration::from_secs(120), |w| w.all_at(&[0, 1, 2, 3], top)),
+            "seed {seed}: {:?}",
+            (0..4).map(|n| world.height(n)).collect::<Vec<_>>()
+        );
+        for height in 1..=top {
+            let blocks: Vec<_> = (0..4).map(|n| world.store(n).decided(height).unwrap()).collect();
+            let ids = blocks.iter().map(|b| b.as_ref().unwrap().0.checkpoint.id(world.genesis.realm()));
+            let ids: std::collections::BTreeSet<_> = ids.collect();
+            assert_eq!(ids.len(), 1, "seed {seed}, height {height}");
+        }
+        crashes += world.crashes;
+        replayed += world.nodes.iter().map(|n| n.replayed).sum::<u64>();
+        messages += world.oracle.messages;
+    }
+    assert!(crashes >= 500, "only {crashes} crashes");
+    assert!(replayed >= 500, "only {replayed} log entries were replayed");
+    println!("{crashes} crashes, {replayed} log entries replayed, {messages} signed messages");
+}
+
+/// Negative control: the same storm with a log that forgets and a guard that is lost each time.
+#[test]
+fn without_log_and_guard_the_same_storm_equivocates() {
+    let equivocations: u64 = (0..4)
+        .map(|seed| {
+            let world = storm(seed, 30, 150, true);
+            world.oracle.equivocations
+        })
+        .sum();
+    assert!(equivocations > 0, "the oracle would not have noticed a broken log");
+}
+
+/// The guard alone: the log is lost at every crash, the last-sign file is not.
+#[test]
+fn with_the_guard_alone_a_validator_abstains_rather_than_equivocate() {
+    let mut crashes = 0;
+    for seed in 0..4 {
+        let mut world = World::new(genesis(4, 9, HOUR), 4, seed);
+        world.crash_within = 40;
+        world.crash_budget = 60;
+        world.nodes.iter_mut().for_each(|node| node.loses_log = true);
+        world.start_all();
+        for n in 0..80 {
+            let to = u8::try_from(world.rng.below(4)).unwrap();
+            world.submit(to, publish(&world.genesis, n), n);
+            world.run(Duration::from_millis(300), |_| false);
+        }
+        assert_eq!(world.oracle.equivocations, 0, "seed {seed}");
+        crashes += world.crashes;
+    }
+    assert!(crashes >= 150, "only {crashes} crashes");
+}
+
+/// The log alone: the last-sign file is lost at every crash, the log is not.
+#[test]
+fn with_the_log_alone_nothing_is_contradicted_either() {
+    for seed in 0..2 {
+        let mut world = World::new(genesis(4, 9, HOUR), 4, seed);
+        world.crash_within = 40;
+        world.crash_budget = 100;
+        world.nodes.iter_mut().for_each(|node| node.loses_guard = true);
+        world.start_all();
+        for n in 0..80 {
+            let to = u8::try_from(world.rng.below(4)).unwrap();
+            world.submit(to, publish(&world.genesis, n), n);
+            world.run(Duration::from_millis(300), |_| false);
+        }
+        assert!(world.crashes >= 60, "only {} crashes", world.crashes);
+        assert_eq!((world.oracle.equivocations, world.oracle.disagreements), (0, 0), "{seed}");
+    }
+}

@@ -1,0 +1,7 @@
+//! Tests of the validator: simulated engines, and a real mesh on loopback.
+
+mod byzantine;
+mod crash;
+mod mesh;
+mod quorum;
+mod world;

@@ -1,0 +1,271 @@
+//! Four validators in one process, on loopback, with real mTLS, real files and real clocks.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use satrap_certify::{Genesis, Interest, Label, Replica, Timestamp, Update};
+use satrap_global_node::{Config, config::Tls, malachite::Timing, start};
+use satrap_host::{
+    TaskGroup, clock, files,
+    mtls::{self, CredentialFiles, Credentials, PeerRule},
+    pki::{Authority, Role, Scope, SpiffeId},
+    runtime,
+};
+use satrap_merkle::codec::Canonical as _;
+use satrap_proto::v1::{
+    FollowRequest, GovernanceRequest, LightBlocksRequest, MeshFrame, StatusRequest, SubmitRequest,
+    ValidatorStatus, control_client::ControlClient, follow_request::Body, mesh_client::MeshClient,
+    status_reply::Tier, sync_client::SyncClient,
+};
+use tonic::{Code, transport::Channel};
+
+use crate::world::{genesis, key, name, publish};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+const PATIENCE: Duration = Duration::from_secs(60);
+const CHAIN: &str = "test";
+
+/// A realm on disk: one directory per process, credentials for everybody.
+struct Realm {
+    genesis: Genesis,
+    dir: tempfile::TempDir,
+    validators: Authority,
+    operators: Authority,
+}
+
+struct Node {
+    group: TaskGroup,
+    address: SocketAddr,
+}
+
+impl Realm {
+    fn new() -> Self {
+        let now = clock::now();
+        let chain = CHAIN.to_owned();
+        let validators = Scope::Validators { chain: chain.clone() };
+        Self {
+            // Heartbeats every second, from the first start on.
+            genesis: genesis_now(),
+            dir: tempfile::tempdir().unwrap(),
+            validators: Authority::create(validators, now, 24 * HOUR).unwrap(),
+            operators: Authority::create(Scope::Operators { chain }, now, 24 * HOUR).unwrap(),
+        }
+    }
+
+    fn credentials(&self, who: &str, role: Role) -> CredentialFiles {
+        let dir = self.dir.path().join(who);
+        std::fs::create_dir_all(&dir).unwrap();
+        let authority = match role {
+            Role::Validator { .. } => &self.validators,
+            _ => &self.operators,
+        };
+        let id = SpiffeId::new(CHAIN, role).unwrap();
+        let leaf = authority.issue(&id, clock::now(), HOUR).unwrap();
+        let trust = [self.validators.certificate_pem(), self.operators.certificate_pem()].concat();
+        let paths = CredentialFiles {
+            certificate: dir.join("tls.crt"),
+            key: dir.join("tls.key"),
+            trust: dir.join("trust.pem"),
+        };
+        files::write(&paths.certificate, leaf.certificate_pem.as_bytes()).unwrap();
+        files::write_secret(&paths.key, leaf.key_pem.as_bytes()).unwrap();
+        files::write(&paths.trust, trust.as_bytes()).unwrap();
+        paths
+    }
+
+    fn data_dir(&self, n: u8) -> PathBuf {
+        self.dir.path().join(name(n).as_str()).join("data")
+    }
+
+    /// Starts validator `n`, which dials those of `others` that run. The URLs in the genesis lead
+    /// nowhere, so each pair has one connection and uses both of its directions.
+    async fn start(&self, n: u8, others: &[(u8, SocketAddr)]) -> Node {
+        let tls = self.credentials(name(n).as_str(), Role::Validator { name: name(n).to_string() });
+        let signing_key = self.dir.path().join(name(n).as_str()).join("signing.key");
+        files::write_secret(&signing_key, hex::encode(key(n).to_bytes()).as_bytes()).unwrap();
+        let config = Config {
+            genesis: self.genesis.clone(),
+            name: name(n),
+            data_dir: self.data_dir(n),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            signing_key,
+            tls: Tls { cert: tls.certificate, key: tls.key, trust: tls.trust },
+            peer_urls: others.iter().map(|(n, at)| (name(*n), url(at))).collect(),
+            timing: Timing::default(),
+        };
+        let group = TaskGroup::new();
+        let address = start(config, &group).await.unwrap();
+        Node { group, address }
+    }
+
+    async fn connect(&self, node: &Node, credentials: &Credentials) -> Channel {
+        mtls::connect(&url(&node.address), credentials, PeerRule::AnyValidator).await.unwrap()
+    }
+}
+
+/// A genesis a moment ago, so that block times are after it.
+fn genesis_now() -> Genesis {
+    let template = genesis(4, 100, Duration::from_secs(1));
+    let time = Timestamp(clock::now() - 1_000_000_000);
+    let chain = satrap_certify::ChainId::new(CHAIN).unwrap();
+    Genesis::new(&chain, time, template.policy, template.governance).unwrap()
+}
+
+fn url(address: &SocketAddr) -> String {
+    format!("https://{address}")
+}
+
+/// Follows a validator until its replica has verified `height`.
+async fn follow(realm: &Realm, channel: Channel, height: u64) -> Replica {
+    let mut replica = Replica::genesis(&realm.genesis, Interest::Everything);
+    let position = replica.position().to_canonical().into();
+    let (ask, requests) = tokio::sync::mpsc::channel(1);
+    ask.send(FollowRequest { body: Some(Body::Position(position)) }).await.unwrap();
+    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+    let mut client = SyncClient::new(channel).max_decoding_message_size(1 << 26);
+    let mut replies = client.follow(requests).await.unwrap().into_inner();
+    while replica.height() < height {
+        let reply = replies.message().await.unwrap().expect("the stream goes on");
+        let update = Update::from_canonical(&reply.update).unwrap();
+        let advance = replica.verify(&update, Timestamp(clock::now())).unwrap();
+        replica.advance(advance);
+    }
+    replica
+}
+
+async fn status(channel: Channel) -> ValidatorStatus {
+    let request = StatusRequest { local_only: true };
+    let reply = ControlClient::new(channel).status(request).await.unwrap().into_inner();
+    match reply.tier {
+        Some(Tier::Validator(status)) => status,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn submit(realm: &Realm, channel: Channel, n: u64) -> Result<u64, tonic::Status> {
+    let change = publish(&realm.genesis, n).to_canonical().into();
+    let mut client = ControlClient::new(channel);
+    let reply = tokio::time::timeout(PATIENCE, client.submit(SubmitRequest { change })).await;
+    Ok(reply.expect("decided in time")?.into_inner().height)
+}
+
+async fn stop(node: Node) {
+    node.group.shutdown().request();
+    node.group.run(Duration::from_secs(10)).await.unwrap();
+}
+
+#[test]
+fn four_validators_decide_over_mtls_and_one_of_them_restarts() {
+    runtime::multi_thread("test", 2).unwrap().block_on(async {
+        let realm = Realm::new();
+        let role = Role::Operator { name: "alice".into() };
+        let alice = Credentials::load(realm.credentials("alice", role)).unwrap();
+        let mut nodes = Vec::new();
+        for n in 0..4 {
+            let running: Vec<_> = nodes.iter().map(|(n, node): &(u8, Node)| (*n, node.address)).collect();
+            nodes.push((n, realm.start(n, &running).await));
+        }
+        let mut decided = 0;
+        for (n, node) in &nodes {
+            let channel = realm.connect(node, &alice).await;
+            decided = submit(&realm, channel, u64::from(*n)).await.unwrap();
+        }
+        // Everybody serves the same verified state.
+        let mut roots = Vec::new();
+        for (_, node) in &nodes {
+            let channel = realm.connect(node, &alice).await;
+            let replica = tokio::time::timeout(PATIENCE, follow(&realm, channel, decided)).await;
+            let heads = replica.unwrap().heads().clone();
+            roots.push(heads.into_iter().map(|(n, h)| (n, h.root)).collect::<Vec<_>>());
+        }
+        assert_eq!(roots[0].len(), 4);
+        assert!(roots.iter().all(|r| *r == roots[0]));
+        rules_are_named(&realm, &nodes[1].1, &alice).await;
+        what_was_decided_is_served(&realm, &nodes[2].1, &alice, decided).await;
+
+        // One stops: three go on. It restarts and catches up.
+        let (_, gone) = nodes.pop().unwrap();
+        stop(gone).await;
+        let channel = realm.connect(&nodes[0].1, &alice).await;
+        let height = submit(&realm, channel, 100).await.unwrap();
+        let running: Vec<_> = nodes.iter().map(|(n, node)| (*n, node.address)).collect();
+        let back = realm.start(3, &running).await;
+        let channel = realm.connect(&back, &alice).await;
+        tokio::time::timeout(PATIENCE, follow(&realm, channel, height)).await.unwrap();
+        nodes.push((3, back));
+        for (_, node) in nodes {
+            stop(node).await;
+        }
+    });
+}
+
+async fn rules_are_named(realm: &Realm, node: &Node, alice: &Credentials) {
+    let channel = realm.connect(node, alice).await;
+    let error = submit(realm, channel.clone(), 0).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument);
+    assert!(error.message().starts_with("V4: "), "{}", error.message());
+    // An operator has no business in the mesh.
+    let (_frames, stream) = tokio::sync::mpsc::channel::<MeshFrame>(1);
+    let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+    let error = MeshClient::new(channel.clone()).exchange(stream).await.unwrap_err();
+    assert_eq!(error.code(), Code::PermissionDenied);
+    let garbage = SubmitRequest { change: vec![1, 2, 3].into() };
+    let error = ControlClient::new(channel).submit(garbage).await.unwrap_err();
+    assert!(error.message().starts_with("E1: "), "{}", error.message());
+}
+
+async fn what_was_decided_is_served(realm: &Realm, node: &Node, alice: &Credentials, to: u64) {
+    let channel = realm.connect(node, alice).await;
+    let status = status(channel.clone()).await;
+    assert_eq!(status.name, name(2).as_str());
+    assert!(status.height >= to && status.in_set);
+    assert_eq!(status.validators.len(), 4);
+    assert!(status.validators.iter().all(|v| v.connected), "{:?}", status.validators);
+    assert!(status.validators.iter().filter(|v| v.signed_last).count() >= 3);
+    assert_eq!(status.validators.iter().filter(|v| v.proposed_last).count(), 1);
+    assert_eq!(status.bundles.len(), 4);
+    let mut control = ControlClient::new(channel).max_decoding_message_size(1 << 21);
+    let reply = control.governance(GovernanceRequest {}).await.unwrap().into_inner();
+    let governance = satrap_certify::Governance::from_canonical(&reply.governance).unwrap();
+    assert_eq!(governance, realm.genesis.governance);
+    let request = LightBlocksRequest { from_height: 1, to_height: to };
+    let mut blocks = control.light_blocks(request).await.unwrap().into_inner();
+    let mut height = 0;
+    while let Some(block) = blocks.message().await.unwrap() {
+        height += 1;
+        assert_eq!(block.height, height);
+        let commit = satrap_certify::Commit::from_canonical(&block.commit).unwrap();
+        let decided = satrap_certify::Block::from_canonical(&block.block).unwrap();
+        let set = realm.genesis.validators();
+        commit.verify(realm.genesis.realm(), &decided.checkpoint, set).unwrap();
+        assert!(!block.light_block.is_empty());
+    }
+    assert_eq!(height, to);
+}
+
+#[test]
+fn a_process_with_the_wrong_name_or_key_does_not_start() {
+    runtime::multi_thread("test", 1).unwrap().block_on(async {
+        let realm = Realm::new();
+        let tls = realm.credentials("v0", Role::Validator { name: "v0".into() });
+        let signing_key = realm.dir.path().join("signing.key");
+        files::write_secret(&signing_key, b"not a key").unwrap();
+        let config = Config {
+            genesis: realm.genesis.clone(),
+            name: Label::new("v0").unwrap(),
+            data_dir: realm.data_dir(0),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            signing_key,
+            tls: Tls { cert: tls.certificate, key: tls.key, trust: tls.trust },
+            peer_urls: Default::default(),
+            timing: Timing::default(),
+        };
+        let config = Arc::new(config);
+        let group = TaskGroup::new();
+        let error = start(Config::clone(&config), &group).await.unwrap_err().to_string();
+        assert!(error.contains("expected 64 hex digits"), "{error}");
+        let other = Config { name: Label::new("v1").unwrap(), ..Config::clone(&config) };
+        let error = start(other, &group).await.unwrap_err().to_string();
+        assert!(error.contains("expected") || error.contains("names"), "{error}");
+        assert!(error.contains("spiffe://test/validator/v0"), "{error}");
+    });
+}

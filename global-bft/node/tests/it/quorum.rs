@@ -1,0 +1,178 @@
+//! An honest quorum: it decides, idles, changes its members and catches up.
+
+use std::time::Duration;
+
+use satrap_certify::{Interest, Replica, Timestamp};
+use satrap_global_node::{guard::Step, limits::SNAPSHOT_HEIGHTS, store::Storage as _};
+
+use crate::world::{START, World, genesis, govern, info, publish};
+
+const HOUR: Duration = Duration::from_secs(3_600);
+const ALL: [u8; 4] = [0, 1, 2, 3];
+
+/// Decides one block per change, submitted at node `n % 4`.
+fn decide(world: &mut World, first: u64, count: u64) {
+    for n in first..first + count {
+        let change = publish(&world.genesis, n);
+        world.submit(u8::try_from(n % 4).unwrap(), change, n);
+        assert!(world.run(Duration::from_secs(30), |w| w.answers.contains_key(&n)), "change {n}");
+        assert!(world.answers[&n].is_ok(), "{:?}", world.answers[&n]);
+    }
+}
+
+#[test]
+fn a_change_submitted_anywhere_is_decided_everywhere() {
+    let mut world = World::new(genesis(4, 100, HOUR), 4, 1);
+    world.start_all();
+    decide(&mut world, 0, 20);
+    let top = world.height(3);
+    assert!(world.run(Duration::from_secs(5), |w| w.all_at(&ALL, top)));
+    assert_eq!(world.oracle.decided.len() as u64, 20, "one block per change");
+    assert_eq!((world.oracle.equivocations, world.oracle.disagreements), (0, 0));
+    let receipt = world.answers[&7].clone().unwrap();
+    assert_eq!((receipt.height, receipt.version), (8, 1));
+    assert_eq!(receipt.block, world.oracle.decided[&8]);
+}
+
+#[test]
+fn a_change_that_breaks_a_rule_is_answered_with_it() {
+    let mut world = World::new(genesis(4, 100, HOUR), 4, 2);
+    world.start_all();
+    decide(&mut world, 0, 1);
+    world.submit(1, publish(&world.genesis, 0), 100);
+    world.run(Duration::from_secs(2), |w| w.answers.contains_key(&100));
+    let refusal = world.answers[&100].clone().unwrap_err();
+    assert!(refusal.to_string().starts_with("V4: `test/0` is at version 1"), "{refusal}");
+}
+
+#[test]
+fn two_changes_of_one_bundle_are_answered_by_the_one_that_won() {
+    let mut world = World::new(genesis(4, 100, HOUR), 4, 3);
+    world.start_all();
+    let (mine, mut theirs) = (publish(&world.genesis, 5), publish(&world.genesis, 6));
+    // The other author chose the same bundle.
+    if let satrap_certify::Action::Publish(p) = &mut theirs.change.action {
+        p.bundle = satrap_certify::BundleName::new("test/5").unwrap();
+    }
+    theirs.approve(&crate::world::operator());
+    world.submit(0, mine, 1);
+    world.submit(2, theirs, 2);
+    assert!(world.run(Duration::from_secs(10), |w| w.answers.len() == 2));
+    let won = world.answers.values().filter(|a| a.is_ok()).count();
+    assert_eq!(won, 1, "{:?}", world.answers);
+}
+
+#[test]
+fn an_idle_quorum_makes_only_heartbeats() {
+    let mut world = World::new(genesis(4, 100, Duration::from_secs(10)), 4, 4);
+    world.start_all();
+    world.run(Duration::from_secs(100), |_| false);
+    // The first is due ten seconds after the genesis; each takes a few messages.
+    assert!((9..=10).contains(&world.height(0)), "{} blocks", world.height(0));
+    assert!(!world.has_said(0, 5, 1, Step::Prevote), "no round was wasted");
+}
+
+#[test]
+fn a_dead_leader_is_replaced_and_stays_replaced() {
+    let mut world = World::new(genesis(4, 1_000, HOUR), 4, 5);
+    world.start_all();
+    decide(&mut world, 0, 4);
+    let leader = world.store(0).decided(4).unwrap().unwrap().0.checkpoint.proposer;
+    let leader = (0..4).find(|n| crate::world::address(*n) == leader).unwrap();
+    world.nodes[leader as usize].connected = false;
+    let alive: Vec<u8> = ALL.into_iter().filter(|n| *n != leader).collect();
+    let before = world.now;
+    world.submit(alive[0], publish(&world.genesis, 50), 50);
+    assert!(world.run(Duration::from_secs(30), |w| w.answers.contains_key(&50)));
+    let first = world.now - before;
+    let before = world.now;
+    world.submit(alive[0], publish(&world.genesis, 51), 51);
+    assert!(world.run(Duration::from_secs(30), |w| w.answers.contains_key(&51)));
+    let second = world.now - before;
+    assert!(first > Duration::from_millis(500), "the first change pays a timeout: {first:?}");
+    assert!(second < Duration::from_millis(200), "the next does not: {second:?}");
+}
+
+#[test]
+fn losing_and_reordering_a_fifth_of_all_messages_costs_time_only() {
+    for seed in 10..13 {
+        let mut world = World::new(genesis(4, 7, HOUR), 4, seed);
+        world.loss_percent = 20;
+        world.delay_ms_max = 150;
+        world.start_all();
+        decide(&mut world, 0, 15);
+        assert_eq!((world.oracle.equivocations, world.oracle.disagreements), (0, 0), "{seed}");
+    }
+}
+
+#[test]
+fn a_validator_that_was_cut_off_catches_up_by_sync() {
+    let mut world = World::new(genesis(4, 100, HOUR), 4, 20);
+    world.start_all();
+    decide(&mut world, 0, 2);
+    world.nodes[3].connected = false;
+    for n in 100..130 {
+        world.submit(0, publish(&world.genesis, n), n);
+        assert!(world.run(Duration::from_secs(30), |w| w.answers.contains_key(&n)));
+    }
+    let top = world.height(0);
+    assert!(world.height(3) < top - 20);
+    world.nodes[3].connected = true;
+    let before = world.now;
+    assert!(world.run(Duration::from_secs(10), |w| w.height(3) >= top));
+    assert!(world.now - before < Duration::from_secs(4), "{:?}", world.now - before);
+    assert_eq!(world.oracle.disagreements, 0);
+}
+
+#[test]
+fn validators_join_and_leave_and_a_process_outside_the_set_follows() {
+    let mut world = World::new(genesis(4, 5, HOUR), 5, 30);
+    world.start_all();
+    decide(&mut world, 0, 3);
+    assert!(world.run(Duration::from_secs(5), |w| w.height(4) >= 3), "v4 follows");
+    let four = world.genesis.governance.validators.clone();
+    let mut five = four.clone();
+    five.push(info(4));
+    world.submit(0, govern(&world.genesis, 0, five), 900);
+    assert!(world.run(Duration::from_secs(30), |w| w.answers.contains_key(&900)));
+    world.answers[&900].clone().unwrap();
+    decide(&mut world, 10, 6);
+    let voted = (5..11).any(|height| world.has_said(4, height, 0, Step::Precommit));
+    assert!(voted, "the new validator votes");
+    // Five need four votes: the old four can go on without it, and so can any four.
+    world.nodes[1].connected = false;
+    world.submit(0, publish(&world.genesis, 77), 77);
+    assert!(world.run(Duration::from_secs(30), |w| w.answers.contains_key(&77)));
+    world.nodes[1].connected = true;
+    world.submit(2, govern(&world.genesis, 1, four), 901);
+    assert!(world.run(Duration::from_secs(30), |w| w.answers.contains_key(&901)));
+    world.answers[&901].clone().unwrap();
+    let top = world.height(2);
+    decide(&mut world, 20, 6);
+    assert!(!world.has_said(4, top + 3, 0, Step::Prevote), "a former validator is silent");
+    assert!(world.run(Duration::from_secs(20), |w| w.all_at(&[0, 1, 2, 3, 4], top + 6)));
+    assert_eq!((world.oracle.equivocations, world.oracle.disagreements), (0, 0));
+}
+
+#[test]
+fn a_restart_continues_from_snapshot_and_blocks() {
+    let mut world = World::new(genesis(4, 100, HOUR), 4, 40);
+    world.start_all();
+    decide(&mut world, 0, SNAPSHOT_HEIGHTS + 5);
+    let top = world.height(0);
+    assert!(world.run(Duration::from_secs(5), |w| w.all_at(&ALL, top)));
+    let before = world.nodes[1].engine.as_ref().unwrap().ledger().snapshot();
+    for n in ALL {
+        world.nodes[n as usize].engine = None;
+        world.start(n);
+    }
+    let engine = world.nodes[1].engine.as_ref().unwrap();
+    assert_eq!(engine.ledger().snapshot(), before);
+    assert_eq!(engine.replica().height(), top);
+    // What it serves is verified by a follower that knows only the genesis.
+    let follower = Replica::genesis(&world.genesis, Interest::Everything);
+    let update = engine.replica().update_for(&follower.position()).unwrap().unwrap();
+    let now = Timestamp(START.plus(world.now).0);
+    assert_eq!(follower.verify(&update, now).unwrap().height(), top);
+    decide(&mut world, 500, 3);
+}

@@ -1,0 +1,540 @@
+//! Many engines in one thread: virtual time, a seeded network, disks that survive crashes.
+//!
+//! Nothing is mocked but the wire and the clock: engines, ledgers, signatures and redb are the real
+//! ones (redb on memory that outlives the "process"). Frames go through their wire encoding.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use ed25519_dalek::SigningKey;
+use redb::{Database, backends::InMemoryBackend};
+use satrap_certify::{
+    Action, Address, Block, BlockId, BundleName, Change, ChainId, Class, ClassKind, Commit, Genesis,
+    Governance, GovernanceAct, Key, Label, Operator, Policy, PublicKey, Publish, SignedChange,
+    Timestamp, ValidatorInfo,
+};
+use satrap_global_node::{
+    guard::{Guard, Place, Slots, Step},
+    malachite::{
+        Engine, EngineEffect, EngineInput, Frame, Now, Setup, SoftSigner, TimerId, Timing,
+        signing::{bytes_of_proposal, bytes_of_vote, place_of_proposal, place_of_vote},
+    },
+    mempool::{Receipt, Refusal},
+    store::{Decision, DiskError, Snapshot, Storage, Store},
+};
+use satrap_host::store::StoreError;
+use satrap_merkle::BundleTree;
+use satrap_proto::v1::MeshFrame;
+
+pub const START: Timestamp = Timestamp(1_800_000_000_000_000_000);
+const TICK: Duration = Duration::from_millis(250);
+
+/// SplitMix64.
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+}
+
+pub fn key(n: u8) -> SigningKey {
+    SigningKey::from_bytes(&[n + 1; 32])
+}
+
+pub fn operator() -> SigningKey {
+    SigningKey::from_bytes(&[200; 32])
+}
+
+pub fn name(n: u8) -> Label {
+    Label::new(&format!("v{n}")).unwrap()
+}
+
+pub fn address(n: u8) -> Address {
+    PublicKey::of(&key(n)).address()
+}
+
+pub fn info(n: u8) -> ValidatorInfo {
+    ValidatorInfo {
+        name: name(n),
+        public: PublicKey::of(&key(n)),
+        power: 1,
+        jurisdiction: Label::new("eu").unwrap(),
+        url: format!("https://v{n}.invalid:1"),
+    }
+}
+
+pub fn genesis(validators: u8, rotation: u64, heartbeat: Duration) -> Genesis {
+    let public = PublicKey::of(&operator());
+    let operator = Operator { public, principal: Label::new("alice").unwrap() };
+    let class = Class { prefix: String::new(), approvals: 1, kind: ClassKind::Opaque };
+    let governance = Governance {
+        version: 0,
+        approvals: 1,
+        operators: [(public, operator)].into(),
+        classes: [(String::new(), class)].into(),
+        region_keys: BTreeMap::new(),
+        validators: (0..validators).map(info).collect(),
+    };
+    let policy = Policy {
+        heartbeat,
+        trusting_period: Duration::from_secs(90 * 86_400),
+        clock_drift: Duration::from_secs(10),
+        leader_rotation_heights: rotation,
+    };
+    Genesis::new(&ChainId::new("test").unwrap(), START, policy, governance).unwrap()
+}
+
+/// Creates bundle `test/<n>`.
+pub fn publish(genesis: &Genesis, n: u64) -> SignedChange {
+    let mut tree = BundleTree::default();
+    tree.insert(&Key::new(b"key").unwrap(), Arc::from(n.to_be_bytes().as_slice()));
+    let bundle = BundleName::new(&format!("test/{n}")).unwrap();
+    let publish = Publish::between(bundle, 0, &BundleTree::default(), &tree);
+    signed(genesis, Action::Publish(publish))
+}
+
+pub fn govern(genesis: &Genesis, version: u64, validators: Vec<ValidatorInfo>) -> SignedChange {
+    signed(genesis, Action::Govern(version, GovernanceAct::SetValidators(validators)))
+}
+
+fn signed(genesis: &Genesis, action: Action) -> SignedChange {
+    let mut change = SignedChange::unsigned(Change::new(genesis.realm(), action));
+    change.approve(&operator());
+    change
+}
+
+fn forget_log(database: &Database) {
+    const LOG: redb::TableDefinition<'_, u64, &[u8]> = redb::TableDefinition::new("log");
+    let txn = database.begin_write().unwrap();
+    txn.open_table(LOG).unwrap().retain(|_, _| false).unwrap();
+    txn.commit().unwrap();
+}
+
+/// Counts down the operations until a crash.
+#[derive(Clone)]
+pub struct Fuse(Arc<AtomicI64>);
+
+impl Fuse {
+    fn burn(&self) -> io::Result<()> {
+        if self.0.fetch_sub(1, Ordering::Relaxed) == 0 {
+            return Err(io::Error::other("power cut"));
+        }
+        Ok(())
+    }
+}
+
+fn disk_error(error: io::Error) -> DiskError {
+    DiskError::Store(StoreError::File(error))
+}
+
+/// The real store, with a power cut before or after any operation. With `amnesia` it forgets the
+/// log, which is the negative control of the crash tests.
+struct FusedStore {
+    store: Store,
+    fuse: Fuse,
+    amnesia: bool,
+}
+
+impl Storage for FusedStore {
+    fn log(&mut self, entries: &[Vec<u8>]) -> Result<(), DiskError> {
+        self.fuse.burn().map_err(disk_error)?;
+        if !self.amnesia {
+            self.store.log(entries)?;
+        }
+        self.fuse.burn().map_err(disk_error)
+    }
+
+    fn logged(&self) -> Result<Vec<Vec<u8>>, DiskError> {
+        self.store.logged()
+    }
+
+    fn decide(&mut self, decision: &Decision) -> Result<(), DiskError> {
+        self.fuse.burn().map_err(disk_error)?;
+        self.store.decide(decision)?;
+        self.fuse.burn().map_err(disk_error)
+    }
+
+    fn decided(&self, height: u64) -> Result<Option<(Block, Commit)>, DiskError> {
+        self.store.decided(height)
+    }
+
+    fn snapshot(&self) -> Result<Option<Snapshot>, DiskError> {
+        self.store.snapshot()
+    }
+}
+
+/// The last-sign file of a node, which outlives its crashes.
+#[derive(Clone)]
+pub struct MemorySlots {
+    slots: Arc<Mutex<[Vec<u8>; 2]>>,
+    fuse: Fuse,
+}
+
+impl Slots for MemorySlots {
+    fn read(&self) -> io::Result<[Vec<u8>; 2]> {
+        Ok(self.slots.lock().unwrap().clone())
+    }
+
+    fn write(&mut self, slot: usize, bytes: &[u8]) -> io::Result<()> {
+        self.fuse.burn()?;
+        self.slots.lock().unwrap()[slot] = bytes.to_vec();
+        self.fuse.burn()
+    }
+}
+
+/// Changes what a Byzantine node sends: the frame its honest engine would send to one peer becomes
+/// any number of frames.
+pub type Corruption = Box<dyn FnMut(&mut Rng, u8, Frame) -> Vec<Frame>>;
+/// What a Byzantine node sends to everybody at every tick.
+pub type Flood = Box<dyn FnMut(&mut Rng, u64) -> Vec<Frame>>;
+
+pub struct Node {
+    pub engine: Option<Engine>,
+    pub database: Arc<Database>,
+    slots: Arc<Mutex<[Vec<u8>; 2]>>,
+    fuse: Fuse,
+    /// Never writes the log, and loses the guard at each start: the negative control.
+    pub amnesia: bool,
+    /// Loses the log at each start, as an old disk image would.
+    pub loses_log: bool,
+    /// Loses the last-sign file at each start.
+    pub loses_guard: bool,
+    pub corrupt: Option<Corruption>,
+    pub flood: Option<Flood>,
+    pub connected: bool,
+    /// Incremented at each start; what belongs to an earlier life is dropped.
+    life: u64,
+    timers: BTreeMap<TimerId, u64>,
+    pub replayed: u64,
+    pub disconnects: u64,
+}
+
+enum Event {
+    Deliver { to: u8, from: u8, frame: MeshFrame },
+    Timer { node: u8, life: u64, timer: TimerId, token: u64 },
+    Tick { node: u8, life: u64 },
+    Restart { node: u8 },
+}
+
+/// What every signed message that left a node says.
+#[derive(Default)]
+pub struct Oracle {
+    said: BTreeMap<(u8, Place), Vec<u8>>,
+    pub messages: u64,
+    pub equivocations: u64,
+    pub disagreements: u64,
+    pub decided: BTreeMap<u64, BlockId>,
+}
+
+pub struct World {
+    pub genesis: Genesis,
+    pub rng: Rng,
+    pub now: Duration,
+    pub nodes: Vec<Node>,
+    pub oracle: Oracle,
+    pub answers: BTreeMap<u64, Result<Receipt, Refusal>>,
+    queue: BTreeMap<(Duration, u64), Event>,
+    sequence: u64,
+    /// Crash each node within this many operations, as long as there is budget.
+    pub crash_within: u64,
+    pub crash_budget: u64,
+    pub crashes: u64,
+    /// Messages lost, in percent.
+    pub loss_percent: u64,
+    pub delay_ms_max: u64,
+}
+
+impl World {
+    pub fn new(genesis: Genesis, nodes: u8, seed: u64) -> Self {
+        let mut world = Self {
+            genesis,
+            rng: Rng(seed),
+            now: Duration::from_secs(1),
+            nodes: Vec::new(),
+            oracle: Oracle::default(),
+            answers: BTreeMap::new(),
+            queue: BTreeMap::new(),
+            sequence: 0,
+            crash_within: 0,
+            crash_budget: 0,
+            crashes: 0,
+            loss_percent: 0,
+            delay_ms_max: 20,
+        };
+        for _ in 0..nodes {
+            let backend = InMemoryBackend::new();
+            world.nodes.push(Node {
+                engine: None,
+                database: Arc::new(Database::builder().create_with_backend(backend).unwrap()),
+                slots: Arc::default(),
+                fuse: Fuse(Arc::new(AtomicI64::new(i64::MAX))),
+                amnesia: false,
+                loses_log: false,
+                loses_guard: false,
+                corrupt: None,
+                flood: None,
+                connected: true,
+                life: 0,
+                timers: BTreeMap::new(),
+                replayed: 0,
+                disconnects: 0,
+            });
+        }
+        world
+    }
+
+    pub fn start_all(&mut self) {
+        for n in 0..self.nodes.len() {
+            self.start(u8::try_from(n).unwrap());
+        }
+    }
+
+    pub fn now_of(&self) -> Now {
+        Now { monotonic: self.now, wall: START.plus(self.now) }
+    }
+
+    pub fn store(&self, n: u8) -> Store {
+        Store::adopt(self.nodes[n as usize].database.clone(), self.genesis.realm()).unwrap()
+    }
+
+    pub fn start(&mut self, n: u8) {
+        let now = self.now_of();
+        let limit = match self.crash_within {
+            0 => i64::MAX,
+            within if self.crash_budget > 0 => i64::try_from(self.rng.below(within)).unwrap(),
+            _ => i64::MAX,
+        };
+        let store = self.store(n);
+        let node = &mut self.nodes[n as usize];
+        node.life += 1;
+        node.timers.clear();
+        node.fuse.0.store(limit, Ordering::Relaxed);
+        if node.amnesia || node.loses_guard {
+            node.slots = Arc::default();
+        }
+        if node.loses_log {
+            forget_log(&node.database);
+        }
+        let slots = MemorySlots { slots: node.slots.clone(), fuse: node.fuse.clone() };
+        node.replayed += store.logged().unwrap().len() as u64;
+        let store = FusedStore { store, fuse: node.fuse.clone(), amnesia: node.amnesia };
+        let setup = Setup {
+            genesis: self.genesis.clone(),
+            signer: Box::new(SoftSigner::new(key(n))),
+            guard: Guard::load(Box::new(slots)).unwrap(),
+            store: Box::new(store),
+            timing: Timing::default(),
+        };
+        match Engine::start(setup, now) {
+            Ok((engine, effects)) => {
+                let life = node.life;
+                node.engine = Some(engine);
+                self.after(TICK, Event::Tick { node: n, life });
+                self.perform(n, effects);
+            }
+            Err(error) => self.crash(n, &error.to_string()),
+        }
+    }
+
+    /// Pulls the plug. Only a power cut may stop an honest node.
+    pub fn crash(&mut self, n: u8, why: &str) {
+        assert!(why.contains("power cut"), "node {n} stopped at {:?}: {why}", self.now);
+        self.nodes[n as usize].engine = None;
+        self.crashes += 1;
+        self.crash_budget = self.crash_budget.saturating_sub(1);
+        let pause = Duration::from_millis(5 + self.rng.below(200));
+        self.after(pause, Event::Restart { node: n });
+    }
+
+    fn after(&mut self, delay: Duration, event: Event) {
+        self.sequence += 1;
+        self.queue.insert((self.now + delay, self.sequence), event);
+    }
+
+    pub fn submit(&mut self, n: u8, change: SignedChange, ticket: u64) {
+        self.input(n, EngineInput::Submit(change, ticket));
+    }
+
+    pub fn input(&mut self, n: u8, input: EngineInput) {
+        let now = self.now_of();
+        let Some(engine) = &mut self.nodes[n as usize].engine else { return };
+        match engine.step(now, input) {
+            Ok(effects) => self.perform(n, effects),
+            Err(error) => self.crash(n, &error.to_string()),
+        }
+    }
+
+    fn perform(&mut self, n: u8, effects: Vec<EngineEffect>) {
+        let mut cancelled = BTreeSet::new();
+        for effect in effects {
+            match effect {
+                EngineEffect::Broadcast(frame) => {
+                    // A crash between two sends: the rest is lost.
+                    if self.nodes[n as usize].fuse.burn().is_err() {
+                        return self.crash(n, "power cut");
+                    }
+                    for to in 0..u8::try_from(self.nodes.len()).unwrap() {
+                        if to != n {
+                            self.send(n, to, &frame);
+                        }
+                    }
+                }
+                EngineEffect::Send(to, frame) => {
+                    let to = to.as_str()[1..].parse().unwrap();
+                    self.send(n, to, &frame);
+                }
+                EngineEffect::Disconnect(_) => self.nodes[n as usize].disconnects += 1,
+                EngineEffect::Schedule(timer, delay) => {
+                    let token = self.sequence;
+                    let node = &mut self.nodes[n as usize];
+                    node.timers.insert(timer, token);
+                    let life = node.life;
+                    self.after(delay, Event::Timer { node: n, life, timer, token });
+                }
+                EngineEffect::Cancel(timer) => {
+                    cancelled.insert(timer);
+                    self.nodes[n as usize].timers.remove(&timer);
+                }
+                EngineEffect::CancelAll => self.nodes[n as usize].timers.clear(),
+                EngineEffect::Decided(height) => self.decided(n, height),
+                EngineEffect::Answer((ticket, answer)) => {
+                    let previous = self.answers.insert(ticket, answer);
+                    assert!(previous.is_none(), "ticket {ticket} was answered twice");
+                }
+            }
+        }
+    }
+
+    fn decided(&mut self, n: u8, height: u64) {
+        if self.nodes[n as usize].corrupt.is_some() {
+            return;
+        }
+        let store = self.store(n);
+        let (block, _) = store.decided(height).unwrap().unwrap();
+        let id = block.checkpoint.id(self.genesis.realm());
+        if *self.oracle.decided.entry(height).or_insert(id) != id {
+            self.oracle.disagreements += 1;
+        }
+    }
+
+    fn send(&mut self, from: u8, to: u8, frame: &Frame) {
+        let frames = match &mut self.nodes[from as usize].corrupt {
+            Some(corrupt) => corrupt(&mut self.rng, to, frame.clone()),
+            None => {
+                self.witness(from, frame);
+                vec![frame.clone()]
+            }
+        };
+        for frame in frames {
+            self.transmit(from, to, &frame);
+        }
+    }
+
+    fn transmit(&mut self, from: u8, to: u8, frame: &Frame) {
+        let (a, b) = (&self.nodes[from as usize], &self.nodes[to as usize]);
+        if !a.connected || !b.connected || self.rng.below(100) < self.loss_percent {
+            return;
+        }
+        let delay = Duration::from_micros(500 + self.rng.below(self.delay_ms_max * 1_000));
+        self.after(delay, Event::Deliver { to, from, frame: frame.to_wire() });
+    }
+
+    /// Honest nodes only.
+    fn witness(&mut self, from: u8, frame: &Frame) {
+        let realm = self.genesis.realm();
+        let (place, bytes) = match frame {
+            Frame::Vote(v) if v.voter.0 == address(from) => {
+                (place_of_vote(v), bytes_of_vote(realm, v))
+            }
+            Frame::Proposal(p) if p.proposer.0 == address(from) => {
+                (place_of_proposal(p), bytes_of_proposal(realm, p))
+            }
+            _ => return,
+        };
+        self.oracle.messages += 1;
+        let said = self.oracle.said.entry((from, place)).or_insert_with(|| bytes.clone());
+        if *said != bytes {
+            self.oracle.equivocations += 1;
+        }
+    }
+
+    /// Whether node `n` ever sent its message for `step` of (`height`, `round`).
+    pub fn has_said(&self, n: u8, height: u64, round: u32, step: Step) -> bool {
+        self.oracle.said.contains_key(&(n, Place { height, round, step }))
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Deliver { to, from, frame } => {
+                let frame = Frame::from_wire(self.genesis.realm(), frame);
+                let frame = frame.expect("frames that do not decode end the stream elsewhere");
+                self.input(to, EngineInput::Frame(name(from), frame));
+            }
+            Event::Timer { node, life, timer, token } => {
+                let n = &mut self.nodes[node as usize];
+                if n.life == life && n.timers.get(&timer) == Some(&token) {
+                    n.timers.remove(&timer);
+                    self.input(node, EngineInput::Timer(timer));
+                }
+            }
+            Event::Tick { node, life } => {
+                let n = &mut self.nodes[node as usize];
+                if n.life == life && n.engine.is_some() {
+                    let height = n.engine.as_ref().unwrap().height();
+                    let flood = n.flood.as_mut().map(|flood| flood(&mut self.rng, height));
+                    for frame in flood.unwrap_or_default() {
+                        for to in 0..u8::try_from(self.nodes.len()).unwrap() {
+                            if to != node {
+                                self.transmit(node, to, &frame);
+                            }
+                        }
+                    }
+                    self.after(TICK, Event::Tick { node, life });
+                    self.input(node, EngineInput::Tick);
+                }
+            }
+            Event::Restart { node } => self.start(node),
+        }
+    }
+
+    /// Runs until `done`, at most for `span` of virtual time; returns whether it was reached.
+    pub fn run(&mut self, span: Duration, done: impl Fn(&Self) -> bool) -> bool {
+        let end = self.now + span;
+        while !done(self) {
+            let Some(((at, sequence), event)) = self.queue.pop_first() else { return false };
+            if at > end {
+                self.queue.insert((at, sequence), event);
+                self.now = end;
+                return done(self);
+            }
+            self.now = at;
+            self.handle(event);
+        }
+        true
+    }
+
+    pub fn height(&self, n: u8) -> u64 {
+        self.nodes[n as usize].engine.as_ref().map_or(0, |e| e.ledger().height())
+    }
+
+    /// Whether all of `nodes` have decided `height`.
+    pub fn all_at(&self, nodes: &[u8], height: u64) -> bool {
+        nodes.iter().all(|n| self.height(*n) >= height)
+    }
+}

@@ -1,0 +1,355 @@
+//! The configuration of one member: TOML as it was written, then checked.
+//!
+//! Paths are relative to the file. Everything is checked before a socket is opened; an error names
+//! the key, what it says and what was expected.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use satrap_certify::{Genesis, Label};
+use satrap_host::{files, mtls::CredentialFiles};
+use serde::Deserialize;
+
+use crate::{
+    limits::{CONFIG_BYTES_MAX, GENESIS_BYTES_MAX, MEMBERS_MAX, VALIDATORS_MAX},
+    raft::{Compaction, RingSetup, Timing},
+};
+
+/// Another process and where it listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The name in its certificate.
+    pub name: Label,
+    /// `https://HOST:PORT`.
+    pub url: String,
+}
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This member's region.
+    pub region: Label,
+    /// This member.
+    pub name: Label,
+    /// Where it keeps its data.
+    pub data_dir: PathBuf,
+    /// The realm.
+    pub genesis: Arc<Genesis>,
+    /// For edges, operators and other members' questions.
+    pub client_listen: SocketAddr,
+    /// For the ring.
+    pub peer_listen: SocketAddr,
+    /// Who this member is and whom it believes.
+    pub credentials: CredentialFiles,
+    /// All members with their client addresses, this one included.
+    pub members: Vec<Endpoint>,
+    /// All members' peer addresses, as this member dials them.
+    pub peer_urls: BTreeMap<Label, String>,
+    /// Validators to follow and to forward to, in the order to try them.
+    pub validators: Vec<Endpoint>,
+    /// Regions besides this one whose edges may fall back to this member.
+    pub other_regions: Vec<Label>,
+    /// Raft's clocks.
+    pub timing: Timing,
+    /// When the Raft log is compacted.
+    pub compaction: Compaction,
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file cannot be read.
+    #[error("cannot read {}: {error}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// From the file system.
+        error: io::Error,
+    },
+    /// Not TOML of the expected form.
+    #[error("{}: {error}", path.display())]
+    Toml {
+        /// Which file.
+        path: PathBuf,
+        /// Where and what.
+        error: Box<toml::de::Error>,
+    },
+    /// A key has a value it must not have.
+    #[error("`{key}`: {why}")]
+    Key {
+        /// Which.
+        key: &'static str,
+        /// What it says and what was expected.
+        why: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    region: String,
+    name: String,
+    data_dir: PathBuf,
+    genesis: PathBuf,
+    client_listen: SocketAddr,
+    peer_listen: SocketAddr,
+    tls: RawTls,
+    members: Vec<RawMember>,
+    validators: Vec<RawEndpoint>,
+    #[serde(default)]
+    other_regions: Vec<String>,
+    #[serde(default)]
+    peer_url_overrides: BTreeMap<String, String>,
+    #[serde(default)]
+    raft: RawRaft,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTls {
+    cert: PathBuf,
+    key: PathBuf,
+    trust: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMember {
+    name: String,
+    client_url: String,
+    peer_url: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawEndpoint {
+    name: String,
+    url: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawRaft {
+    heartbeat_ms: Option<u64>,
+    election_ms_min: Option<u64>,
+    election_ms_max: Option<u64>,
+}
+
+fn refuse(key: &'static str, why: impl ToString) -> ConfigError {
+    ConfigError::Key { key, why: why.to_string() }
+}
+
+fn label(key: &'static str, text: &str) -> Result<Label, ConfigError> {
+    Label::new(text).map_err(|error| refuse(key, error))
+}
+
+fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, ConfigError> {
+    let unreadable = |error| ConfigError::File { path: path.to_owned(), error };
+    files::read(path, bytes_max).map_err(unreadable)
+}
+
+impl Config {
+    /// Reads and checks the file at `path`, and the genesis it names.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] says which key or file is wrong.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = read(path, CONFIG_BYTES_MAX)?;
+        let text = String::from_utf8(text).map_err(|_| refuse("file", "expected UTF-8 text"))?;
+        let raw: RawConfig = toml::from_str(&text).map_err(|error| ConfigError::Toml {
+            path: path.to_owned(),
+            error: Box::new(error),
+        })?;
+        raw.check(files::parent(path))
+    }
+
+    /// What the ring needs of this.
+    #[must_use]
+    pub fn ring_setup(&self) -> RingSetup {
+        RingSetup {
+            genesis: self.genesis.clone(),
+            region: self.region.clone(),
+            name: self.name.clone(),
+            members: self.peer_urls.clone(),
+            data_dir: self.data_dir.clone(),
+            timing: self.timing,
+            compaction: self.compaction,
+        }
+    }
+}
+
+impl RawConfig {
+    fn check(self, base: &Path) -> Result<Config, ConfigError> {
+        let genesis_path = base.join(&self.genesis);
+        let genesis = Genesis::from_json(&read(&genesis_path, GENESIS_BYTES_MAX)?);
+        let genesis = genesis.map_err(|error| refuse("genesis", error))?;
+        let (region, name) = (label("region", &self.region)?, label("name", &self.name)?);
+        let mut peer_urls = BTreeMap::new();
+        let mut members = Vec::new();
+        for member in self.members {
+            let name = label("members.name", &member.name)?;
+            if peer_urls.insert(name.clone(), member.peer_url).is_some() {
+                return Err(refuse("members", format!("`{name}` is listed twice")));
+            }
+            members.push(Endpoint { name, url: member.client_url });
+        }
+        if !(1..=MEMBERS_MAX).contains(&members.len()) {
+            let why = format!("{} members, expected 1 to {MEMBERS_MAX}", members.len());
+            return Err(refuse("members", why));
+        }
+        if !peer_urls.contains_key(&name) {
+            return Err(refuse("members", format!("this member, `{name}`, is not listed")));
+        }
+        for (name, url) in self.peer_url_overrides {
+            let known = peer_urls.get_mut(&label("peer_url_overrides", &name)?);
+            let unknown = || refuse("peer_url_overrides", format!("`{name}` is not a member"));
+            *known.ok_or_else(unknown)? = url;
+        }
+        let regions = self.other_regions.iter().map(|text| label("other_regions", text));
+        Ok(Config {
+            region,
+            name,
+            data_dir: base.join(self.data_dir),
+            genesis: Arc::new(genesis),
+            client_listen: self.client_listen,
+            peer_listen: self.peer_listen,
+            credentials: CredentialFiles {
+                certificate: base.join(self.tls.cert),
+                key: base.join(self.tls.key),
+                trust: base.join(self.tls.trust),
+            },
+            members,
+            peer_urls,
+            validators: check_validators(self.validators)?,
+            other_regions: regions.collect::<Result<_, _>>()?,
+            timing: self.raft.check()?,
+            compaction: Compaction::default(),
+        })
+    }
+}
+
+fn check_validators(raw: Vec<RawEndpoint>) -> Result<Vec<Endpoint>, ConfigError> {
+    if !(1..=VALIDATORS_MAX).contains(&raw.len()) {
+        let why = format!("{} validators, expected 1 to {VALIDATORS_MAX}", raw.len());
+        return Err(refuse("validators", why));
+    }
+    let endpoint = |raw: RawEndpoint| {
+        Ok(Endpoint { name: label("validators.name", &raw.name)?, url: raw.url })
+    };
+    raw.into_iter().map(endpoint).collect()
+}
+
+impl RawRaft {
+    fn check(&self) -> Result<Timing, ConfigError> {
+        let default = Timing::default();
+        let ms = |raw: Option<u64>, default| raw.map_or(default, Duration::from_millis);
+        let timing = Timing {
+            heartbeat: ms(self.heartbeat_ms, default.heartbeat),
+            election_min: ms(self.election_ms_min, default.election_min),
+            election_max: ms(self.election_ms_max, default.election_max),
+        };
+        if timing.heartbeat.is_zero() || timing.election_min < 3 * timing.heartbeat {
+            let why = format!(
+                "heartbeat {:?} and shortest election timeout {:?}: expected at least three \
+                 heartbeats in it, or one lost packet is an election",
+                timing.heartbeat, timing.election_min
+            );
+            return Err(refuse("raft", why));
+        }
+        if timing.election_max <= timing.election_min {
+            let why = format!(
+                "election timeouts {:?} to {:?}: expected a range, or all members run at once",
+                timing.election_min, timing.election_max
+            );
+            return Err(refuse("raft", why));
+        }
+        Ok(timing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::realm::Realm;
+
+    const GOOD: &str = r#"
+        region = "eu"
+        name = "m1"
+        data_dir = "data"
+        genesis = "genesis.json"
+        client_listen = "127.0.0.1:7001"
+        peer_listen = "127.0.0.1:7002"
+        other_regions = ["us"]
+        [tls]
+        cert = "m1.pem"
+        key = "m1.key"
+        trust = "trust.pem"
+        [[members]]
+        name = "m1"
+        client_url = "https://127.0.0.1:7001"
+        peer_url = "https://127.0.0.1:7002"
+        [[members]]
+        name = "m2"
+        client_url = "https://127.0.0.1:7003"
+        peer_url = "https://127.0.0.1:7004"
+        [[validators]]
+        name = "v1"
+        url = "https://127.0.0.1:7005"
+        [peer_url_overrides]
+        m2 = "https://127.0.0.1:7999"
+        [raft]
+        heartbeat_ms = 50
+    "#;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("region.toml");
+        std::fs::write(&path, text).unwrap();
+        let genesis = Realm::new().genesis.to_json();
+        std::fs::write(dir.path().join("genesis.json"), genesis).unwrap();
+        Config::load(&path)
+    }
+
+    #[test]
+    fn a_good_file_gives_every_field() {
+        let config = load(GOOD).unwrap();
+        assert_eq!(config.name.as_str(), "m1");
+        assert!(config.data_dir.is_absolute() && config.data_dir.ends_with("data"));
+        assert!(config.credentials.key.ends_with("m1.key"));
+        let m2 = Label::new("m2").unwrap();
+        assert_eq!(config.peer_urls[&m2], "https://127.0.0.1:7999", "overridden");
+        assert_eq!(config.members[1].url, "https://127.0.0.1:7003");
+        assert_eq!(config.timing.heartbeat, Duration::from_millis(50));
+        assert_eq!(config.timing.election_max, Timing::default().election_max);
+        assert_eq!(config.ring_setup().members.len(), 2);
+    }
+
+    #[test]
+    fn each_mistake_is_named() {
+        for (from, to, expected) in [
+            ("name = \"m1\"", "name = \"m9\"", "`m9`, is not listed"),
+            ("name = \"m2\"", "name = \"m1\"", "`m1` is listed twice"),
+            ("region = \"eu\"", "region = \"EU\"", "`region`"),
+            ("m2 = \"https", "m3 = \"https", "`m3` is not a member"),
+            ("heartbeat_ms = 50", "heartbeat_ms = 100", "three heartbeats"),
+            ("heartbeat_ms = 50", "election_ms_max = 250", "expected a range"),
+            ("heartbeat_ms = 50", "heartbeat = 50", "unknown field"),
+            ("genesis = \"genesis.json\"", "genesis = \"none.json\"", "none.json"),
+            ("7001\"\n        peer_listen", "x\"\n        peer_listen", "socket address"),
+        ] {
+            assert!(GOOD.contains(from), "{from}");
+            let error = load(&GOOD.replacen(from, to, 1)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{to}: {error}");
+        }
+        let none = GOOD.split("[[validators]]").next().unwrap();
+        let error = load(&none.replacen("region =", "validators = []\nregion =", 1)).unwrap_err();
+        assert!(error.to_string().contains("0 validators"), "{error}");
+    }
+}

@@ -1,0 +1,316 @@
+//! What operators ask of a member: to forward a change, and how the region is.
+//!
+//! A member has no say in a change: validators judge it, and their verdict is passed on word for
+//! word. Only when a validator could not answer is the next one asked.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{Stream, future::join_all};
+use satrap_certify::{SignedReport, Timestamp};
+use satrap_host::{
+    clock,
+    mtls::{self, ConnectError, Credentials, PeerRule},
+    pki::{PeerIdentity, PkiError, Role, SpiffeId},
+};
+use satrap_merkle::codec::Canonical as _;
+use satrap_proto::v1::{
+    BundleStatus, GovernanceReply, GovernanceRequest, LightBlockReply, LightBlocksRequest,
+    MemberInfo, RegionStatus, StatusReply, StatusRequest, SubmitReply, SubmitRequest,
+    control_client::ControlClient, control_server, status_reply::Tier,
+};
+use tokio::time::timeout;
+use tonic::{Code, Request, Response, Status, transport::Channel};
+
+use crate::{
+    config::{Config, Endpoint},
+    limits::{STATUS_BYTES_MAX, STATUS_TIMEOUT, SUBMIT_BYTES_MAX, SUBMIT_TIMEOUT},
+    raft::Ring,
+    refusals::Refusals,
+    reports::{EdgeKey, Kept, Reports, merge},
+    status,
+    upstream::validator_rule,
+};
+
+/// One validator's share of [`SUBMIT_TIMEOUT`], so that one that hangs leaves time for another.
+const ATTEMPT_TIMEOUT: Duration = SUBMIT_TIMEOUT.checked_div(2).expect("two is not zero");
+
+/// Serves `satrap.v1.Control`.
+#[derive(Clone)]
+pub struct ControlService(Arc<Inner>);
+
+struct Inner {
+    ring: Ring,
+    region: String,
+    members: Vec<(Endpoint, Option<Channel>)>,
+    validators: Vec<(Endpoint, Channel)>,
+    /// The validator that answered last.
+    preferred: AtomicUsize,
+    upstream_connected: Arc<AtomicBool>,
+    reports: Reports,
+    refusals: Refusals,
+}
+
+/// An address or name in the configuration is not one.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The address.
+    #[error(transparent)]
+    Address(#[from] ConnectError),
+    /// The name.
+    #[error(transparent)]
+    Name(#[from] PkiError),
+}
+
+/// What the service shows besides the ring.
+pub struct Sources {
+    /// Whether this member has a stream from a validator.
+    pub upstream_connected: Arc<AtomicBool>,
+    /// What edges reported.
+    pub reports: Reports,
+    /// What was refused.
+    pub refusals: Refusals,
+}
+
+/// Whether another validator may answer where this one failed.
+fn is_retryable(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Internal
+    )
+}
+
+fn check_role<T>(request: &Request<T>) -> Result<(), Status> {
+    let peer = request.extensions().get::<PeerIdentity>();
+    match peer.map(|peer| (peer.id.role(), &peer.id)) {
+        Some((Role::Operator { .. } | Role::Member { .. }, _)) => Ok(()),
+        Some((_, id)) => Err(status::denied(&format!("{id} is neither operator nor member"))),
+        None => Err(status::denied("no authenticated peer")),
+    }
+}
+
+impl ControlService {
+    /// A service for the members and validators of `config`.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError`] if an address or name is not one.
+    pub fn new(
+        ring: Ring,
+        config: &Config,
+        credentials: &Credentials,
+        sources: Sources,
+    ) -> Result<Self, ControlError> {
+        let chain = config.genesis.realm().chain_id();
+        let region = config.region.to_string();
+        let member = |endpoint: &Endpoint| {
+            if endpoint.name == config.name {
+                return Ok((endpoint.clone(), None));
+            }
+            let role = Role::Member { region: region.clone(), name: endpoint.name.to_string() };
+            let rule = PeerRule::Exactly(SpiffeId::new(chain, role)?);
+            let channel = mtls::connect_lazy(&endpoint.url, credentials, rule)?;
+            Ok((endpoint.clone(), Some(channel)))
+        };
+        let validator = |endpoint: &Endpoint| {
+            let rule = validator_rule(chain, endpoint)?;
+            Ok((endpoint.clone(), mtls::connect_lazy(&endpoint.url, credentials, rule)?))
+        };
+        let members = config.members.iter().map(member).collect::<Result<_, ControlError>>()?;
+        let validators =
+            config.validators.iter().map(validator).collect::<Result<_, ControlError>>()?;
+        let Sources { upstream_connected, reports, refusals } = sources;
+        let preferred = AtomicUsize::new(0);
+        Ok(Self(Arc::new(Inner {
+            ring,
+            region,
+            members,
+            validators,
+            preferred,
+            upstream_connected,
+            reports,
+            refusals,
+        })))
+    }
+
+    /// Asks validators in turn until one answers for itself.
+    async fn forward<T, F: Future<Output = Result<Response<T>, Status>>>(
+        &self,
+        ask: impl Fn(ControlClient<Channel>) -> F,
+    ) -> Result<Response<T>, Status> {
+        let inner = &*self.0;
+        let first = inner.preferred.load(Ordering::Relaxed);
+        let deadline = clock::monotonic() + SUBMIT_TIMEOUT;
+        let mut last = String::new();
+        for turn in 0..inner.validators.len() {
+            let index = (first + turn) % inner.validators.len();
+            let left = deadline.saturating_sub(clock::monotonic()).min(ATTEMPT_TIMEOUT);
+            if left.is_zero() {
+                break;
+            }
+            let (endpoint, channel) = &inner.validators[index];
+            let client = ControlClient::new(channel.clone());
+            let answer = timeout(left, ask(client)).await.unwrap_or_else(|_| {
+                Err(status::refused(Code::DeadlineExceeded, &format!("no answer in {left:?}")))
+            });
+            match answer {
+                Err(status) if is_retryable(status.code()) => {
+                    last = format!("`{}`: {}", endpoint.name, status.message());
+                    tracing::warn!("validator could not answer: {last}");
+                }
+                answer => {
+                    inner.preferred.store(index, Ordering::Relaxed);
+                    return answer;
+                }
+            }
+        }
+        Err(status::unavailable(&format!("no validator answered; last {last}")))
+    }
+
+    fn local(&self) -> RegionStatus {
+        let inner = &*self.0;
+        let (raft, region) = (inner.ring.status(), inner.ring.region());
+        let replica = region.replica();
+        let bundles = replica.heads().values().map(|head| BundleStatus {
+            name: head.name.to_string(),
+            version: head.version,
+            root: head.root.to_vec().into(),
+            entries: head.entries,
+            bytes: head.bytes,
+        });
+        let members = inner.members.iter().map(|(endpoint, channel)| MemberInfo {
+            name: endpoint.name.to_string(),
+            url: endpoint.url.clone(),
+            reachable: channel.is_none(),
+            lag: raft.lag.get(&(&endpoint.name).into()).copied().unwrap_or(0),
+        });
+        let certified = replica.certified_time();
+        let age = Timestamp(clock::now()).since(certified);
+        let refusals = inner.refusals.counts().into_iter();
+        RegionStatus {
+            region: inner.region.clone(),
+            member: inner.ring.name().to_string(),
+            leader: raft.leader.map(|leader| leader.to_string()).unwrap_or_default(),
+            term: raft.term,
+            log_index: raft.log_index,
+            applied_index: raft.applied_index,
+            height: replica.height(),
+            time_unix_ns: certified.0,
+            age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+            upstream_connected: inner.upstream_connected.load(Ordering::Relaxed),
+            bundles: bundles.collect(),
+            members: members.collect(),
+            reports: inner.reports.newest().into_values().map(|k| k.bytes.into()).collect(),
+            refusals: refusals.map(|(rule, count)| (rule.to_owned(), count)).collect(),
+            connected_edges: inner.reports.connected(&inner.region),
+        }
+    }
+
+    /// Every other member's own status, if it answers.
+    async fn ask_members(&self) -> Vec<RegionStatus> {
+        let ask = |channel: &Channel| {
+            let mut client =
+                ControlClient::new(channel.clone()).max_decoding_message_size(STATUS_BYTES_MAX);
+            async move {
+                let asked = client.status(StatusRequest { local_only: true });
+                match timeout(STATUS_TIMEOUT, asked).await.ok()?.ok()?.into_inner().tier? {
+                    Tier::Region(status) => Some(status),
+                    Tier::Validator(_) => None,
+                }
+            }
+        };
+        let channels = self.0.members.iter().filter_map(|(_, channel)| channel.as_ref());
+        join_all(channels.map(ask)).await.into_iter().flatten().collect()
+    }
+}
+
+/// One picture of the region from what its members say.
+fn merge_status(own: RegionStatus, others: &[RegionStatus]) -> RegionStatus {
+    let mut reports: BTreeMap<EdgeKey, Kept> = BTreeMap::new();
+    let mut connected: BTreeSet<String> = own.connected_edges.iter().cloned().collect();
+    let mut merged = own.clone();
+    for status in others.iter().chain([&own]) {
+        for bytes in &status.reports {
+            if let Ok(SignedReport { report, .. }) = SignedReport::from_canonical(bytes) {
+                let edge = (report.region.to_string(), report.edge.to_string());
+                merge(&mut reports, edge, Kept { time: report.time, bytes: bytes.to_vec() });
+            }
+        }
+        connected.extend(status.connected_edges.iter().cloned());
+    }
+    for status in others {
+        for (rule, count) in &status.refusals {
+            *merged.refusals.entry(rule.clone()).or_default() += count;
+        }
+        for member in merged.members.iter_mut().filter(|member| member.name == status.member) {
+            member.reachable = true;
+        }
+        // Only the leader follows upstream and knows who lags.
+        if status.member == status.leader && status.term >= own.term {
+            merged.upstream_connected = status.upstream_connected;
+            for member in &mut merged.members {
+                let known = status.members.iter().find(|known| known.name == member.name);
+                member.lag = known.map_or(0, |known| known.lag);
+            }
+        }
+    }
+    merged.reports = reports.into_values().map(|kept| kept.bytes.into()).collect();
+    merged.connected_edges = connected.into_iter().collect();
+    merged
+}
+
+#[tonic::async_trait]
+impl control_server::Control for ControlService {
+    type LightBlocksStream = Pin<Box<dyn Stream<Item = Result<LightBlockReply, Status>> + Send>>;
+
+    async fn submit(
+        &self,
+        request: Request<SubmitRequest>,
+    ) -> Result<Response<SubmitReply>, Status> {
+        check_role(&request)?;
+        let request = request.into_inner();
+        self.forward(|client| {
+            let request = request.clone();
+            async move { client.max_encoding_message_size(SUBMIT_BYTES_MAX).submit(request).await }
+        })
+        .await
+    }
+
+    async fn status(
+        &self,
+        request: Request<StatusRequest>,
+    ) -> Result<Response<StatusReply>, Status> {
+        check_role(&request)?;
+        let status = if request.into_inner().local_only {
+            self.local()
+        } else {
+            let others = self.ask_members().await;
+            merge_status(self.local(), &others)
+        };
+        Ok(Response::new(StatusReply { tier: Some(Tier::Region(status)) }))
+    }
+
+    async fn light_blocks(
+        &self,
+        request: Request<LightBlocksRequest>,
+    ) -> Result<Response<Self::LightBlocksStream>, Status> {
+        check_role(&request)?;
+        let why = "regions keep no blocks; ask a validator";
+        Err(status::refused(Code::Unimplemented, &why))
+    }
+
+    async fn governance(
+        &self,
+        request: Request<GovernanceRequest>,
+    ) -> Result<Response<GovernanceReply>, Status> {
+        check_role(&request)?;
+        self.forward(|mut client| async move { client.governance(GovernanceRequest {}).await }).await
+    }
+}

@@ -1,0 +1,228 @@
+//! How openraft's messages travel between members, and how long ones are cut into frames.
+//!
+//! Every message starts with a header that names the ring and the sender's instance, because mTLS
+//! proves only a name: a member that was pointed at the wrong ring, or that lost its disk and came
+//! back with an empty one, has the same certificate as before.
+//!
+//! ```text
+//!   version u8 | kind u8 | ring [32] | instance [16] | postcard body
+//! ```
+
+use bytes::{Bytes, BytesMut};
+use futures::{Stream, StreamExt as _};
+use satrap_certify::Digest;
+use satrap_proto::v1::RingFrame;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tonic::Status;
+
+use super::{
+    disk::InstanceId,
+    types::{SnapshotMeta, Vote, decode, encode},
+};
+use crate::limits::RING_CHUNK_BYTES;
+
+const VERSION: u8 = 1;
+const HEADER_BYTES: usize = 1 + 1 + 32 + 16;
+
+/// What a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// Append entries, heartbeats included.
+    Append = 1,
+    /// A real election.
+    Vote = 2,
+    /// Would you vote for me?
+    PreVote = 3,
+    /// A whole snapshot.
+    Snapshot = 4,
+    /// Take over leadership.
+    Transfer = 5,
+    /// Who are you, and has this ring been founded? Sent before the first election.
+    Hello = 6,
+}
+
+/// Who sends: on every message and every reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sender {
+    /// The ring it believes to be in.
+    pub ring: Digest,
+    /// Of its disk.
+    pub instance: InstanceId,
+}
+
+/// A message that is not one.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// Not of this protocol or release.
+    #[error("not a ring message of version {VERSION}; run the same release on all members")]
+    Header,
+    /// Meant for another ring.
+    #[error(
+        "the message belongs to another ring (other genesis or region); check the `members` of \
+         both sides"
+    )]
+    Ring,
+    /// The body does not decode.
+    #[error("{0}")]
+    Body(#[from] super::types::CodecError),
+}
+
+/// Answer to [`Kind::Hello`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// This member has voted or holds log: the ring exists.
+    pub founded: bool,
+}
+
+/// The body of [`Kind::Snapshot`], except that the content follows it as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotHead {
+    /// Of the leader that sends it.
+    pub vote: Vote,
+    /// What it covers.
+    pub meta: SnapshotMeta,
+    /// BLAKE3 of the content.
+    pub digest: Digest,
+}
+
+/// Writes one message.
+pub fn pack<T: Serialize>(sender: &Sender, kind: Kind, body: &T) -> Vec<u8> {
+    let body = encode(body);
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
+    bytes.extend_from_slice(&[VERSION, kind as u8]);
+    bytes.extend_from_slice(&sender.ring);
+    bytes.extend_from_slice(&sender.instance);
+    bytes.extend_from_slice(&body);
+    bytes
+}
+
+/// Reads the header: the sender's instance and the body.
+///
+/// # Errors
+///
+/// [`FrameError`] if the message is of another kind, release or ring.
+pub fn open<'a>(
+    own: &Sender,
+    kind: Kind,
+    bytes: &'a [u8],
+) -> Result<(InstanceId, &'a [u8]), FrameError> {
+    let (header, body) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(FrameError::Header)?;
+    let ([version, of], rest) = header.split_first_chunk().expect("a header has two bytes");
+    if (*version, *of) != (VERSION, kind as u8) {
+        return Err(FrameError::Header);
+    }
+    let (ring, instance) = rest.split_first_chunk::<32>().expect("and 32 more");
+    if *ring != own.ring {
+        return Err(FrameError::Ring);
+    }
+    Ok((instance.try_into().expect("and 16 more"), body))
+}
+
+/// Reads the body of a message.
+///
+/// # Errors
+///
+/// [`FrameError::Body`].
+pub fn body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
+    Ok(decode("ring message", bytes)?)
+}
+
+/// A snapshot message: a length, the head, the content.
+pub fn pack_snapshot(sender: &Sender, head: &SnapshotHead, content: &[u8]) -> Vec<u8> {
+    let head = encode(head);
+    let mut message = pack(sender, Kind::Snapshot, &());
+    let length = u32::try_from(head.len()).expect("a membership of few members is short");
+    message.extend_from_slice(&length.to_be_bytes());
+    message.extend_from_slice(&head);
+    message.extend_from_slice(content);
+    message
+}
+
+/// Reads a snapshot message; the content shares memory with `message`.
+///
+/// # Errors
+///
+/// [`FrameError`].
+pub fn open_snapshot(
+    own: &Sender,
+    message: &Bytes,
+) -> Result<(InstanceId, SnapshotHead, Bytes), FrameError> {
+    let (instance, rest) = open(own, Kind::Snapshot, message)?;
+    let (length, rest) = rest.split_first_chunk::<4>().ok_or(FrameError::Header)?;
+    let length = u32::from_be_bytes(*length) as usize;
+    let (head, content) = rest.split_at_checked(length).ok_or(FrameError::Header)?;
+    Ok((instance, body(head)?, message.slice_ref(content)))
+}
+
+/// Cuts a message into frames that share its memory.
+pub fn split(message: Vec<u8>) -> impl Iterator<Item = RingFrame> + Send + 'static {
+    let mut rest = Bytes::from(message);
+    std::iter::from_fn(move || {
+        let length = rest.len().min(RING_CHUNK_BYTES);
+        (length > 0).then(|| RingFrame { payload: rest.split_to(length) })
+    })
+}
+
+/// Puts a message together again; `bytes_max` is checked before each frame is kept.
+///
+/// # Errors
+///
+/// The stream's own error, or [`Status::resource_exhausted`].
+pub async fn join(
+    mut frames: impl Stream<Item = Result<RingFrame, Status>> + Unpin,
+    bytes_max: usize,
+) -> Result<Bytes, Status> {
+    let mut message = BytesMut::new();
+    while let Some(frame) = frames.next().await {
+        let payload = frame?.payload;
+        if message.len() + payload.len() > bytes_max {
+            let text = format!("ring message exceeds {bytes_max} bytes");
+            return Err(Status::resource_exhausted(text));
+        }
+        message.extend_from_slice(&payload);
+    }
+    Ok(message.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{executor::block_on, stream};
+
+    use super::*;
+
+    const SENDER: Sender = Sender { ring: [7; 32], instance: [9; 16] };
+
+    #[test]
+    fn a_message_is_of_one_kind_and_one_ring() {
+        let message = pack(&SENDER, Kind::Hello, &Welcome { founded: true });
+        let (instance, rest) = open(&SENDER, Kind::Hello, &message).unwrap();
+        assert_eq!(instance, SENDER.instance);
+        assert!(body::<Welcome>(rest).unwrap().founded);
+        assert!(matches!(open(&SENDER, Kind::Vote, &message), Err(FrameError::Header)));
+        let other = Sender { ring: [8; 32], ..SENDER };
+        assert!(matches!(open(&other, Kind::Hello, &message), Err(FrameError::Ring)));
+        for end in 0..HEADER_BYTES {
+            assert!(open(&SENDER, Kind::Hello, &message[..end]).is_err(), "{end} bytes");
+        }
+    }
+
+    #[test]
+    fn long_messages_travel_in_pieces_up_to_the_limit() {
+        let head = SnapshotHead {
+            vote: Vote::new_committed(1, 1.into()),
+            meta: SnapshotMeta::default(),
+            digest: [3; 32],
+        };
+        let content = vec![5; 2 * RING_CHUNK_BYTES];
+        let message = pack_snapshot(&SENDER, &head, &content);
+        let bytes = message.len();
+        let frames: Vec<_> = split(message).map(Ok).collect();
+        assert_eq!(frames.len(), 3);
+        let joined = block_on(join(stream::iter(frames.clone()), bytes)).unwrap();
+        let (_, read, data) = open_snapshot(&SENDER, &joined).unwrap();
+        assert_eq!((read, &data[..]), (head, &content[..]));
+        let refused = block_on(join(stream::iter(frames), bytes - 1)).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+    }
+}

@@ -1,0 +1,256 @@
+//! Follows the validators, on the ring's leader only, and proposes what verifies.
+//!
+//! A validator alone is trusted no more than any server: what it sends is verified here, before it
+//! costs the ring a log entry, and again by every member in apply. One that sends nothing is left
+//! as well, since silence may hide a newer checkpoint.
+//!
+//! ```text
+//!   not leading ◀──▶ connecting ──▶ following ── verified ──▶ proposed ──▶ following
+//!                        ▲              │ refused, ended, or no fresh checkpoint in time
+//!                        └── backoff ◀──┘ the next validator
+//! ```
+//!
+//! A region that reaches no validator keeps serving what it has; its age is in the status.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use satrap_certify::{Rejection, Timestamp, Update};
+use satrap_host::{
+    Shutdown, clock,
+    mtls::{self, ConnectError, Credentials, PeerRule},
+    pki::{PkiError, Role, SpiffeId},
+    rng,
+};
+use satrap_merkle::codec::Canonical as _;
+use satrap_pressure::FullJitter;
+use satrap_proto::v1::{FollowRequest, follow_request::Body, sync_client::SyncClient};
+use satrap_regional_core::Command;
+use tokio::{
+    sync::mpsc,
+    task,
+    time::{sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, transport::Channel};
+
+use crate::{
+    config::Endpoint,
+    limits::UPDATE_MESSAGE_BYTES_MAX,
+    raft::{Leading, ProposeError, Reply, Ring},
+    refusals::Refusals,
+};
+
+/// The longest first delay after a failure.
+const BACKOFF_BASE: Duration = Duration::from_millis(250);
+/// A stream that lived this long was a good one.
+const STABLE_PERIOD: Duration = Duration::from_secs(10);
+/// Updates longer than this are verified on another thread.
+const INLINE_UPDATE_BYTES_MAX: usize = 64 * 1024;
+/// Requests that wait for the validator; positions only.
+const OUTBOUND_MAX: usize = 4;
+
+/// Why a validator is left for the next one.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// It cannot be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// Its name is not one.
+    #[error(transparent)]
+    Name(#[from] PkiError),
+    /// It ended the stream.
+    #[error("stream ended: {}", .0.message())]
+    Ended(#[from] Status),
+    /// It sent something that does not verify.
+    #[error("refused by rule {rule}: {0}", rule = .0.rule())]
+    Refused(#[from] Rejection),
+    /// It sent no fresh checkpoint for this long.
+    #[error("no fresh checkpoint in {0:?}; another validator may have one")]
+    Stale(Duration),
+    /// This ring did not take the proposal.
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+    /// The verifying thread ended; the process is stopping.
+    #[error("verification was interrupted")]
+    Interrupted,
+}
+
+/// Follows validators for one member.
+pub struct Upstream {
+    ring: Ring,
+    validators: Vec<Endpoint>,
+    credentials: Credentials,
+    chain: String,
+    stale_after: Duration,
+    refusals: Refusals,
+    connected: Arc<AtomicBool>,
+}
+
+/// What a good update did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adoption {
+    /// The ring moved to this height.
+    Adopted(u64),
+    /// The ring was there already.
+    NothingNew,
+}
+
+/// Checks that whoever answers at `endpoint` is that validator.
+///
+/// # Errors
+///
+/// If its name is not one.
+pub fn validator_rule(chain: &str, endpoint: &Endpoint) -> Result<PeerRule, PkiError> {
+    let role = Role::Validator { name: endpoint.name.to_string() };
+    Ok(PeerRule::Exactly(SpiffeId::new(chain, role)?))
+}
+
+impl Upstream {
+    /// Follows `validators` in the realm of `ring`. An idle realm certifies once per `heartbeat`.
+    #[must_use]
+    pub fn new(
+        ring: Ring,
+        validators: Vec<Endpoint>,
+        credentials: Credentials,
+        heartbeat: Duration,
+        refusals: Refusals,
+    ) -> Self {
+        let chain = ring.region().replica().realm().chain_id().to_owned();
+        let stale_after = heartbeat.mul_f64(2.5);
+        let connected = Arc::default();
+        Self { ring, validators, credentials, chain, stale_after, refusals, connected }
+    }
+
+    /// Whether there is a live stream; shared with whoever reports status.
+    #[must_use]
+    pub fn connected(&self) -> Arc<AtomicBool> {
+        self.connected.clone()
+    }
+
+    /// Follows whenever this member leads, until `shutdown`.
+    ///
+    /// # Errors
+    ///
+    /// None; failures lead to the next validator.
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), Infallible> {
+        let follow = async {
+            while self.ring.until(Leading::Yes).await {
+                tokio::select! {
+                    never = self.follow_forever() => match never {},
+                    _ = self.ring.until(Leading::No) => {}
+                }
+                self.connected.store(false, Ordering::Relaxed);
+            }
+        };
+        tokio::select! {
+            () = follow => shutdown.requested().await,
+            () = shutdown.requested() => {}
+        }
+        self.connected.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn follow_forever(&self) -> Infallible {
+        let mut backoff = FullJitter::new(BACKOFF_BASE, STABLE_PERIOD);
+        // Rings spread over the validators, and so does one ring over its leaders.
+        let mut turn = usize::try_from(rng::u64() % self.validators.len() as u64).unwrap_or(0);
+        loop {
+            let validator = &self.validators[turn % self.validators.len()];
+            let started = clock::monotonic();
+            let ended = match self.follow(validator).await {
+                Err(ended) => ended,
+                Ok(never) => match never {},
+            };
+            self.connected.store(false, Ordering::Relaxed);
+            tracing::warn!(validator = %validator.name, "left a validator: {ended}");
+            backoff.connection_ended(clock::monotonic().saturating_sub(started));
+            turn = turn.wrapping_add(1);
+            sleep(backoff.next_delay(rng::u64())).await;
+        }
+    }
+
+    async fn follow(&self, validator: &Endpoint) -> Result<Infallible, UpstreamError> {
+        let rule = validator_rule(&self.chain, validator)?;
+        let channel = mtls::connect(&validator.url, &self.credentials, rule).await?;
+        let mut client = sync_client(channel);
+        let (positions, outbound) = mpsc::channel(OUTBOUND_MAX);
+        self.say_position(&positions)?;
+        let mut replies = client.follow(ReceiverStream::new(outbound)).await?.into_inner();
+        self.connected.store(true, Ordering::Relaxed);
+        tracing::info!(validator = %validator.name, "following");
+        let mut fresh_at = clock::monotonic();
+        loop {
+            let silent = clock::monotonic().saturating_sub(fresh_at);
+            let left = self.stale_after.saturating_sub(silent);
+            let reply = timeout(left, replies.message()).await;
+            let reply = reply.map_err(|_| UpstreamError::Stale(self.stale_after))??;
+            let Some(reply) = reply else {
+                return Err(Status::ok("by the validator").into());
+            };
+            if self.adopt(reply.update).await? != Adoption::NothingNew {
+                if self.age() <= self.stale_after {
+                    fresh_at = clock::monotonic();
+                }
+                self.say_position(&positions)?;
+            }
+        }
+    }
+
+    fn age(&self) -> Duration {
+        Timestamp(clock::now()).since(self.ring.region().replica().certified_time())
+    }
+
+    fn say_position(&self, positions: &mpsc::Sender<FollowRequest>) -> Result<(), UpstreamError> {
+        let position = self.ring.region().replica().position().to_canonical();
+        let request = FollowRequest { body: Some(Body::Position(position.into())) };
+        let stuck = |_| Status::resource_exhausted("the validator takes no requests");
+        Ok(positions.try_send(request).map_err(stuck)?)
+    }
+
+    /// Verifies one update and proposes it. What does not verify never reaches the log.
+    ///
+    /// # Errors
+    ///
+    /// [`UpstreamError::Refused`] blames the sender and is counted; [`UpstreamError::Propose`] is
+    /// this ring's.
+    pub async fn adopt(&self, update: Bytes) -> Result<Adoption, UpstreamError> {
+        let now = Timestamp(clock::now());
+        let region = self.ring.region();
+        let inline = update.len() <= INLINE_UPDATE_BYTES_MAX;
+        let verify = move || {
+            let update = Update::from_canonical(&update)?;
+            region.replica().verify(&update, now).map(|_| update)
+        };
+        let verified = if inline {
+            verify()
+        } else {
+            task::spawn_blocking(verify).await.map_err(|_| UpstreamError::Interrupted)?
+        };
+        let update = match verified {
+            Ok(update) => Box::new(update),
+            // The answer to a position that we have left meanwhile.
+            Err(Rejection::NotNewer { .. }) => return Ok(Adoption::NothingNew),
+            Err(rejection) => {
+                self.refusals.count(&rejection);
+                return Err(rejection.into());
+            }
+        };
+        match self.ring.propose(&Command::Adopt { update, now }).await? {
+            Reply::Adopted(height) => Ok(Adoption::Adopted(height)),
+            // Overtaken by an earlier leader's proposal; apply has logged the reason.
+            Reply::Refused { .. } | Reply::Blank => Ok(Adoption::NothingNew),
+        }
+    }
+}
+
+fn sync_client(channel: Channel) -> SyncClient<Channel> {
+    SyncClient::new(channel).max_decoding_message_size(UPDATE_MESSAGE_BYTES_MAX)
+}
