@@ -24,8 +24,8 @@ use satrap_host::{
 };
 use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{
-    FollowReply, FollowRequest, GovernanceRequest, StatusReply, StatusRequest, SubmitReply, SubmitRequest,
-    control_client::ControlClient, follow_request::Body, status_reply::Tier,
+    FollowReply, FollowRequest, GovernanceRequest, StatusReply, StatusRequest, SubmitReply,
+    SubmitRequest, control_client::ControlClient, follow_request::Body, status_reply::Tier,
     sync_client::SyncClient,
 };
 use tokio::{sync::mpsc, time::timeout};
@@ -61,7 +61,7 @@ pub struct Connection {
     #[arg(long, value_name = "FILE")]
     pub cert: Option<PathBuf>,
     /// Its key
-    #[arg(long, value_name = "FILE")]
+    #[arg(id = "tls_key", long = "key", value_name = "FILE")]
     pub key: Option<PathBuf>,
     /// CAs to trust
     #[arg(long, value_name = "FILE")]
@@ -159,8 +159,8 @@ impl Connection {
 ///
 /// If there is none, or it is not one.
 pub fn read_genesis(path: &std::path::Path) -> Result<Genesis, CliError> {
-    let json = files::read(path, GENESIS_BYTES_MAX)
-        .map_err(|e| CliError::file("genesis", path, &e))?;
+    let json =
+        files::read(path, GENESIS_BYTES_MAX).map_err(|e| CliError::file("genesis", path, &e))?;
     Genesis::from_json(&json).map_err(|e| CliError::refused(format!("{}: {e}", path.display())))
 }
 
@@ -224,8 +224,7 @@ impl Client {
     pub async fn status(&self, endpoint: &Endpoint) -> Result<StatusReply, String> {
         let channel = self.channel(endpoint).await?;
         let request = StatusRequest { local_only: false };
-        let mut control =
-            ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut control = ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let reply = timeout(READ_WITHIN, control.status(request)).await;
         let reply = reply.map_err(|_| format!("no answer within {READ_WITHIN:?}"))?;
         reply.map(tonic::Response::into_inner).map_err(|status| status_text(&status))
@@ -449,7 +448,8 @@ fn named_rule(message: &str) -> (Option<&str>, &str) {
     };
     let is_rule = |word: &str| {
         let digits = word.trim_start_matches(|c: char| c.is_ascii_uppercase());
-        word.len() - digits.len() == 1 && (1..=2).contains(&digits.len())
+        word.len() - digits.len() == 1
+            && (1..=2).contains(&digits.len())
             && digits.bytes().all(|b| b.is_ascii_digit())
     };
     match split {

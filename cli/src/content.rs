@@ -47,8 +47,8 @@ pub fn read(path: &Path) -> Result<BundleTree, CliError> {
         reader.read(path, 0)?;
         return Ok(reader.tree);
     }
-    let bytes = files::read(path, PEM_FILE_BYTES_MAX)
-        .map_err(|e| CliError::file("content", path, &e))?;
+    let bytes =
+        files::read(path, PEM_FILE_BYTES_MAX).map_err(|e| CliError::file("content", path, &e))?;
     split_pem(&bytes).map_err(|why| {
         let path = path.display();
         CliError::refused(format!(

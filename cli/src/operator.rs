@@ -6,9 +6,7 @@
 use std::{fmt, path::Path};
 
 use ed25519_dalek::SigningKey;
-use satrap_certify::{
-    Action, GovernanceAct, PublicKey, SignedChange, limits::CHANGE_BYTES_MAX,
-};
+use satrap_certify::{Action, GovernanceAct, PublicKey, SignedChange, limits::CHANGE_BYTES_MAX};
 use satrap_host::files;
 use satrap_merkle::codec::Canonical as _;
 use serde::Serialize;
@@ -218,4 +216,3 @@ pub fn approve(change: &mut SignedChange, paths: &[std::path::PathBuf]) -> Resul
     }
     Ok(())
 }
-

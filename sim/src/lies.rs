@@ -123,7 +123,8 @@ impl Lie {
             Self::ForgeHead => forge_head(truth),
             Self::ForeignCertificate => foreign(truth),
             Self::Garbage => vec![0xA5; 1_000],
-            Self::Oversized => vec![0; frame_bytes_max + 1],
+            // Beyond what any envelope could add.
+            Self::Oversized => vec![0; frame_bytes_max + 4_096],
         }
     }
 }

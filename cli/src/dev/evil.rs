@@ -99,10 +99,7 @@ impl Conspiracy {
 
     /// The next lie for an edge at `position`.
     fn lie(&self, knowledge: &Knowledge, update: &Update, edge: &str, member: &str) -> Vec<u8> {
-        let nothing = Replica::genesis(
-            &self.genesis,
-            Interest::Bundles(vec![self.bundle.clone()]),
-        );
+        let nothing = Replica::genesis(&self.genesis, Interest::Bundles(vec![self.bundle.clone()]));
         let old = knowledge.before.update_for(&nothing.position());
         let old = old.ok().flatten().expect("liars lie only after the second version");
         let whole = |replica: &Replica| {

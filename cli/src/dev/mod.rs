@@ -284,11 +284,7 @@ impl Dev {
     }
 
     /// Feeds `progress` until it is complete.
-    async fn watch(
-        &mut self,
-        tasks: &TaskGroup,
-        progress: &mut Progress,
-    ) -> Result<(), DevError> {
+    async fn watch(&mut self, tasks: &TaskGroup, progress: &mut Progress) -> Result<(), DevError> {
         let deadline = time::sleep(CONVERGE_WITHIN);
         tokio::pin!(deadline);
         // Whoever was seen at this version before the wait began.

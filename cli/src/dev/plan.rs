@@ -20,7 +20,8 @@ pub const BUNDLE: &str = "pki/edge-trust";
 /// The file that holds all its certificates, for programs that want one.
 pub const COMBINED_FILE: &str = "trust.pem";
 
-const VALIDATORS: [(&str, &str); 4] = [("ada", "ie"), ("bell", "us"), ("curie", "fr"), ("dijkstra", "nl")];
+const VALIDATORS: [(&str, &str); 4] =
+    [("ada", "ie"), ("bell", "us"), ("curie", "fr"), ("dijkstra", "nl")];
 const REGIONS: [&str; 2] = ["eu", "us"];
 const ZONES: [&str; 3] = ["a", "b", "c"];
 const EDGES_PER_REGION: usize = 3;
@@ -48,74 +49,72 @@ fn free_ports(count: usize) -> io::Result<impl Iterator<Item = SocketAddr>> {
 ///
 /// If there are no free ports.
 pub fn new_realm(state_dir: &Path, evil: bool) -> io::Result<RealmPlan> {
-        let members = REGIONS.len() * ZONES.len();
-        let mut ports = free_ports(VALIDATORS.len() + 3 * members)?;
-        let mut port = move || ports.next().expect("as many ports were taken as are used");
-        let url = |address: SocketAddr| format!("https://{address}");
-        let validator = |(name, jurisdiction): &(&str, &str), listen| ValidatorPlan {
-            name: label(name),
-            listen,
-            url: url(listen),
-            jurisdiction: label(jurisdiction),
-            power: 1,
-        };
-        let validators = VALIDATORS.iter().map(|v| validator(v, port())).collect();
-        let mut member = |region: &str, zone: &str| {
-            let (client_listen, peer_listen, liar) = (port(), port(), port());
-            let reached = if evil && region == EVIL_REGION { liar } else { client_listen };
-            MemberPlan {
-                name: label(zone),
-                client_listen,
-                client_url: url(reached),
-                peer_listen,
-                peer_url: url(peer_listen),
-            }
-        };
-        let regions: Vec<_> = REGIONS
-            .iter()
-            .map(|region| RegionPlan {
-                name: label(region),
-                members: ZONES.iter().map(|zone| member(region, zone)).collect(),
-            })
-            .collect();
-        let bundle = BundleName::new(BUNDLE).expect("a constant name");
-        let edge = |region: &str, number: usize| EdgePlan {
-            region: label(region),
-            name: label(&format!("{region}-edge-{number}")),
-            bundles: vec![bundle.clone()],
-            fallback_regions: REGIONS.iter().filter(|r| **r != region).map(|r| label(r)).collect(),
-            combined_file: Some(COMBINED_FILE.to_owned()),
-            hook: Vec::new(),
-        };
-        let edges = REGIONS.iter().flat_map(|region| {
-            (1..=EDGES_PER_REGION).map(move |number| edge(region, number))
-        });
-        let edges = edges.collect();
-        let class = |prefix: &str, approvals, kind| Class { prefix: prefix.into(), approvals, kind };
-        // Two realms on one machine are different realms.
-        let name = state_dir.file_name().map(|n| n.to_string_lossy().to_lowercase());
-        let name: String = name.unwrap_or_default().chars().filter(char::is_ascii_alphanumeric).collect();
-        let chain_id = ChainId::new(&format!("dev-{name}")).or_else(|_| ChainId::new("dev"));
-        Ok(RealmPlan {
-                chain_id: chain_id.expect("`dev` is a chain id"),
-                policy: Policy {
-                    heartbeat: Duration::from_secs(30),
-                    trusting_period: 90 * DAY,
-                    clock_drift: Duration::from_secs(10),
-                    leader_rotation_heights: 100,
-                },
-                governance_approvals: 2,
-                lifetimes: Lifetimes { authority: 365 * DAY, leaf: 90 * DAY },
-                validators,
-                regions,
-                edges,
-                operators: vec![label("alice"), label("bob")],
-                classes: vec![
-                    class("pki/", 2, ClassKind::X509Trust),
-                    class("", 1, ClassKind::Opaque),
-                ],
+    let members = REGIONS.len() * ZONES.len();
+    let mut ports = free_ports(VALIDATORS.len() + 3 * members)?;
+    let mut port = move || ports.next().expect("as many ports were taken as are used");
+    let url = |address: SocketAddr| format!("https://{address}");
+    let validator = |(name, jurisdiction): &(&str, &str), listen| ValidatorPlan {
+        name: label(name),
+        listen,
+        url: url(listen),
+        jurisdiction: label(jurisdiction),
+        power: 1,
+    };
+    let validators = VALIDATORS.iter().map(|v| validator(v, port())).collect();
+    let mut member = |region: &str, zone: &str| {
+        let (client_listen, peer_listen, liar) = (port(), port(), port());
+        let reached = if evil && region == EVIL_REGION { liar } else { client_listen };
+        MemberPlan {
+            name: label(zone),
+            client_listen,
+            client_url: url(reached),
+            peer_listen,
+            peer_url: url(peer_listen),
+        }
+    };
+    let regions: Vec<_> = REGIONS
+        .iter()
+        .map(|region| RegionPlan {
+            name: label(region),
+            members: ZONES.iter().map(|zone| member(region, zone)).collect(),
         })
-    }
+        .collect();
+    let bundle = BundleName::new(BUNDLE).expect("a constant name");
+    let edge = |region: &str, number: usize| EdgePlan {
+        region: label(region),
+        name: label(&format!("{region}-edge-{number}")),
+        bundles: vec![bundle.clone()],
+        fallback_regions: REGIONS.iter().filter(|r| **r != region).map(|r| label(r)).collect(),
+        combined_file: Some(COMBINED_FILE.to_owned()),
+        hook: Vec::new(),
+    };
+    let edges = REGIONS
+        .iter()
+        .flat_map(|region| (1..=EDGES_PER_REGION).map(move |number| edge(region, number)));
+    let edges = edges.collect();
+    let class = |prefix: &str, approvals, kind| Class { prefix: prefix.into(), approvals, kind };
+    // Two realms on one machine are different realms.
+    let name = state_dir.file_name().map(|n| n.to_string_lossy().to_lowercase());
+    let name: String =
+        name.unwrap_or_default().chars().filter(char::is_ascii_alphanumeric).collect();
+    let chain_id = ChainId::new(&format!("dev-{name}")).or_else(|_| ChainId::new("dev"));
+    Ok(RealmPlan {
+        chain_id: chain_id.expect("`dev` is a chain id"),
+        policy: Policy {
+            heartbeat: Duration::from_secs(30),
+            trusting_period: 90 * DAY,
+            clock_drift: Duration::from_secs(10),
+            leader_rotation_heights: 100,
+        },
+        governance_approvals: 2,
+        lifetimes: Lifetimes { authority: 365 * DAY, leaf: 90 * DAY },
+        validators,
+        regions,
+        edges,
+        operators: vec![label("alice"), label("bob")],
+        classes: vec![class("pki/", 2, ClassKind::X509Trust), class("", 1, ClassKind::Opaque)],
+    })
+}
 
 /// Where a liar listens, and whose credentials it has.
 #[derive(Clone, Debug)]

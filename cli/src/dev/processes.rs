@@ -129,7 +129,7 @@ impl Supervisor {
             self.tell(ProcessEvent::Started { name, pid }).await;
             let status = tokio::select! {
                 status = child.wait() => status?,
-                _ = self.stop.wait_for(|stop| *stop) => return end(child).await,
+                () = stopped(&mut self.stop) => return end(child).await,
             };
             let lived = clock::monotonic().saturating_sub(started);
             failed_starts = if lived < STARTED_AFTER { failed_starts + 1 } else { 0 };
@@ -141,7 +141,7 @@ impl Supervisor {
             }
             tokio::select! {
                 () = time::sleep(RESTART_AFTER) => {}
-                _ = self.stop.wait_for(|stop| *stop) => return Ok(()),
+                () = stopped(&mut self.stop) => return Ok(()),
             }
         }
     }
@@ -173,6 +173,12 @@ impl Supervisor {
         // The console is gone only while everything is being stopped.
         let _ = self.events.send(event).await;
     }
+}
+
+/// Completes once everything is to end.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // The sender is dropped only after it has asked for the end.
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// SIGTERM, then SIGKILL if that is not enough.

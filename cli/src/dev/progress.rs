@@ -73,7 +73,9 @@ impl Progress {
                 let (tier, name) = (word(sighting.tier), &sighting.name);
                 let did = match self.phase {
                     Phase::Start => "is up".to_owned(),
-                    Phase::Travel => format!("{} version {}", verb(sighting.tier), sighting.version),
+                    Phase::Travel => {
+                        format!("{} version {}", verb(sighting.tier), sighting.version)
+                    }
                 };
                 println!("{tier} {name} {did} after {ms:.0} ms");
             }
@@ -96,7 +98,8 @@ impl Progress {
     pub fn missing(&self) -> String {
         let lacking = |tier: &Tier| {
             let missing = self.totals.of(*tier) - self.count(*tier);
-            (missing > 0).then(|| format!("{missing} of {} {}s", self.totals.of(*tier), word(*tier)))
+            (missing > 0)
+                .then(|| format!("{missing} of {} {}s", self.totals.of(*tier), word(*tier)))
         };
         Tier::ALL.iter().filter_map(lacking).collect::<Vec<_>>().join(", ")
     }
@@ -161,8 +164,9 @@ impl Totals {
 impl Bars {
     fn new(totals: Totals, phase: Phase) -> Self {
         let all = MultiProgress::new();
-        let style = ProgressStyle::with_template("{prefix:>20} {bar:32.green/dim} {pos}/{len} {msg}")
-            .expect("the template is a constant");
+        let style =
+            ProgressStyle::with_template("{prefix:>20} {bar:32.green/dim} {pos}/{len} {msg}")
+                .expect("the template is a constant");
         let bar = |tier: &Tier| {
             let bar = all.add(ProgressBar::new(totals.of(*tier) as u64));
             bar.set_style(style.clone());

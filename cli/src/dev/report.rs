@@ -63,7 +63,10 @@ impl Verdict {
 pub fn lies(told: &[Told], description: &Description, json: bool) -> Result<(), DevError> {
     let mut verdicts = Vec::new();
     for edge in &description.edges {
-        let mut refusals = edge_status(&super::status_file(edge)).map(|s| s.refusals).unwrap_or_default().into_iter();
+        let mut refusals = edge_status(&super::status_file(edge))
+            .map(|s| s.refusals)
+            .unwrap_or_default()
+            .into_iter();
         // An edge meets one server at a time, so its refusals come in the order of the lies.
         for told in told.iter().filter(|told| told.edge == edge.name) {
             let refusal = refusals.find(|refusal| refusal.peer == told.member);

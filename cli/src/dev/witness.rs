@@ -94,8 +94,8 @@ async fn follow_once(
     let (requests, outgoing) = mpsc::channel(1);
     let body = Some(Body::Position(replica.position().to_canonical().into()));
     requests.send(FollowRequest { body }).await.map_err(|e| text(&e))?;
-    let mut client =
-        SyncClient::new(channel).max_decoding_message_size(satrap_certify::limits::UPDATE_BYTES_MAX);
+    let mut client = SyncClient::new(channel)
+        .max_decoding_message_size(satrap_certify::limits::UPDATE_BYTES_MAX);
     let stream = client.follow(ReceiverStream::new(outgoing)).await.map_err(|e| text(&e))?;
     let mut stream = stream.into_inner();
     loop {

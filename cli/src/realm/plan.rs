@@ -145,7 +145,8 @@ impl RealmPlan {
         }
         let members = || self.regions.iter().flat_map(|r| &r.members);
         let urls = self.validators.iter().map(|v| &v.url);
-        let urls: Vec<_> = urls.chain(members().flat_map(|m| [&m.client_url, &m.peer_url])).collect();
+        let urls: Vec<_> =
+            urls.chain(members().flat_map(|m| [&m.client_url, &m.peer_url])).collect();
         urls.iter().try_for_each(|url| check_url(url))?;
         unique("url", urls)?;
         let listens = self.validators.iter().map(|v| v.listen);
@@ -183,8 +184,11 @@ impl RealmPlan {
     fn check_edge(&self, edge: &EdgePlan) -> Result<(), PlanError> {
         let EdgePlan { region, name, bundles, fallback_regions, .. } = edge;
         let known: BTreeSet<_> = self.regions.iter().map(|r| &r.name).collect();
-        if let Some(missing) = [region].into_iter().chain(fallback_regions).find(|r| !known.contains(r)) {
-            let why = format!("edge `{name}` names region `{missing}`, which is not in [[regions]]");
+        if let Some(missing) =
+            [region].into_iter().chain(fallback_regions).find(|r| !known.contains(r))
+        {
+            let why =
+                format!("edge `{name}` names region `{missing}`, which is not in [[regions]]");
             return Err(value("edges.region", why));
         }
         unique("edges.fallback_regions", [region].into_iter().chain(fallback_regions))?;
@@ -195,9 +199,8 @@ impl RealmPlan {
             );
             return Err(value("edges.bundles", why));
         }
-        let covered = |b: &BundleName| {
-            self.classes.iter().any(|class| b.as_str().starts_with(&class.prefix))
-        };
+        let covered =
+            |b: &BundleName| self.classes.iter().any(|class| b.as_str().starts_with(&class.prefix));
         if let Some(bundle) = bundles.iter().find(|b| !covered(b)) {
             let why = format!(
                 "no class covers `{bundle}` of edge `{name}`, so nobody could publish it; add one \

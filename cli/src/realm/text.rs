@@ -175,7 +175,11 @@ impl RawPlan {
                 authority: days(self.pki.ca_days),
                 leaf: days(self.pki.leaf_days),
             },
-            validators: self.validators.into_iter().map(RawValidator::plan).collect::<Result<_, _>>()?,
+            validators: self
+                .validators
+                .into_iter()
+                .map(RawValidator::plan)
+                .collect::<Result<_, _>>()?,
             regions: self.regions.into_iter().map(RawRegion::plan).collect::<Result<_, _>>()?,
             edges: self.edges.into_iter().map(RawEdge::plan).collect::<Result<_, _>>()?,
             operators: labels("operators", &self.operators)?,
@@ -314,16 +318,52 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         let cases = [
-            ("chain_id = \"acme-prod\"", "chain_id = \"Acme\"", "`chain_id`: `Acme` is not a valid chain id"),
+            (
+                "chain_id = \"acme-prod\"",
+                "chain_id = \"Acme\"",
+                "`chain_id`: `Acme` is not a valid chain id",
+            ),
             ("name = \"v2\"", "name = \"v1\"", "`validators.name`: `v1` is there twice"),
-            ("https://v2.example.net:7400", "http://v2.example.net:7400", "`url`: `http://v2.example.net:7400`: expected https://HOST:PORT"),
-            ("https://v2.example.net:7400", "https://v1.example.net:7400", "`url`: `https://v1.example.net:7400` is there twice"),
-            ("region = \"eu\"", "region = \"mars\"", "`edges.region`: edge `web-1` names region `mars`, which is not in [[regions]]"),
-            ("fallback_regions = [\"us\"]", "fallback_regions = [\"eu\"]", "`edges.fallback_regions`: `eu` is there twice"),
-            ("bundles = [\"pki/edge-trust\"]", "bundles = [\"x/y\"]", "`edges.bundles`: no class covers `x/y` of edge `web-1`"),
-            ("bundles = [\"pki/edge-trust\"]", "bundles = []", "`edges.bundles`: edge `web-1` runs 0 bundles, expected 1 to 64"),
-            ("operators = [\"alice\", \"bob\"]", "operators = []", "`operators`: expected at least one"),
-            ("leaf_days = 365", "leaf_days = 4000", "`pki.leaf_days`: 4000 must be above 0 and at most ca_days (3650)"),
+            (
+                "https://v2.example.net:7400",
+                "http://v2.example.net:7400",
+                "`url`: `http://v2.example.net:7400`: expected https://HOST:PORT",
+            ),
+            (
+                "https://v2.example.net:7400",
+                "https://v1.example.net:7400",
+                "`url`: `https://v1.example.net:7400` is there twice",
+            ),
+            (
+                "region = \"eu\"",
+                "region = \"mars\"",
+                "`edges.region`: edge `web-1` names region `mars`, which is not in [[regions]]",
+            ),
+            (
+                "fallback_regions = [\"us\"]",
+                "fallback_regions = [\"eu\"]",
+                "`edges.fallback_regions`: `eu` is there twice",
+            ),
+            (
+                "bundles = [\"pki/edge-trust\"]",
+                "bundles = [\"x/y\"]",
+                "`edges.bundles`: no class covers `x/y` of edge `web-1`",
+            ),
+            (
+                "bundles = [\"pki/edge-trust\"]",
+                "bundles = []",
+                "`edges.bundles`: edge `web-1` runs 0 bundles, expected 1 to 64",
+            ),
+            (
+                "operators = [\"alice\", \"bob\"]",
+                "operators = []",
+                "`operators`: expected at least one",
+            ),
+            (
+                "leaf_days = 365",
+                "leaf_days = 4000",
+                "`pki.leaf_days`: 4000 must be above 0 and at most ca_days (3650)",
+            ),
             ("power = 1", "pwoer = 1", "unknown field `pwoer`"),
         ];
         for (right, wrong, expected) in cases {

@@ -6,9 +6,10 @@
 use std::{fmt, path::PathBuf, time::Duration};
 
 use satrap_host::files;
-use satrap_proto::v1::{LightBlocksRequest, control_client::ControlClient};
+use satrap_proto::v1::{LightBlockReply, LightBlocksRequest, control_client::ControlClient};
 use serde::Serialize;
 use tokio::time::timeout;
+use tonic::Streaming;
 
 use crate::{
     client::{Client, Connection, Endpoint},
@@ -21,6 +22,8 @@ use crate::{
 const MESSAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// An export is held in memory until it is complete.
 const EXPORT_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Tendermint heights are `i64`.
+const HEIGHT_MAX: u64 = i64::MAX as u64;
 /// Between two blocks of a stream.
 const NEXT_WITHIN: Duration = Duration::from_secs(10);
 
@@ -28,10 +31,10 @@ const NEXT_WITHIN: Duration = Duration::from_secs(10);
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// First height
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=HEIGHT_MAX))]
     from: u64,
     /// Last height; 0 for the newest
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=HEIGHT_MAX))]
     to: u64,
     /// Where to write
     #[arg(long, value_name = "FILE")]
@@ -59,8 +62,7 @@ struct Exported {
 pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
     let client = Client::open(&args.connection)?;
     let (export, by) = block_on(fetch(&client, args))?;
-    files::write(&args.out, &export.bytes)
-        .map_err(|e| CliError::file("export", &args.out, &e))?;
+    files::write(&args.out, &export.bytes).map_err(|e| CliError::file("export", &args.out, &e))?;
     output.show(&Exported {
         file: args.out.clone(),
         chain_id: client.genesis.realm().chain_id().to_owned(),
@@ -94,19 +96,43 @@ async fn fetch(client: &Client, args: &Args) -> Result<(Export, String), CliErro
 
 async fn fetch_from(client: &Client, endpoint: &Endpoint, args: &Args) -> Result<Export, String> {
     let channel = client.channel(endpoint).await?;
-    let request = LightBlocksRequest { from_height: args.from, to_height: args.to };
-    let mut stream = ControlClient::new(channel)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .light_blocks(request)
-        .await
-        .map_err(|status| status.message().to_owned())?
-        .into_inner();
+    let mut control = ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let mut export = Export::default();
+    // A server sends so many blocks per request as it likes; an empty page is the end.
     loop {
-        let next = timeout(NEXT_WITHIN, stream.message()).await;
+        let from_height = args.from + export.blocks as u64;
+        if args.to != 0 && from_height > args.to {
+            break;
+        }
+        let request = LightBlocksRequest { from_height, to_height: args.to };
+        let page = control.light_blocks(request).await;
+        let page = page.map_err(|status| status.message().to_owned())?.into_inner();
+        if fetch_page(page, args.from, &mut export).await? == 0 {
+            break;
+        }
+    }
+    let wanted = args.to.checked_sub(args.from).map(|span| span + 1);
+    match export.blocks as u64 {
+        0 => Err(format!("it has no block from height {} on", args.from)),
+        n if args.to != 0 && Some(n) != wanted => Err(format!("it has only {n} of the blocks")),
+        _ => Ok(export),
+    }
+}
+
+/// Appends the blocks of one page and returns how many they were.
+async fn fetch_page(
+    mut page: Streaming<LightBlockReply>,
+    from: u64,
+    export: &mut Export,
+) -> Result<usize, String> {
+    let before = export.blocks;
+    loop {
+        let next = timeout(NEXT_WITHIN, page.message()).await;
         let next = next.map_err(|_| format!("it sent nothing for {NEXT_WITHIN:?}"))?;
-        let Some(block) = next.map_err(|status| status.message().to_owned())? else { break };
-        let expected = args.from + export.blocks as u64;
+        let Some(block) = next.map_err(|status| status.message().to_owned())? else {
+            return Ok(export.blocks - before);
+        };
+        let expected = from + export.blocks as u64;
         if block.height != expected {
             return Err(format!("it sent height {} where {expected} was due", block.height));
         }
@@ -115,14 +141,10 @@ async fn fetch_from(client: &Client, endpoint: &Endpoint, args: &Args) -> Result
         export.bytes.extend_from_slice(&block.light_block);
         export.blocks += 1;
         if export.bytes.len() > EXPORT_BYTES_MAX {
-            return Err(format!("more than {EXPORT_BYTES_MAX} bytes; export fewer heights at once"));
+            return Err(format!(
+                "more than {EXPORT_BYTES_MAX} bytes; export fewer heights at once"
+            ));
         }
-    }
-    let wanted = args.to.checked_sub(args.from).map(|span| span + 1);
-    match export.blocks as u64 {
-        0 => Err(format!("it has no block from height {} on", args.from)),
-        n if args.to != 0 && Some(n) != wanted => Err(format!("it has only {n} of the blocks")),
-        _ => Ok(export),
     }
 }
 

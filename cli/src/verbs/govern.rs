@@ -208,8 +208,8 @@ struct RawValidator {
 
 fn read_validators(path: &Path) -> Result<Vec<ValidatorInfo>, CliError> {
     let refuse = |why: String| CliError::refused(format!("{}: {why}", path.display()));
-    let text = files::read(path, LIST_BYTES_MAX)
-        .map_err(|e| CliError::file("validators", path, &e))?;
+    let text =
+        files::read(path, LIST_BYTES_MAX).map_err(|e| CliError::file("validators", path, &e))?;
     let text = String::from_utf8(text).map_err(|e| refuse(e.to_string()))?;
     let list: RawList = toml::from_str(&text).map_err(|e| refuse(e.to_string()))?;
     let info = |raw: RawValidator| {
@@ -269,7 +269,10 @@ impl View {
 impl fmt::Display for View {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { version, approvals, .. } = self;
-        writeln!(f, "governance version {version}, verified; a change needs {approvals} approvals")?;
+        writeln!(
+            f,
+            "governance version {version}, verified; a change needs {approvals} approvals"
+        )?;
         let row = |cells: &[&str]| cells.iter().map(ToString::to_string).collect::<Vec<_>>();
         let mut rows = vec![row(&["OPERATOR", "KEY"])];
         rows.extend(self.operators.iter().map(|(name, key)| row(&[name, key])));

@@ -175,7 +175,10 @@ impl fmt::Display for Published {
         let Self { bundle, from_version, version, root, difference, .. } = self;
         let root = short(&hex::decode(root).unwrap_or_default());
         let (Some(height), Some(ms), Some(by)) = (self.height, self.decided_ms, &self.by) else {
-            return writeln!(f, "`{bundle}` has this content already: version {version}, root {root}");
+            return writeln!(
+                f,
+                "`{bundle}` has this content already: version {version}, root {root}"
+            );
         };
         let (added, changed) = (difference.added.len(), difference.changed.len());
         let removed = difference.removed.len();
@@ -189,7 +192,10 @@ impl fmt::Display for Saved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let file = self.file.display();
         write!(f, "{}", self.change)?;
-        writeln!(f, "saved to {file}; next: `satrap approve {file} --operator KEY` by others, then \
-                     `satrap submit {file}`")
+        writeln!(
+            f,
+            "saved to {file}; next: `satrap approve {file} --operator KEY` by others, then \
+                     `satrap submit {file}`"
+        )
     }
 }

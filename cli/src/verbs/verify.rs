@@ -116,13 +116,15 @@ fn interest(update: &Update, wanted: Option<&BundleName>) -> Interest {
 fn check_content(args: &Args, replica: &Replica, bundle: &BundleName) -> Result<(), CliError> {
     let Some(head) = replica.heads().get(bundle) else {
         let height = replica.height();
-        let why = format!("the certificate proves that `{bundle}` did not exist at height {height}");
+        let why =
+            format!("the certificate proves that `{bundle}` did not exist at height {height}");
         return Err(CliError::refused(why));
     };
     let Some(path) = &args.dir else { return Ok(()) };
     let mut found = content::read(path)?;
     for key in &args.ignore {
-        let key = Key::new(key.as_bytes()).map_err(|e| CliError::usage(format!("--ignore: {e}")))?;
+        let key =
+            Key::new(key.as_bytes()).map_err(|e| CliError::usage(format!("--ignore: {e}")))?;
         found.remove(&key);
     }
     if found.root() == head.root {

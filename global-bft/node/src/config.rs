@@ -167,8 +167,9 @@ impl RawConfig {
             genesis,
             name: Label::new(&self.name).map_err(|e| value("name", e))?,
             data_dir: base.join(self.data_dir),
-            listen: listen
-                .map_err(|e| value("listen", format!("{e}; expected IP:PORT, such as 0.0.0.0:7700")))?,
+            listen: listen.map_err(|e| {
+                value("listen", format!("{e}; expected IP:PORT, such as 0.0.0.0:7700"))
+            })?,
             signing_key: base.join(self.signing_key),
             tls: Tls {
                 cert: base.join(self.tls.cert),
@@ -249,10 +250,9 @@ mod tests {
         let config = load("").unwrap();
         assert_eq!(config.timing, Timing::default());
         assert!(config.data_dir.is_absolute() && config.data_dir.ends_with("data"));
-        let config = load(
-            "peer_urls = { v2 = \"https://10.0.0.2:7700\" }\ntiming = { propose_ms = 400 }",
-        )
-        .unwrap();
+        let config =
+            load("peer_urls = { v2 = \"https://10.0.0.2:7700\" }\ntiming = { propose_ms = 400 }")
+                .unwrap();
         assert_eq!(config.timing.propose, Duration::from_millis(400));
         assert_eq!(config.peer_urls[&Label::new("v2").unwrap()], "https://10.0.0.2:7700");
     }

@@ -120,7 +120,10 @@ impl Inbox {
         if let Some((from, frame)) = state.next_frame() {
             return Next::Frame(from, frame);
         }
-        state.submissions.pop_front().map_or(Next::Idle, |(change, reply)| Next::Submit(change, reply))
+        state
+            .submissions
+            .pop_front()
+            .map_or(Next::Idle, |(change, reply)| Next::Submit(change, reply))
     }
 }
 

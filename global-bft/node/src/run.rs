@@ -10,11 +10,7 @@
 //! panics, the process stops: a validator that serves but no longer votes would look alive.
 
 use std::{
-    collections::BTreeMap,
-    convert::Infallible,
-    net::SocketAddr,
-    path::Path,
-    sync::Arc,
+    collections::BTreeMap, convert::Infallible, net::SocketAddr, path::Path, sync::Arc,
     time::Duration,
 };
 
@@ -37,7 +33,9 @@ use crate::{
     guard::{Guard, SlotFile},
     inbox::{Inbox, Next, Reply},
     limits::{CONTROL_BYTES_MAX, FOLLOWERS_MAX, FRAME_BYTES_MAX, KEY_BYTES_MAX, TICK},
-    malachite::{Engine, EngineEffect, EngineInput, Fatal, Setup, Signer as _, SoftSigner, TimerId},
+    malachite::{
+        Engine, EngineEffect, EngineInput, Fatal, Setup, Signer as _, SoftSigner, TimerId,
+    },
     mempool::Ticket,
     mesh::{Links, Mesh, Targets, now},
     services::{Control, ControlService, callers},
@@ -302,7 +300,8 @@ impl Consensus {
     fn next_input(&mut self) -> Option<EngineInput> {
         loop {
             let now = clock::monotonic();
-            let due = self.timers.iter().min_by_key(|(_, at)| **at).map(|(timer, at)| (*timer, *at));
+            let due =
+                self.timers.iter().min_by_key(|(_, at)| **at).map(|(timer, at)| (*timer, *at));
             if let Some((timer, _)) = due.filter(|(_, at)| *at <= now) {
                 self.timers.remove(&timer);
                 return Some(EngineInput::Timer(timer));
@@ -347,7 +346,9 @@ impl Consensus {
                 }
             }
         }
-        if let Some(view) = self.view.borrow().refreshed(&self.engine) {
+        // Not in one expression: the borrow would still be held while the view is replaced.
+        let refreshed = self.view.borrow().refreshed(&self.engine);
+        if let Some(view) = refreshed {
             self.view.send_replace(Arc::new(view));
         }
     }

@@ -10,9 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use satrap_certify::{
-    Address, Label, Realm, Replica, SignedChange, light_block::light_block,
-};
+use satrap_certify::{Address, Label, Realm, Replica, SignedChange, light_block::light_block};
 use satrap_host::{TaskGroup, mtls::PeerRule};
 use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{
@@ -145,7 +143,8 @@ impl control_server::Control for Control {
         let bytes = request.into_inner().change;
         let change = SignedChange::from_canonical(&bytes).map_err(status::malformed)?;
         let answer = self.0.inbox.submit(change);
-        let answer = answer.ok_or_else(|| status::busy("too many submissions wait; retry later"))?;
+        let answer =
+            answer.ok_or_else(|| status::busy("too many submissions wait; retry later"))?;
         let answer = answer.await.map_err(|_| status::unavailable("this validator is stopping"))?;
         let receipt = answer.map_err(|refusal| status::refused(&refusal))?;
         Ok(Response::new(SubmitReply {

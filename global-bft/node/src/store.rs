@@ -45,7 +45,9 @@ pub enum DiskError {
         why: DecodeError,
     },
     /// The file belongs to another realm.
-    #[error("the database belongs to the realm with genesis {held}, the configuration names {asked}")]
+    #[error(
+        "the database belongs to the realm with genesis {held}, the configuration names {asked}"
+    )]
     Realm {
         /// Whose file it is.
         held: String,
@@ -247,10 +249,9 @@ impl Storage for Store {
     fn log(&mut self, entries: &[Vec<u8>]) -> Result<(), DiskError> {
         write(&self.0, |txn| {
             let mut log = engine!(txn.open_table(LOG));
-            let mut n = engine!(log.last()).map_or(0, |(last, _)| last.value() + 1);
-            for entry in entries {
+            let next = engine!(log.last()).map_or(0, |(last, _)| last.value() + 1);
+            for (n, entry) in (next..).zip(entries) {
                 engine!(log.insert(n, entry.as_slice()));
-                n += 1;
             }
             Ok(())
         })

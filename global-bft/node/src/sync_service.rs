@@ -51,7 +51,8 @@ impl Sync for FollowService {
         let slot = self.slots.clone().try_acquire_owned();
         let slot = slot.map_err(|_| status::busy("too many followers; ask another server"))?;
         let (replies, stream) = mpsc::channel(1);
-        let follower = Follower { replica: self.replica.clone(), position: None, replies, _slot: slot };
+        let follower =
+            Follower { replica: self.replica.clone(), position: None, replies, _slot: slot };
         let (incoming, shutdown) = (request.into_inner(), self.group.shutdown());
         self.group.spawn_transient(format!("follower {}", peer.id), async move {
             tokio::select! {

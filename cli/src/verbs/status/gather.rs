@@ -53,8 +53,11 @@ pub async fn gather(client: &Client) -> Realm {
         quorum(&mut realm, newest);
     }
     realm.evidence = evidence(&validators);
-    let judge = Judge { genesis_hash: *client.genesis.realm().genesis_hash(), now,
-        trust: client.credentials.current().trust.clone() };
+    let judge = Judge {
+        genesis_hash: *client.genesis.realm().genesis_hash(),
+        now,
+        trust: client.credentials.current().trust.clone(),
+    };
     realm.edges = edges(client.description.as_ref(), &regions, &judge);
     realm
 }
@@ -183,8 +186,7 @@ struct Judge {
 impl Judge {
     /// Verifies a report's certificate, name and signature.
     fn report<'r>(&self, signed: &'r SignedReport) -> Result<&'r Report, String> {
-        let peer =
-            self.trust.verify(&signed.certificate, self.now.0).map_err(|e| e.to_string())?;
+        let peer = self.trust.verify(&signed.certificate, self.now.0).map_err(|e| e.to_string())?;
         let report = signed
             .verify(&self.genesis_hash, &PublicKey(peer.public_key))
             .map_err(|e| e.to_string())?;

@@ -22,8 +22,11 @@ impl fmt::Display for Realm {
         self.edges(f)?;
         for e in &self.evidence {
             let (validator, kind, height) = (&e.validator, &e.kind, e.height);
-            writeln!(f, "\n! validator `{validator}` broke the protocol: {kind} at height {height}; \
-                         remove it with `satrap govern set-validators`")?;
+            writeln!(
+                f,
+                "\n! validator `{validator}` broke the protocol: {kind} at height {height}; \
+                         remove it with `satrap govern set-validators`"
+            )?;
         }
         Ok(())
     }
@@ -91,7 +94,9 @@ impl Realm {
         let current: BTreeMap<&str, u64> =
             self.bundles.iter().map(|b| (b.name.as_str(), b.version)).collect();
         let behind = |edge: &EdgeView| {
-            edge.running.iter().any(|r| current.get(r.bundle.as_str()).is_some_and(|v| *v > r.version))
+            edge.running
+                .iter()
+                .any(|r| current.get(r.bundle.as_str()).is_some_and(|v| *v > r.version))
         };
         let trouble = |edge: &EdgeView| edge.error.is_some() || !edge.connected || behind(edge);
         let few = self.edges.len() <= EDGES_LISTED_MAX;
@@ -145,7 +150,8 @@ fn edge_row(edge: &EdgeView) -> Vec<String> {
     if let Some(error) = &edge.error {
         return row(&[&name, "-", "-", "-", error]);
     }
-    let runs: Vec<_> = edge.running.iter().map(|r| format!("{} v{}", r.bundle, r.version)).collect();
+    let runs: Vec<_> =
+        edge.running.iter().map(|r| format!("{} v{}", r.bundle, r.version)).collect();
     let mut notes = Vec::new();
     if !edge.connected {
         notes.push("not connected".to_owned());

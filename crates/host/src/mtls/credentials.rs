@@ -145,7 +145,8 @@ impl Identity {
         // A trust file without our own CA would cut us off from every peer that has the same one.
         // Judged at a moment when the leaf is valid: its age is the peers' to judge.
         let validity = Validity::from_der(&leaf).map_err(unusable(what.clone()))?;
-        let (now_ns, judged_ns) = (clock::now(), validity.clamp(clock::now()));
+        let now_ns = clock::now();
+        let judged_ns = validity.clamp(now_ns);
         let own = trust.verify(&leaf, judged_ns).map_err(unusable(what))?;
         if own.public_key != signing_key.verifying_key().to_bytes() {
             let key = files.key.display().to_string();

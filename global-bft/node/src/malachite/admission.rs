@@ -21,7 +21,7 @@
 use std::collections::BTreeMap;
 
 use arc_malachitebft_core_consensus::{Input, ProposedValue};
-use arc_malachitebft_core_types::{Round, TimeoutKind, Validity, Validator as _, ValueOrigin};
+use arc_malachitebft_core_types::{Round, TimeoutKind, Validator as _, Validity, ValueOrigin};
 use satrap_certify::{Label, Timestamp};
 
 use super::{
@@ -197,11 +197,8 @@ impl Host {
 
     /// Whether this validator may vote for a proposal.
     fn verdict(&self, proposal: &SignedProposal, arrived: Timestamp) -> Validity {
-        let why = if proposal.pol_round.is_defined() {
-            None
-        } else {
-            self.untimely(proposal, arrived)
-        };
+        let why =
+            if proposal.pol_round.is_defined() { None } else { self.untimely(proposal, arrived) };
         let block = proposal.value.block();
         let why = why.or_else(|| self.ledger.validate(block).err().map(|r| r.to_string()));
         if let Some(why) = &why {
@@ -241,7 +238,9 @@ impl Host {
             self.admit_proposal(from, proposal, arrived);
             self.judge_source();
         }
-        for (from, vote) in votes.into_iter().flat_map(|(f, v)| v.into_iter().map(move |v| (f.clone(), v))) {
+        for (from, vote) in
+            votes.into_iter().flat_map(|(f, v)| v.into_iter().map(move |v| (f.clone(), v)))
+        {
             self.source = Some(from.clone());
             self.admit_vote(from, vote);
             self.judge_source();

@@ -132,13 +132,8 @@ impl Host {
             ledger: self.ledger.snapshot(),
             replica: self.replica.snapshot().expect("a height was decided").to_canonical(),
         });
-        let decision = Decision {
-            block: block.clone(),
-            commit: commit.clone(),
-            signers,
-            conflicts,
-            snapshot,
-        };
+        let decision =
+            Decision { block: block.clone(), commit: commit.clone(), signers, conflicts, snapshot };
         self.store.decide(&decision)?;
         let answers = self.mempool.settle(&self.ledger, block, value.value_id().block);
         self.last_commit = Some(commit);

@@ -5,7 +5,9 @@
 //! - **O1** A message of this validator leaves only after the guard admitted it and log and guard
 //!   are on disk, in that order: the guard is then never ahead of the log, so a crash between the
 //!   two cannot make a restarted validator abstain.
-//! - **O2** What the guard refuses is neither signed nor sent. The core is handed
+//! - **O2** A validator that lost part of its log has forgotten what it locked, so it signs nothing
+//!   up to the height of the newest message that the guard remembers.
+//! - **O3** What the guard refuses is neither signed nor sent. The core is handed
 //!   [`ABSTAIN`](super::signing::ABSTAIN), which verifies under no key.
 
 use std::{
@@ -68,6 +70,8 @@ pub(super) struct Host {
     pub guard: Guard,
     pub store: Box<dyn Storage>,
     verifier: RealmVerifier,
+    /// O2: nothing is signed up to this height.
+    abstain_through: u64,
 
     pub ledger: Ledger,
     pub replica: Arc<Replica>,
@@ -109,6 +113,7 @@ impl Host {
         let electorate = Electorate::new(restored.ledger.validators(), 1, None, 1);
         let mut host = Self {
             verifier: RealmVerifier(realm.clone()),
+            abstain_through: 0,
             genesis: setup.genesis,
             realm,
             me,
@@ -183,8 +188,11 @@ impl Host {
         Ok(std::mem::take(&mut self.effects))
     }
 
-    /// Refuses a log with a message of ours that contradicts the guard.
-    pub fn check_log(&self, log: &[Input<Ctx>]) -> Result<(), Fatal> {
+    /// Refuses a log with a message of ours that contradicts the guard, and notices one that lacks
+    /// the newest message the guard remembers (O2).
+    pub fn check_log(&mut self, log: &[Input<Ctx>]) -> Result<(), Fatal> {
+        let mut missing = self.guard.newest().filter(|newest| newest.height >= self.height());
+        let mut own = BTreeMap::new();
         for input in log {
             let (place, bytes) = match input {
                 Input::Vote(vote) if vote.voter == self.me => {
@@ -195,7 +203,23 @@ impl Host {
                 }
                 _ => continue,
             };
-            self.guard.check(place, &codec::digest(&bytes)).map_err(Fatal::Rollback)?;
+            let digest = codec::digest(&bytes);
+            self.guard.check(place, &digest).map_err(Fatal::Rollback)?;
+            missing = missing.filter(|newest| *newest != place);
+            own.insert(place, digest);
+        }
+        // The crash may have come between log and guard. The core publishes a precommit before the
+        // prevote that completed its quorum, so they are admitted here, in the order of signing.
+        for (place, digest) in own {
+            // One that is older than the guard remembers is refused again when it is to be sent.
+            let _ = self.guard.admit(place, &digest);
+        }
+        if let Some(newest) = missing {
+            tracing::error!(
+                height = newest.height,
+                "the log of this height is lost; abstaining until the quorum has decided it"
+            );
+            self.abstain_through = newest.height;
         }
         Ok(())
     }
@@ -305,23 +329,30 @@ impl Host {
         };
         match effect {
             Effect::VerifyCommitCertificate(certificate, set, thresholds, r) => {
-                let verify = self.verifier.verify_commit_certificate(&Ctx, &certificate, &set, thresholds);
+                let verify =
+                    self.verifier.verify_commit_certificate(&Ctx, &certificate, &set, thresholds);
                 r.resume_with(verify.now_or_never().expect(READY))
             }
             Effect::VerifyExtendedCommitCertificate(certificate, set, thresholds, policy, r) => {
                 let verify = self.verifier.verify_extended_commit_certificate(
-                    &Ctx, &certificate, &set, thresholds, policy,
+                    &Ctx,
+                    &certificate,
+                    &set,
+                    thresholds,
+                    policy,
                 );
                 r.resume_with(verify.now_or_never().expect(READY))
             }
             Effect::VerifyPolkaCertificate(certificate, set, thresholds, r) => {
-                let verify = self.verifier.verify_polka_certificate(&Ctx, &certificate, &set, thresholds);
+                let verify =
+                    self.verifier.verify_polka_certificate(&Ctx, &certificate, &set, thresholds);
                 let result = verify.now_or_never().expect(READY);
                 verified(&result, &mut self.junk);
                 r.resume_with(result)
             }
             Effect::VerifyRoundCertificate(certificate, set, thresholds, r) => {
-                let verify = self.verifier.verify_round_certificate(&Ctx, &certificate, &set, thresholds);
+                let verify =
+                    self.verifier.verify_round_certificate(&Ctx, &certificate, &set, thresholds);
                 let result = verify.now_or_never().expect(READY);
                 verified(&result, &mut self.junk);
                 r.resume_with(result)
@@ -343,8 +374,11 @@ impl Host {
         }
     }
 
-    /// O2
+    /// O2, O3
     fn sign(&mut self, place: Place, bytes: &[u8]) -> Result<SignatureBytes, Fatal> {
+        if place.height <= self.abstain_through {
+            return Ok(ABSTAIN);
+        }
         match self.guard.admit(place, &codec::digest(bytes)) {
             Ok(()) => self.signer.sign(bytes).map_err(Fatal::Signer),
             Err(refused) => {

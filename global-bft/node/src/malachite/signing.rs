@@ -8,8 +8,8 @@ use arc_malachitebft_core_types::{NilOrVal, Round, ValidatorProof, VoteExtension
 use arc_malachitebft_signing::{Error, VerificationResult, Verifier};
 use async_trait::async_trait;
 use ed25519_dalek::SigningKey;
-use satrap_certify::{PublicKey, Realm, SignatureBytes, keys, vote};
 use satrap_certify::vote::{proposal_bytes, vote_bytes};
+use satrap_certify::{PublicKey, Realm, SignatureBytes, keys, vote};
 
 use super::context::{Ctx, Proposal, Vote};
 use crate::guard::{Place, Step};

@@ -15,7 +15,10 @@ use satrap_global_node::{
 };
 use satrap_merkle::codec::Reader;
 
-use crate::world::{World, address, genesis, key, name, publish};
+use crate::{
+    realm::{START, address, genesis, key, name, publish},
+    world::World,
+};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const HONEST: [u8; 3] = [0, 1, 2];
@@ -112,7 +115,8 @@ fn a_leader_that_shows_each_validator_another_block_is_convicted() {
     }));
     world.start_all();
     decide(&mut world, 0, 24);
-    let evidence: Vec<_> = HONEST.iter().flat_map(|n| world.store(*n).evidence().unwrap()).collect();
+    let evidence: Vec<_> =
+        HONEST.iter().flat_map(|n| world.store(*n).evidence().unwrap()).collect();
     let found: Vec<_> = evidence.iter().filter(|(_, c)| c.kind == ConflictKind::Proposal).collect();
     assert!(!found.is_empty());
     for (_, conflict) in found {
@@ -193,6 +197,6 @@ fn a_proposal_from_another_time_gets_no_votes() {
     for height in 1..=world.height(0) {
         use satrap_global_node::store::Storage as _;
         let (block, _) = world.store(0).decided(height).unwrap().unwrap();
-        assert!(block.checkpoint.time <= crate::world::START.plus(world.now), "height {height}");
+        assert!(block.checkpoint.time <= START.plus(world.now), "height {height}");
     }
 }

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use satrap_global_node::store::Storage as _;
 
-use crate::world::{World, genesis, publish};
+use crate::{
+    realm::{genesis, publish},
+    world::World,
+};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -46,7 +49,8 @@ fn hundreds_of_crashes_and_not_one_equivocation() {
         );
         for height in 1..=top {
             let blocks: Vec<_> = (0..4).map(|n| world.store(n).decided(height).unwrap()).collect();
-            let ids = blocks.iter().map(|b| b.as_ref().unwrap().0.checkpoint.id(world.genesis.realm()));
+            let ids =
+                blocks.iter().map(|b| b.as_ref().unwrap().0.checkpoint.id(world.genesis.realm()));
             let ids: std::collections::BTreeSet<_> = ids.collect();
             assert_eq!(ids.len(), 1, "seed {seed}, height {height}");
         }
@@ -71,25 +75,29 @@ fn without_log_and_guard_the_same_storm_equivocates() {
     assert!(equivocations > 0, "the oracle would not have noticed a broken log");
 }
 
-/// The guard alone: the log is lost at every crash, the last-sign file is not.
+/// The guard alone: one validator loses its log at every crash, but not the last-sign file. What
+/// it had locked is forgotten, so it abstains until the quorum has left that height behind.
 #[test]
 fn with_the_guard_alone_a_validator_abstains_rather_than_equivocate() {
     let mut crashes = 0;
     for seed in 0..4 {
         let mut world = World::new(genesis(4, 9, HOUR), 4, seed);
-        world.crash_within = 40;
-        world.crash_budget = 60;
-        world.nodes.iter_mut().for_each(|node| node.loses_log = true);
+        // The other three must be up together for the quorum to move, so crashes are rarer here.
+        world.crash_within = 150;
+        world.crash_budget = 80;
+        world.nodes[0].loses_log = true;
         world.start_all();
-        for n in 0..80 {
+        for n in 0..120 {
             let to = u8::try_from(world.rng.below(4)).unwrap();
             world.submit(to, publish(&world.genesis, n), n);
             world.run(Duration::from_millis(300), |_| false);
         }
-        assert_eq!(world.oracle.equivocations, 0, "seed {seed}");
+        assert_eq!((world.oracle.equivocations, world.oracle.disagreements), (0, 0), "{seed}");
+        let top = *world.oracle.decided.keys().last().unwrap();
+        assert!(top >= 20, "seed {seed}: only {top} heights");
         crashes += world.crashes;
     }
-    assert!(crashes >= 150, "only {crashes} crashes");
+    assert!(crashes >= 100, "only {crashes} crashes");
 }
 
 /// The log alone: the last-sign file is lost at every crash, the log is not.

@@ -4,4 +4,5 @@ mod byzantine;
 mod crash;
 mod mesh;
 mod quorum;
+mod realm;
 mod world;

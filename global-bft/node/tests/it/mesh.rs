@@ -18,7 +18,7 @@ use satrap_proto::v1::{
 };
 use tonic::{Code, transport::Channel};
 
-use crate::world::{genesis, key, name, publish};
+use crate::realm::{genesis, key, name, publish};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -161,7 +161,8 @@ fn four_validators_decide_over_mtls_and_one_of_them_restarts() {
         let alice = Credentials::load(realm.credentials("alice", role)).unwrap();
         let mut nodes = Vec::new();
         for n in 0..4 {
-            let running: Vec<_> = nodes.iter().map(|(n, node): &(u8, Node)| (*n, node.address)).collect();
+            let running: Vec<_> =
+                nodes.iter().map(|(n, node): &(u8, Node)| (*n, node.address)).collect();
             nodes.push((n, realm.start(n, &running).await));
         }
         let mut decided = 0;

@@ -5,7 +5,10 @@ use std::time::Duration;
 use satrap_certify::{Interest, Replica, Timestamp};
 use satrap_global_node::{guard::Step, limits::SNAPSHOT_HEIGHTS, store::Storage as _};
 
-use crate::world::{START, World, genesis, govern, info, publish};
+use crate::{
+    realm::{START, address, genesis, govern, info, operator, publish},
+    world::World,
+};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const ALL: [u8; 4] = [0, 1, 2, 3];
@@ -54,7 +57,7 @@ fn two_changes_of_one_bundle_are_answered_by_the_one_that_won() {
     if let satrap_certify::Action::Publish(p) = &mut theirs.change.action {
         p.bundle = satrap_certify::BundleName::new("test/5").unwrap();
     }
-    theirs.approve(&crate::world::operator());
+    theirs.approve(&operator());
     world.submit(0, mine, 1);
     world.submit(2, theirs, 2);
     assert!(world.run(Duration::from_secs(10), |w| w.answers.len() == 2));
@@ -78,7 +81,7 @@ fn a_dead_leader_is_replaced_and_stays_replaced() {
     world.start_all();
     decide(&mut world, 0, 4);
     let leader = world.store(0).decided(4).unwrap().unwrap().0.checkpoint.proposer;
-    let leader = (0..4).find(|n| crate::world::address(*n) == leader).unwrap();
+    let leader = (0..4).find(|n| address(*n) == leader).unwrap();
     world.nodes[leader as usize].connected = false;
     let alive: Vec<u8> = ALL.into_iter().filter(|n| *n != leader).collect();
     let before = world.now;

@@ -13,13 +13,8 @@ use std::{
     time::Duration,
 };
 
-use ed25519_dalek::SigningKey;
 use redb::{Database, backends::InMemoryBackend};
-use satrap_certify::{
-    Action, Address, Block, BlockId, BundleName, Change, ChainId, Class, ClassKind, Commit, Genesis,
-    Governance, GovernanceAct, Key, Label, Operator, Policy, PublicKey, Publish, SignedChange,
-    Timestamp, ValidatorInfo,
-};
+use satrap_certify::{Block, BlockId, Commit, Genesis, SignedChange};
 use satrap_global_node::{
     guard::{Guard, Place, Slots, Step},
     malachite::{
@@ -30,10 +25,10 @@ use satrap_global_node::{
     store::{Decision, DiskError, Snapshot, Storage, Store},
 };
 use satrap_host::store::StoreError;
-use satrap_merkle::BundleTree;
 use satrap_proto::v1::MeshFrame;
 
-pub const START: Timestamp = Timestamp(1_800_000_000_000_000_000);
+use crate::realm::{START, address, key, name};
+
 const TICK: Duration = Duration::from_millis(250);
 
 /// SplitMix64.
@@ -51,72 +46,6 @@ impl Rng {
     pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
-}
-
-pub fn key(n: u8) -> SigningKey {
-    SigningKey::from_bytes(&[n + 1; 32])
-}
-
-pub fn operator() -> SigningKey {
-    SigningKey::from_bytes(&[200; 32])
-}
-
-pub fn name(n: u8) -> Label {
-    Label::new(&format!("v{n}")).unwrap()
-}
-
-pub fn address(n: u8) -> Address {
-    PublicKey::of(&key(n)).address()
-}
-
-pub fn info(n: u8) -> ValidatorInfo {
-    ValidatorInfo {
-        name: name(n),
-        public: PublicKey::of(&key(n)),
-        power: 1,
-        jurisdiction: Label::new("eu").unwrap(),
-        url: format!("https://v{n}.invalid:1"),
-    }
-}
-
-pub fn genesis(validators: u8, rotation: u64, heartbeat: Duration) -> Genesis {
-    let public = PublicKey::of(&operator());
-    let operator = Operator { public, principal: Label::new("alice").unwrap() };
-    let class = Class { prefix: String::new(), approvals: 1, kind: ClassKind::Opaque };
-    let governance = Governance {
-        version: 0,
-        approvals: 1,
-        operators: [(public, operator)].into(),
-        classes: [(String::new(), class)].into(),
-        region_keys: BTreeMap::new(),
-        validators: (0..validators).map(info).collect(),
-    };
-    let policy = Policy {
-        heartbeat,
-        trusting_period: Duration::from_secs(90 * 86_400),
-        clock_drift: Duration::from_secs(10),
-        leader_rotation_heights: rotation,
-    };
-    Genesis::new(&ChainId::new("test").unwrap(), START, policy, governance).unwrap()
-}
-
-/// Creates bundle `test/<n>`.
-pub fn publish(genesis: &Genesis, n: u64) -> SignedChange {
-    let mut tree = BundleTree::default();
-    tree.insert(&Key::new(b"key").unwrap(), Arc::from(n.to_be_bytes().as_slice()));
-    let bundle = BundleName::new(&format!("test/{n}")).unwrap();
-    let publish = Publish::between(bundle, 0, &BundleTree::default(), &tree);
-    signed(genesis, Action::Publish(publish))
-}
-
-pub fn govern(genesis: &Genesis, version: u64, validators: Vec<ValidatorInfo>) -> SignedChange {
-    signed(genesis, Action::Govern(version, GovernanceAct::SetValidators(validators)))
-}
-
-fn signed(genesis: &Genesis, action: Action) -> SignedChange {
-    let mut change = SignedChange::unsigned(Change::new(genesis.realm(), action));
-    change.approve(&operator());
-    change
 }
 
 fn forget_log(database: &Database) {

@@ -65,7 +65,10 @@ fn only_the_edge_itself_can_report() {
     let unknown = edge(&other, "eu", "web");
     for (signed, expected) in [
         (altered, "signature does not verify"),
-        (sign(report("eu", "web"), &evil), "its certificate names spiffe://acme/region/eu/edge/evil"),
+        (
+            sign(report("eu", "web"), &evil),
+            "its certificate names spiffe://acme/region/eu/edge/evil",
+        ),
         (sign(report("us", "web"), &web), "its certificate names spiffe://acme/region/eu/edge/web"),
         (sign(elsewhere, &web), "another realm"),
         (sign(report("eu", "web"), &unknown), "is refused"),

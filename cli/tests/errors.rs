@@ -1,0 +1,127 @@
+//! What a person sees when the command line is wrong: what it is, what was expected, what to do.
+
+mod common;
+
+use std::fs;
+
+use common::satrap;
+
+/// Command line, exit code, the whole text on standard error.
+const CASES: &[(&[&str], i32, &str)] = &[
+    (
+        &["status"],
+        64,
+        "satrap: .satrap/realm.json: No such file or directory (os error 2); start a realm with \
+         `satrap dev`, name one with --realm DIR, or give --endpoint, --genesis, --cert, --key and \
+         --trust\n",
+    ),
+    (
+        &["verify", "--genesis", "none", "--certificate", "none"],
+        64,
+        "satrap: genesis none: No such file or directory (os error 2)\n",
+    ),
+    (
+        &["publish", "config/x", "absent"],
+        64,
+        "satrap: content absent: No such file or directory (os error 2)\n",
+    ),
+    (
+        &["publish", "config/x", "words"],
+        65,
+        "satrap: words: it holds no PEM certificate; a file must be PEM with certificates, put \
+         anything else into a directory and publish that\n",
+    ),
+    (
+        &["submit", "words"],
+        65,
+        "satrap: words is not a change file (input ends in the middle of a value); `publish --out` \
+         makes them\n",
+    ),
+    (
+        &["init", "words"],
+        65,
+        "satrap: words: not a realm description: TOML parse error at line 1, column 5\n  |\n1 | not \
+         toml\n  |     ^\nkey with no value, expected `=`\nsee `satrap init --example`\n",
+    ),
+    (
+        &["edge", "run", "--config", "absent"],
+        64,
+        "satrap: absent: cannot read absent: No such file or directory (os error 2)\n",
+    ),
+    (
+        &["--json", "publish", "config/x", "absent"],
+        64,
+        "{\"error\":{\"kind\":\"usage\",\"message\":\"content absent: No such file or directory (os \
+         error 2)\",\"rule\":null}}\n",
+    ),
+    (
+        &["get", "../etc"],
+        64,
+        "error: invalid value '../etc' for '<BUNDLE>': `../etc` is not a valid bundle name: expected \
+         labels of a-z 0-9 - _ . joined by `/`, at most 128 bytes in all\n\nFor more information, \
+         try '--help'.\n",
+    ),
+    (
+        &["govern", "revoke-operator", "abc"],
+        64,
+        "error: invalid value 'abc' for '<KEY>': expected 64 hex digits of an Ed25519 public \
+         key\n\nFor more information, try '--help'.\n",
+    ),
+    (
+        &["publsh"],
+        64,
+        "error: unrecognized subcommand 'publsh'\n\n  tip: a similar subcommand exists: \
+         'publish'\n\nUsage: satrap [OPTIONS] <COMMAND>\n\nFor more information, try '--help'.\n",
+    ),
+];
+
+#[test]
+fn mistakes_are_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("words"), "not toml\n").unwrap();
+    for (args, code, expected) in CASES {
+        let ran = satrap(dir.path(), args);
+        assert_eq!(ran.err, *expected, "satrap {}", args.join(" "));
+        assert_eq!((ran.code, ran.out.as_str()), (*code, ""), "satrap {}", args.join(" "));
+    }
+}
+
+#[test]
+fn the_command_line_is_consistent() {
+    use clap::CommandFactory as _;
+    satrap_cli::verbs::Cli::command().debug_assert();
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(satrap(dir.path(), &["--version"]).succeeds().starts_with("satrap 0."));
+    let help = satrap(dir.path(), &["--help"]).succeeds();
+    for verb in ["init", "publish", "get", "status", "verify", "dev", "validator", "completions"] {
+        assert!(help.contains(&format!("\n  {verb}")), "{help}");
+    }
+}
+
+#[test]
+fn completions_name_every_verb() {
+    let dir = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = satrap(dir.path(), &["completions", shell]).succeeds();
+        assert!(script.contains("publish") && script.contains("set-validators"), "{shell}");
+    }
+}
+
+#[test]
+fn keys_are_made_once_and_must_stay_private() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let public = satrap(dir.path(), &["--json", "govern", "new-key", "k"]).json();
+    assert_eq!(public["public_key"].as_str().unwrap().len(), 64);
+    satrap(dir.path(), &["govern", "new-key", "k"])
+        .fails(64, "k exists; a key is never overwritten");
+    let path = dir.path().join("k");
+    assert!(satrap_cli::operator::read_key(&path).is_ok());
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    let error = satrap_cli::operator::read_key(&path).unwrap_err();
+    assert!(error.message.contains("run `chmod 600"), "{error}");
+}

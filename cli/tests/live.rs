@@ -1,0 +1,160 @@
+//! The operators' verbs against a real realm: what is decided is read back verified, by whichever
+//! server, and saved certificates verify without one.
+
+mod common;
+mod realm;
+
+use std::{fs, path::Path};
+
+use common::satrap;
+use realm::{BUNDLE, TestRealm, plan};
+use satrap_certify::ClassKind;
+
+struct Live {
+    realm: TestRealm,
+    runtime: tokio::runtime::Runtime,
+    work: tempfile::TempDir,
+}
+
+impl Live {
+    /// A realm of four validators, one region and one edge that has decided nothing.
+    fn start() -> Self {
+        let runtime = satrap_host::runtime::multi_thread("test", 2).unwrap();
+        let mut plan = plan(4, &["eu"], 1);
+        plan.operators.push("bob".parse().unwrap());
+        plan.governance_approvals = 2;
+        plan.classes.push(satrap_certify::Class {
+            prefix: "pki/".into(),
+            approvals: 2,
+            kind: ClassKind::X509Trust,
+        });
+        // Long, so that nothing but what these tests do makes blocks.
+        plan.policy.heartbeat = std::time::Duration::from_secs(600);
+        let realm = runtime.block_on(async { TestRealm::start(plan) });
+        realm.files.description(&realm.plan).store(&realm.files.dir).unwrap();
+        let live = Self { realm, runtime, work: tempfile::tempdir().unwrap() };
+        let client = live.realm.client(live.realm.validator_urls());
+        live.runtime.block_on(live.realm.read(&client));
+        live
+    }
+
+    fn dir(&self) -> &Path {
+        self.work.path()
+    }
+
+    /// Runs the binary against this realm.
+    fn run(&self, args: &[&str]) -> common::Ran {
+        let realm = self.realm.files.dir.to_str().unwrap();
+        satrap(self.dir(), &[args, &["--realm", realm]].concat())
+    }
+
+    fn write(&self, path: &str, bytes: &str) {
+        let path = self.dir().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+
+    fn key(&self, operator: usize) -> String {
+        self.realm.files.operators[operator].operator_key.display().to_string()
+    }
+}
+
+#[test]
+fn a_bundle_is_published_read_verified_and_compared() {
+    let mut live = Live::start();
+    live.write("content/routes/a.json", "1");
+    live.write("content/b.json", "1");
+    live.run(&["get", BUNDLE]).fails(65, "the realm has no bundle `config/test`, proven at height 0");
+    let first = live.run(&["--json", "publish", BUNDLE, "content"]).json();
+    assert_eq!((&first["from_version"], &first["version"]), (&0.into(), &1.into()));
+    assert_eq!(first["difference"]["added"].as_array().unwrap().len(), 2);
+
+    // Unchanged content is no new version, and a stale expectation is no surprise.
+    let same = live.run(&["publish", BUNDLE, "content"]).succeeds();
+    assert!(same.contains("has this content already: version 1"), "{same}");
+    live.write("content/b.json", "2");
+    live.run(&["publish", BUNDLE, "content", "--expect-version", "0"])
+        .fails(65, "refused by rule V4: `config/test` is at version 1");
+    let text = live.run(&["publish", BUNDLE, "content", "--expect-version", "1"]).succeeds();
+    assert!(text.contains("version 1 → 2") && text.contains("0 added, 1 changed"), "{text}");
+
+    let got = live.run(&["--json", "get", BUNDLE, "--certificate", "cert", "--out", "copy"]).json();
+    assert_eq!((&got["version"], &got["stale"]), (&2.into(), &false.into()));
+    assert_eq!(fs::read(live.dir().join("copy/routes/a.json")).unwrap(), b"1");
+    assert_eq!(live.run(&["get", BUNDLE, "b.json"]).succeeds(), "2");
+    live.run(&["get", BUNDLE, "c.json"]).fails(65, "has no key `c.json`");
+
+    // A member serves the same once it has adopted it; the edge runs it, and it verifies offline.
+    live.runtime.block_on(live.realm.converge(2, std::time::Duration::from_secs(60)));
+    let member = live.realm.member_urls().remove(0);
+    let served = live.run(&["--json", "get", BUNDLE, "--endpoint", &member]).json();
+    assert_eq!((&served["root"], &served["from"]), (&got["root"], &member.as_str().into()));
+    let genesis = live.realm.files.genesis.display().to_string();
+    let active = live.realm.files.edges[0].active_dir().join(BUNDLE).display().to_string();
+    let verify = ["verify", "--genesis", &genesis, "--certificate", "cert", "--bundle", BUNDLE];
+    satrap(live.dir(), &[&verify[..], &["--dir", &active]].concat()).succeeds();
+    satrap(live.dir(), &[&verify[..], &["--dir", "content"]].concat()).succeeds();
+
+    let status = live.run(&["--json", "status"]).json();
+    assert_eq!(status["height"], 2);
+    assert!(status["signed_last"].as_array().unwrap().len() >= 3, "{status}");
+    assert_eq!(status["regions"][0]["members"].as_array().unwrap().len(), 3);
+    assert_eq!(status["edges"][0]["error"], serde_json::Value::Null, "{status}");
+    assert_eq!(status["edges"][0]["running"][0]["version"], 2, "{status}");
+    let screen = live.run(&["status"]).succeeds();
+    assert!(screen.contains("config/test  2") && screen.contains("v2: 1"), "{screen}");
+
+    let blocks = live.run(&["--json", "blocks", "--out", "blocks"]).json();
+    assert_eq!((&blocks["from"], &blocks["to"]), (&1.into(), &2.into()));
+    let bytes = fs::read(live.dir().join("blocks")).unwrap();
+    let first = u32::from_be_bytes(bytes[..4].try_into().unwrap()) as usize;
+    let second = u32::from_be_bytes(bytes[4 + first..8 + first].try_into().unwrap()) as usize;
+    assert_eq!(bytes.len(), 8 + first + second);
+    live.run(&["blocks", "--from", "3", "--out", "none"]).fails(69, "no block from height 3 on");
+}
+
+#[test]
+fn two_must_approve_where_the_realm_says_so() {
+    let live = Live::start();
+    let (alice, bob) = (live.key(0), live.key(1));
+    // A real CA certificate: this realm's own.
+    fs::copy(live.realm.files.dir.join("ca/validator.crt"), live.dir().join("ca.pem")).unwrap();
+    live.run(&["publish", "pki/edge-trust", "ca.pem"])
+        .fails(65, "refused by rule V3: 1 distinct principals approved, 2 must");
+    live.run(&["publish", "pki/edge-trust", "ca.pem", "--out", "change"]).succeeds();
+    live.write("other/x.pem", "not what was reviewed");
+    live.run(&["approve", "change", "--operator", &bob, "--matches", "other"])
+        .fails(65, "do not sign it");
+    let shown = live.run(&["approve", "change"]).succeeds();
+    assert!(shown.contains("publish `pki/edge-trust` version 0 to 1: 1 entry put"), "{shown}");
+    live.run(&["submit", "change"]).fails(65, "refused by rule V3");
+    live.run(&["approve", "change", "--operator", &bob, "--matches", "ca.pem"]).succeeds();
+    let done = live.run(&["--json", "submit", "change"]).json();
+    assert_eq!(done["version"], 1);
+    // The same change again is a replay of a decided one.
+    live.run(&["submit", "change"]).fails(65, "refused by rule V4");
+
+    let new = live.run_offline(&["--json", "govern", "new-key", "carol.key"]);
+    let key = new["public_key"].as_str().unwrap();
+    let authorize = ["govern", "authorize-operator", "carol", key];
+    live.run(&authorize).fails(65, "refused by rule V3");
+    let both = ["--operator", &alice, "--operator", &bob];
+    live.run(&[&authorize[..], &both].concat()).succeeds();
+    let shown = live.run(&["--json", "govern", "show"]).json();
+    assert_eq!(shown["version"], 1);
+    assert!(shown["operators"].to_string().contains(key), "{shown}");
+    live.run(&["publish", "pki/edge-trust", "ca.pem"]).succeeds();
+
+    // The present validators, unchanged, are a list that `set-validators` reads back.
+    let list = live.run(&["govern", "show", "--validators"]).succeeds();
+    live.write("validators.toml", &list.replace("\"zz\"", "\"de\""));
+    live.run(&[&["govern", "set-validators", "validators.toml"][..], &both].concat()).succeeds();
+    let shown = live.run(&["--json", "govern", "show"]).json();
+    assert_eq!(shown["validators"][0]["jurisdiction"], "de");
+}
+
+impl Live {
+    fn run_offline(&self, args: &[&str]) -> serde_json::Value {
+        satrap(self.dir(), args).json()
+    }
+}
