@@ -11,15 +11,18 @@
 //! - **O2** A change whose fate is unknown is sent again as it is. The validators decide it at
 //!   most once, because it names the version it applies to.
 
+mod connection;
+
+pub use connection::{Connection, read_genesis};
+
 use std::{path::PathBuf, time::Duration};
 
-use clap::Args;
 use satrap_certify::{
     Action, BundleName, Genesis, Governance, Interest, Replica, SignedChange, Timestamp, Update,
     limits::{CHANGE_BYTES_MAX, EDGE_UPDATE_BYTES_MAX},
 };
 use satrap_host::{
-    clock, files,
+    clock,
     mtls::{self, CredentialFiles, Credentials, PeerRule},
 };
 use satrap_merkle::codec::Canonical as _;
@@ -36,37 +39,12 @@ use crate::{error::CliError, operator, realm::Description};
 
 /// An update, or a status with all reports of a region, and protobuf around it.
 const MESSAGE_BYTES_MAX: usize = EDGE_UPDATE_BYTES_MAX + 1024;
-/// A genesis of more bytes was not written by `satrap init`.
-const GENESIS_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// A server that has an update sends it at once.
 const READ_WITHIN: Duration = Duration::from_secs(5);
 /// A decision takes well under a second; a realm that lost its leader takes a few.
 const DECIDE_WITHIN: Duration = Duration::from_secs(30);
 /// How often a governance change may overtake the reading of the governance state.
 const GOVERNANCE_READS_MAX: usize = 3;
-
-/// Which realm to talk to, and as whom.
-#[derive(Args, Clone, Debug)]
-pub struct Connection {
-    /// Directory with `realm.json`, as `satrap dev` and `satrap init` write it
-    #[arg(long, value_name = "DIR", default_value = ".satrap")]
-    pub realm: PathBuf,
-    /// Ask this server (repeatable); without it, those in `realm.json`
-    #[arg(long = "endpoint", value_name = "URL")]
-    pub endpoints: Vec<String>,
-    /// The realm's genesis file
-    #[arg(long, value_name = "FILE")]
-    pub genesis: Option<PathBuf>,
-    /// Client certificate
-    #[arg(long, value_name = "FILE")]
-    pub cert: Option<PathBuf>,
-    /// Its key
-    #[arg(id = "tls_key", long = "key", value_name = "FILE")]
-    pub key: Option<PathBuf>,
-    /// CAs to trust
-    #[arg(long, value_name = "FILE")]
-    pub trust: Option<PathBuf>,
-}
 
 /// A server that may be asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,50 +98,6 @@ enum Ended {
     Final(CliError),
 }
 
-impl Connection {
-    /// The realm's description, unless everything is on the command line.
-    fn description(&self) -> Result<Option<Description>, CliError> {
-        let files = [&self.genesis, &self.cert, &self.key, &self.trust];
-        if !self.endpoints.is_empty() && files.iter().all(|file| file.is_some()) {
-            return Ok(None);
-        }
-        Description::load(&self.realm).map(Some).map_err(|e| {
-            let path = Description::path(&self.realm);
-            CliError::usage(format!(
-                "{}: {e}; start a realm with `satrap dev`, name one with --realm DIR, or give \
-                 --endpoint, --genesis, --cert, --key and --trust",
-                path.display()
-            ))
-        })
-    }
-
-    /// The genesis alone, for verbs that need no network.
-    ///
-    /// # Errors
-    ///
-    /// If there is no genesis file, or it is not one.
-    pub fn genesis(&self) -> Result<Genesis, CliError> {
-        match &self.genesis {
-            Some(path) => read_genesis(path),
-            None => {
-                let found = self.description()?.expect("without --genesis there is one");
-                read_genesis(&found.genesis)
-            }
-        }
-    }
-}
-
-/// Reads a genesis file.
-///
-/// # Errors
-///
-/// If there is none, or it is not one.
-pub fn read_genesis(path: &std::path::Path) -> Result<Genesis, CliError> {
-    let json =
-        files::read(path, GENESIS_BYTES_MAX).map_err(|e| CliError::file("genesis", path, &e))?;
-    Genesis::from_json(&json).map_err(|e| CliError::refused(format!("{}: {e}", path.display())))
-}
-
 impl Client {
     /// Loads genesis and credentials. Connects to nobody yet.
     ///
@@ -186,7 +120,7 @@ impl Client {
         })
         .map_err(CliError::usage)?;
         let endpoints = match connection.endpoints.as_slice() {
-            [] => described.map(described_endpoints).unwrap_or_default(),
+            [] => described.map(connection::described_endpoints).unwrap_or_default(),
             urls => urls.iter().map(|u| Endpoint { label: u.clone(), url: u.clone() }).collect(),
         };
         if endpoints.is_empty() {
@@ -236,11 +170,20 @@ impl Client {
     ///
     /// If nobody can, with each server's reason.
     pub async fn read(&self, interest: &Interest) -> Result<Read, CliError> {
-        self.first(async |endpoint, channel| {
-            let replica = self.read_from(channel, interest).await?;
-            Ok(Read { replica, from: endpoint.clone() })
-        })
-        .await
+        // A server that has just started may hold nothing yet; another may have more.
+        let at_genesis = std::cell::RefCell::new(None);
+        let read = self
+            .first(async |endpoint, channel| {
+                let replica = self.read_from(channel, interest).await?;
+                let read = Read { replica, from: endpoint.clone() };
+                if read.replica.height() > 0 {
+                    return Ok(read);
+                }
+                *at_genesis.borrow_mut() = Some(read);
+                Err(Ended::AskNext("it holds nothing beyond the genesis".into()))
+            })
+            .await;
+        read.or_else(|error| at_genesis.into_inner().ok_or(error))
     }
 
     async fn read_from(&self, channel: Channel, interest: &Interest) -> Result<Replica, Ended> {
@@ -339,7 +282,7 @@ impl Client {
         let read = self.read(&interest).await.ok()?;
         let head = read.replica.heads().get(&publish.bundle)?;
         let ours = head.version == publish.expect_version + 1 && head.root == publish.root;
-        ours.then(|| Decided { height: head.height, version: head.version, by: read.from })
+        ours.then_some(Decided { height: head.height, version: head.version, by: read.from })
     }
 
     /// Asks one server after the other until one answer is final.
@@ -368,22 +311,6 @@ impl Client {
             reasons.join("\n")
         )))
     }
-}
-
-/// Validators first: a member may be a moment behind, and what is built on a stale version is
-/// refused.
-fn described_endpoints(description: &Description) -> Vec<Endpoint> {
-    let members = description.regions.iter().flat_map(|r| {
-        r.members.iter().map(move |m| Endpoint {
-            label: format!("region {}/{}", r.name, m.name),
-            url: m.client_url.clone(),
-        })
-    });
-    let validators = description
-        .validators
-        .iter()
-        .map(|v| Endpoint { label: format!("validator {}", v.name), url: v.url.clone() });
-    validators.chain(members).collect()
 }
 
 fn control(channel: Channel) -> ControlClient<Channel> {

@@ -1,5 +1,7 @@
 //! `satrap init` makes everything its daemons need, privately, once, or nothing.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod common;
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};

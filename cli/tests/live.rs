@@ -1,6 +1,8 @@
 //! The operators' verbs against a real realm: what is decided is read back verified, by whichever
 //! server, and saved certificates verify without one.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod common;
 mod realm;
 
@@ -64,7 +66,8 @@ fn a_bundle_is_published_read_verified_and_compared() {
     let mut live = Live::start();
     live.write("content/routes/a.json", "1");
     live.write("content/b.json", "1");
-    live.run(&["get", BUNDLE]).fails(65, "the realm has no bundle `config/test`, proven at height 0");
+    live.run(&["get", BUNDLE])
+        .fails(65, "the realm has no bundle `config/test`, proven at height 0");
     let first = live.run(&["--json", "publish", BUNDLE, "content"]).json();
     assert_eq!((&first["from_version"], &first["version"]), (&0.into(), &1.into()));
     assert_eq!(first["difference"]["added"].as_array().unwrap().len(), 2);

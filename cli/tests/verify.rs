@@ -1,6 +1,8 @@
 //! `satrap verify` without a network: what the validators certified passes, everything else does
 //! not, and the exit code tells.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 mod common;
 
 use std::{fs, path::Path};

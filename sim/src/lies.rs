@@ -44,7 +44,7 @@ pub struct Truth<'a> {
     pub realm: &'a Realm,
     /// What an honest server would answer this edge now.
     pub update: &'a Update,
-    /// What an honest server would have answered an edge that holds nothing, one version ago.
+    /// What an honest server answered an edge that held nothing, before the victim's version.
     pub old: &'a Update,
     /// The bundle to lie about.
     pub bundle: &'a BundleName,

@@ -2,6 +2,8 @@
 //! stop the realm or publish nonsense, but it cannot make a follower forget, fork or run over its
 //! limits unnoticed (rules H1, D1, D2, B1, B2, B7, and R1 for reports).
 
+#![expect(clippy::unwrap_used, reason = "the lint exempts test functions but not their helpers")]
+
 use std::time::Duration;
 
 use satrap_certify::{

@@ -1,6 +1,8 @@
 //! Rules of the edge that no other test breaks: one offer at a time (A4), and whom to ask when
 //! servers lie or vanish (P1, P2).
 
+#![expect(clippy::unwrap_used, reason = "the lint exempts test functions but not their helpers")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,

@@ -3,6 +3,8 @@
 //! Read this beside ARCHITECTURE.md, which lists the same files in the same order. Everything here
 //! is the production core; only networks and disks are replaced by function calls.
 
+#![expect(clippy::unwrap_used, reason = "the lint exempts test functions but not their helpers")]
+
 use std::{collections::BTreeMap, collections::BTreeSet, time::Duration};
 
 use satrap_certify::{BundleName, Commit, Interest, Replica, Report, Timestamp, Update, keys};

@@ -1,6 +1,8 @@
 //! Every certified block is a Tendermint light block: a verifier we did not write accepts what
 //! ours accepts (docs/adr/0001, rules C2 to C10), and both refuse the same forgeries.
 
+#![expect(clippy::unwrap_used, reason = "the lint exempts test functions but not their helpers")]
+
 use std::time::Duration;
 
 use ed25519_dalek::SigningKey;

@@ -1,5 +1,7 @@
 //! Rules C1 to B7 against a sender that may lie in every field (DC, reliability notes 4.2).
 
+#![expect(clippy::unwrap_used, reason = "the lint exempts test functions but not their helpers")]
+
 use std::time::Duration;
 
 use satrap_certify::{
@@ -12,6 +14,9 @@ use satrap_sim::{
     SimRealm,
     lies::{Lie, Truth},
 };
+
+/// The signatures of a commit, one place per validator.
+type Places = Vec<Option<[u8; 64]>>;
 
 const BUNDLE: &str = "config/routing";
 
@@ -146,7 +151,7 @@ fn a_commit_needs_more_than_two_thirds_of_distinct_valid_signatures() {
     let honest = relay.update_for(&edge.position()).unwrap().unwrap();
     let signatures = &honest.steps[0].commit.signatures;
     assert_eq!(signatures.iter().flatten().count(), 3, "2f+1 of 4");
-    let rule = |alter: &dyn Fn(&mut Vec<Option<[u8; 64]>>)| {
+    let rule = |alter: &dyn Fn(&mut Places)| {
         let mut update = honest.clone();
         alter(&mut update.steps[0].commit.signatures);
         edge.verify(&update, realm.now).map(drop).map_err(|e| e.rule())

@@ -62,11 +62,12 @@ pub struct Conspiracy {
     told: Mutex<Vec<Told>>,
 }
 
-/// What one liar knows: the truth now, and at the version before.
+/// What one liar knows: the truth now, one version ago, and two versions ago.
 #[derive(Clone, Debug)]
 struct Knowledge {
     now: Replica,
     before: Replica,
+    earlier: Replica,
 }
 
 impl Conspiracy {
@@ -82,7 +83,7 @@ impl Conspiracy {
         })
     }
 
-    /// From the next version on, every answer is a lie.
+    /// From the next version on, which must be the third or later, every answer is a lie.
     pub fn start_lying(&self) {
         self.lying.store(true, Ordering::SeqCst);
     }
@@ -100,8 +101,8 @@ impl Conspiracy {
     /// The next lie for an edge at `position`.
     fn lie(&self, knowledge: &Knowledge, update: &Update, edge: &str, member: &str) -> Vec<u8> {
         let nothing = Replica::genesis(&self.genesis, Interest::Bundles(vec![self.bundle.clone()]));
-        let old = knowledge.before.update_for(&nothing.position());
-        let old = old.ok().flatten().expect("liars lie only after the second version");
+        let old = knowledge.earlier.update_for(&nothing.position());
+        let old = old.ok().flatten().expect("liars lie only after the third version");
         let whole = |replica: &Replica| {
             let tree = replica.content(&self.bundle).expect("liars lie about what exists");
             Delta::whole(self.bundle.clone(), tree)
@@ -148,7 +149,7 @@ pub async fn start(
 ) -> std::io::Result<()> {
     let Mask { name: member, listen, credentials, upstream } = mask;
     let genesis = Replica::genesis(&conspiracy.genesis, Interest::Everything);
-    let knowledge = Knowledge { now: genesis.clone(), before: genesis };
+    let knowledge = Knowledge { now: genesis.clone(), before: genesis.clone(), earlier: genesis };
     let (publish, knowledge) = watch::channel(Arc::new(knowledge));
     let rule = PeerRule::AnyOf(vec![
         PeerRule::Edge(credentials.current().id.region().unwrap_or_default().to_owned()),
@@ -212,7 +213,7 @@ async fn learn_once(
         let before = knowledge.now.clone();
         knowledge.now.advance(advance);
         if conspiracy.version(&before) < conspiracy.version(&knowledge.now) {
-            knowledge.before = before;
+            knowledge.earlier = core::mem::replace(&mut knowledge.before, before);
         }
         publish.send_replace(Arc::new(knowledge));
     }
@@ -281,7 +282,7 @@ impl Answer {
                 if self.replies.send(Ok(reply)).await.is_err() || lying {
                     break;
                 }
-                position = honest_position(&knowledge.now, &position);
+                position = knowledge.now.position_of(&position.interest);
             }
             tokio::select! {
                 changed = self.knowledge.changed() => if changed.is_err() { return },
@@ -291,17 +292,4 @@ impl Answer {
         // After a lie: wait for the edge to hang up.
         while let Ok(Some(_)) = requests.message().await {}
     }
-}
-
-/// Where an edge at `position` stands after it took what `replica` offered.
-fn honest_position(replica: &Replica, position: &Position) -> Position {
-    let at = replica.position();
-    let held = match &position.interest {
-        Interest::Everything => at.held,
-        Interest::Bundles(names) => {
-            at.held.into_iter().filter(|(name, ..)| names.contains(name)).collect()
-        }
-    };
-    let interest = position.interest.clone();
-    Position { interest, held, ..replica.position() }
 }

@@ -234,11 +234,13 @@ impl Dev {
             (version, _) => version,
         };
         if let Some(conspiracy) = self.conspiracy.clone() {
+            // A liar that serves an old version needs one that its victims have left behind.
+            while version < 2 {
+                version = self.publish_small_change(tasks, &publisher).await?;
+            }
             self.say(&format!("region `{}` begins to lie", plan::EVIL_REGION));
             conspiracy.start_lying();
-            let (held, tree) = publisher.current(&self.bundle).await?;
-            let other = publish::with_or_without_own_ca(&tree, &self.files)?;
-            version = self.publish_and_watch(tasks, &publisher, held, &tree, &other).await?;
+            version = self.publish_small_change(tasks, &publisher).await?;
             self.say(&format!("every edge runs version {version}; what the liars got:"));
             report::lies(&conspiracy.told(), &self.description, self.json)?;
         }
@@ -255,6 +257,17 @@ impl Dev {
         let started = clock::monotonic();
         let mut progress = Progress::new(self.totals(), 0, started, progress::Phase::Start);
         self.watch(tasks, &mut progress).await
+    }
+
+    /// Adds or removes one certificate, so that a version with a small difference travels.
+    async fn publish_small_change(
+        &mut self,
+        tasks: &TaskGroup,
+        publisher: &publish::Publisher,
+    ) -> Result<u64, DevError> {
+        let (version, tree) = publisher.current(&self.bundle).await?;
+        let other = publish::with_or_without_own_ca(&tree, &self.files)?;
+        self.publish_and_watch(tasks, publisher, version, &tree, &other).await
     }
 
     async fn publish_and_watch(

@@ -220,7 +220,7 @@ pub fn draw_key() -> SigningKey {
 #[must_use]
 pub fn seed_text(key: &SigningKey) -> Zeroizing<String> {
     let seed = Zeroizing::new(key.to_bytes());
-    Zeroizing::new(hex::encode(&*seed) + "\n")
+    Zeroizing::new(hex::encode(*seed) + "\n")
 }
 
 /// The realm's CAs, while they are in memory.

@@ -1,9 +1,9 @@
 //! Runs the real binary.
 
 #![allow(dead_code, reason = "each test file uses a part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::{
-    net::{Ipv4Addr, TcpListener},
     path::Path,
     process::{Command, Output},
 };
@@ -59,10 +59,4 @@ pub fn command(dir: &Path) -> Command {
 /// Runs the binary in `dir`.
 pub fn satrap(dir: &Path, args: &[&str]) -> Ran {
     Ran::of(command(dir).args(args).output().unwrap())
-}
-
-/// Loopback ports that were free a moment ago.
-pub fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners = [(); N].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().port())
 }

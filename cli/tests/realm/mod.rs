@@ -1,5 +1,8 @@
 //! A whole realm as real processes of this binary, for tests: real ports, real mTLS, real disks.
 
+#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -44,7 +47,7 @@ pub struct TestRealm {
     pub credentials: Credentials,
     pub processes: Vec<Process>,
     pub keys: Vec<SigningKey>,
-    dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
 }
 
 fn label(text: &str) -> Label {
@@ -173,7 +176,7 @@ impl TestRealm {
             Process { name, args, log, child }
         };
         let processes = all.map(process).collect();
-        Self { processes, plan, genesis, credentials, keys, files, dir }
+        Self { processes, plan, genesis, credentials, keys, files, _dir: dir }
     }
 
     /// An operator that asks these servers in turn.
@@ -242,10 +245,5 @@ impl TestRealm {
             let tails = self.processes.iter().map(|p| format!("{}:\n{}", p.name, p.log_tail()));
             panic!("edges do not run version {version}:\n{}", tails.collect::<String>());
         }
-    }
-
-    /// Where the realm is kept.
-    pub fn root(&self) -> PathBuf {
-        self.dir.path().join("realm")
     }
 }

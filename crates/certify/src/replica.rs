@@ -419,14 +419,24 @@ impl Replica {
     /// Where this replica stands, for asking a server.
     #[must_use]
     pub fn position(&self) -> Position {
+        self.position_of(&self.interest)
+    }
+
+    /// Where a follower with `interest` stands that has taken everything this replica has.
+    #[must_use]
+    pub fn position_of(&self, interest: &Interest) -> Position {
+        let wanted = |name: &BundleName| match interest {
+            Interest::Everything => true,
+            Interest::Bundles(names) => names.binary_search(name).is_ok(),
+        };
         let held = |(name, head): (&BundleName, &Head)| (name.clone(), head.version, head.root);
         Position {
             genesis_hash: *self.realm.genesis_hash(),
             height: self.height(),
             directory_root: self.directory_root().unwrap_or([0; 32]),
             history_size: self.history.size(),
-            interest: self.interest.clone(),
-            held: self.heads.iter().map(held).collect(),
+            interest: interest.clone(),
+            held: self.heads.iter().filter(|(name, _)| wanted(name)).map(held).collect(),
         }
     }
 }

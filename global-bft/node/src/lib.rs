@@ -6,7 +6,7 @@
 //!
 //! # Reading order
 //!
-//! [`config`] → [`run`] → [`inbox`], [`mesh`] → [`malachite`] (the engine) → [`mempool`], [`guard`],
+//! [`config`] → [`mod@run`] → [`inbox`], [`mesh`] → [`malachite`] (the engine) → [`mempool`], [`guard`],
 //! [`store`] → [`view`], [`services`], [`sync_service`].
 //!
 //! # Invariants

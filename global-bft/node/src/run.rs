@@ -117,22 +117,8 @@ pub async fn start(config: Config, group: &TaskGroup) -> Result<SocketAddr, Node
         trust: config.tls.trust.clone(),
     })?;
     check_identity(&config, &credentials)?;
-    std::fs::create_dir_all(&config.data_dir).map_err(io("data directory"))?;
     let realm = config.genesis.realm().clone();
-    let store = Store::open(&config.data_dir.join("validator.redb"), &realm)?;
-    let slots = SlotFile::open(&config.data_dir.join("last-sign")).map_err(io("last-sign file"))?;
-    let mut signer = SoftSigner::new(read_signing_key(&config.signing_key)?);
-    self_test(&mut signer, &config.signing_key)?;
-    let public = signer.public();
-    let setup = Setup {
-        genesis: config.genesis.clone(),
-        signer: Box::new(signer),
-        guard: Guard::load(Box::new(slots)).map_err(io("last-sign file"))?,
-        store: Box::new(store.clone()),
-        timing: config.timing,
-    };
-    let (engine, effects) = Engine::start(setup, now())?;
-    check_key(&config, &engine, &public);
+    let (engine, effects, store) = open(&config)?;
 
     let (view, views) = watch::channel(Arc::new(View::of(&engine)));
     let (replica, replicas) = watch::channel(engine.replica().clone());
@@ -192,6 +178,26 @@ pub async fn start(config: Config, group: &TaskGroup) -> Result<SocketAddr, Node
     Ok(address)
 }
 
+/// Restores the engine from the data directory.
+fn open(config: &Config) -> Result<(Engine, Vec<EngineEffect>, Store), NodeError> {
+    std::fs::create_dir_all(&config.data_dir).map_err(io("data directory"))?;
+    let store = Store::open(&config.data_dir.join("validator.redb"), config.genesis.realm())?;
+    let slots = SlotFile::open(&config.data_dir.join("last-sign")).map_err(io("last-sign file"))?;
+    let mut signer = SoftSigner::new(read_signing_key(&config.signing_key)?);
+    self_test(&mut signer, &config.signing_key)?;
+    let public = signer.public();
+    let setup = Setup {
+        genesis: config.genesis.clone(),
+        signer: Box::new(signer),
+        guard: Guard::load(Box::new(slots)).map_err(io("last-sign file"))?,
+        store: Box::new(store.clone()),
+        timing: config.timing,
+    };
+    let (engine, effects) = Engine::start(setup, now())?;
+    check_key(config, &engine, &public);
+    Ok((engine, effects, store))
+}
+
 fn io(what: &str) -> impl FnOnce(std::io::Error) -> NodeError {
     let what = what.to_owned();
     |source| NodeError::Io { what, source }
@@ -223,7 +229,6 @@ fn read_signing_key(path: &Path) -> Result<SigningKey, NodeError> {
 
 /// A key that signs wrongly must be found before the first vote.
 fn self_test(signer: &mut SoftSigner, path: &Path) -> Result<(), NodeError> {
-    use crate::malachite::Signer as _;
     let message = b"satrap/self-test/v1";
     let signature = signer.sign(message);
     if signature.is_ok_and(|signature| signer.public().verifies(message, &signature)) {

@@ -163,10 +163,8 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = read(path, CONFIG_BYTES_MAX)?;
         let text = String::from_utf8(text).map_err(|_| refuse("file", "expected UTF-8 text"))?;
-        let raw: RawConfig = toml::from_str(&text).map_err(|error| ConfigError::Toml {
-            path: path.to_owned(),
-            error: Box::new(error),
-        })?;
+        let raw: RawConfig = toml::from_str(&text)
+            .map_err(|error| ConfigError::Toml { path: path.to_owned(), error: Box::new(error) })?;
         raw.check(files::parent(path))
     }
 

@@ -83,7 +83,11 @@ pub struct Sources {
 fn is_retryable(code: Code) -> bool {
     matches!(
         code,
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Internal
+        Code::Unavailable
+            | Code::DeadlineExceeded
+            | Code::Cancelled
+            | Code::Unknown
+            | Code::Internal
     )
 }
 
@@ -311,6 +315,7 @@ impl control_server::Control for ControlService {
         request: Request<GovernanceRequest>,
     ) -> Result<Response<GovernanceReply>, Status> {
         check_role(&request)?;
-        self.forward(|mut client| async move { client.governance(GovernanceRequest {}).await }).await
+        self.forward(|mut client| async move { client.governance(GovernanceRequest {}).await })
+            .await
     }
 }

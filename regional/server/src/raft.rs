@@ -173,7 +173,9 @@ pub struct RingStatus {
     pub lag: BTreeMap<MemberName, u64>,
 }
 
-fn ring_id(setup: &RingSetup) -> Digest {
+/// What a data directory and every message belong to: one region of one realm.
+#[must_use]
+pub fn ring_id(setup: &RingSetup) -> Digest {
     let mut w = CanonicalWriter::tagged("satrap/ring/v1");
     w.array(setup.genesis.realm().genesis_hash());
     setup.region.encode(&mut w);
@@ -216,8 +218,7 @@ impl Ring {
         let (disk, mut loaded) = Disk::open(&setup.data_dir.join("ring.redb"), &owner)?;
         let disk = Arc::new(disk);
         let last = loaded.entries.last().map(|(entry, _)| entry.log_id).or(loaded.purged);
-        let (writer, handle) =
-            Writer::new(disk.clone(), loaded.committed, last.map(|id| id.index));
+        let (writer, handle) = Writer::new(disk.clone(), loaded.committed, last.map(|id| id.index));
         group.spawn_thread("log-writer", move || writer.run())?;
 
         let own = Sender { ring: owner.ring, instance: loaded.instance };
@@ -265,6 +266,20 @@ impl Ring {
         loop {
             let leads = metrics.borrow_and_update().state.is_leader();
             if leads == (leading == Leading::Yes) {
+                return true;
+            }
+            if metrics.changed().await.is_err() {
+                return false;
+            }
+        }
+    }
+
+    /// Completes once the status is as wanted. `false` if raft has stopped.
+    pub async fn until_status(&self, wanted: impl Fn(&RingStatus) -> bool) -> bool {
+        let mut metrics = self.raft.metrics();
+        loop {
+            drop(metrics.borrow_and_update());
+            if wanted(&self.status()) {
                 return true;
             }
             if metrics.changed().await.is_err() {

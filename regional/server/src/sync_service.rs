@@ -19,9 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
-use satrap_certify::{
-    Interest, Position, Rejection, Replica, limits::EDGE_UPDATE_BYTES_MAX,
-};
+use satrap_certify::{Interest, Position, Rejection, Replica, limits::EDGE_UPDATE_BYTES_MAX};
 use satrap_host::{
     Shutdown,
     pki::{PeerIdentity, Role},

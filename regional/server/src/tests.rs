@@ -1,4 +1,7 @@
 //! Tests against the real disk, the real network and real certificates.
 
+mod cluster;
 pub mod realm;
+mod ring;
+mod serving;
 mod storage;

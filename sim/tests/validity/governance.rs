@@ -189,7 +189,7 @@ fn v16_holds_for_all_changes_of_one_block_together() {
         realm.now.plus(core::time::Duration::from_secs(1)),
         [&first, &second],
     );
-    assert_eq!(block.changes, [first.clone()]);
+    assert_eq!(block.changes, std::slice::from_ref(&first));
     realm.decide(&[first]).unwrap();
     assert_eq!(rule(&realm, &second), Ok(()));
 }

@@ -1,5 +1,7 @@
 //! Every rule of docs/spec/validity.md, broken alone, and every limit at and one beyond it.
 
+#![expect(clippy::unwrap_used, reason = "the lint exempts test functions but not their helpers")]
+
 mod blocks;
 mod changes;
 mod governance;

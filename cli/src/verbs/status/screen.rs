@@ -15,7 +15,10 @@ fn row(cells: &[&str]) -> Vec<String> {
 impl fmt::Display for Realm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { chain_id, height, .. } = self;
-        writeln!(f, "realm `{chain_id}` at height {height}")?;
+        match self.validators.iter().any(|v| v.error.is_none()) {
+            true => writeln!(f, "realm `{chain_id}` at height {height}")?,
+            false => writeln!(f, "realm `{chain_id}`, no validator answers")?,
+        }
         self.validators(f)?;
         self.regions(f)?;
         self.bundles(f)?;
@@ -116,9 +119,14 @@ impl Realm {
     }
 }
 
+/// The innermost cause, which is what fits a line; the whole chain is in `--json`.
+fn unreachable(error: &str) -> String {
+    format!("unreachable: {}", error.rsplit(": ").next().unwrap_or(error))
+}
+
 fn validator_row(v: &ValidatorView) -> Vec<String> {
     if let Some(error) = &v.error {
-        return row(&[&v.name, "-", "-", "-", "-", "-", "-", &format!("unreachable: {error}")]);
+        return row(&[&v.name, "-", "-", "-", "-", "-", "-", &unreachable(error)]);
     }
     let signed = match (v.signed_last, v.proposed_last) {
         (true, true) => "yes, proposed",
@@ -133,7 +141,7 @@ fn validator_row(v: &ValidatorView) -> Vec<String> {
 
 fn member_row(region: &RegionView, m: &MemberView) -> Vec<String> {
     if let Some(error) = &m.error {
-        return row(&[&region.name, &m.name, "-", "-", "-", &format!("unreachable: {error}")]);
+        return row(&[&region.name, &m.name, "-", "-", "-", &unreachable(error)]);
     }
     let note = match (m.name == region.leader, region.upstream_connected) {
         (true, true) => "leader",

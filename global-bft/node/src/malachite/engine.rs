@@ -272,7 +272,8 @@ impl Engine {
         );
         let mut engine = Self { state, host };
         engine.replay(log)?;
-        engine.run()?;
+        // Not `run`: a block of our own waits for the first tick, when peers are connected.
+        engine.drain()?;
         let effects = engine.host.settle()?;
         Ok((engine, effects))
     }
@@ -308,13 +309,18 @@ impl Engine {
         Ok(())
     }
 
+    fn drain(&mut self) -> Result<(), Fatal> {
+        while let Some((source, input)) = self.host.queue.pop_front() {
+            self.host.source = source;
+            self.process(input)?;
+            self.host.judge_source();
+        }
+        Ok(())
+    }
+
     fn run(&mut self) -> Result<(), Fatal> {
         loop {
-            while let Some((source, input)) = self.host.queue.pop_front() {
-                self.host.source = source;
-                self.process(input)?;
-                self.host.judge_source();
-            }
+            self.drain()?;
             match self.host.drive() {
                 Some(input) => self.host.queue.push_back((None, input)),
                 None => return Ok(()),

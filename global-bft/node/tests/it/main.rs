@@ -1,8 +1,11 @@
 //! Tests of the validator: simulated engines, and a real mesh on loopback.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails the test that called it")]
+
 mod byzantine;
 mod crash;
 mod mesh;
 mod quorum;
 mod realm;
+mod wire;
 mod world;

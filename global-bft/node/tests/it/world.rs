@@ -424,19 +424,18 @@ impl World {
             }
             Event::Tick { node, life } => {
                 let n = &mut self.nodes[node as usize];
-                if n.life == life && n.engine.is_some() {
-                    let height = n.engine.as_ref().unwrap().height();
-                    let flood = n.flood.as_mut().map(|flood| flood(&mut self.rng, height));
-                    for frame in flood.unwrap_or_default() {
-                        for to in 0..u8::try_from(self.nodes.len()).unwrap() {
-                            if to != node {
-                                self.transmit(node, to, &frame);
-                            }
+                let Some(engine) = n.engine.as_ref().filter(|_| n.life == life) else { return };
+                let height = engine.height();
+                let flood = n.flood.as_mut().map(|flood| flood(&mut self.rng, height));
+                for frame in flood.unwrap_or_default() {
+                    for to in 0..u8::try_from(self.nodes.len()).unwrap() {
+                        if to != node {
+                            self.transmit(node, to, &frame);
                         }
                     }
-                    self.after(TICK, Event::Tick { node, life });
-                    self.input(node, EngineInput::Tick);
                 }
+                self.after(TICK, Event::Tick { node, life });
+                self.input(node, EngineInput::Tick);
             }
             Event::Restart { node } => self.start(node),
         }

@@ -53,9 +53,7 @@ pub enum DiskError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A record is not what was written (S1, S2).
-    #[error(
-        "{path}: {what}; move the file away, and let this member rejoin under a new name"
-    )]
+    #[error("{path}: {what}; move the file away, and let this member rejoin under a new name")]
     Damaged {
         /// The database.
         path: PathBuf,
@@ -201,7 +199,8 @@ impl Disk {
             Ok::<_, StoreError>(row("header")?.zip(row("content")?))
         })?;
         let Some((header, content)) = rows else { return Ok(None) };
-        let (meta, digest): (SnapshotMeta, Digest) = self.unseal("snapshot header", b"header", &header)?;
+        let (meta, digest): (SnapshotMeta, Digest) =
+            self.unseal("snapshot header", b"header", &header)?;
         if blake3::hash(&content) != digest {
             return Err(self.damaged("the snapshot does not have its digest".into()));
         }
@@ -239,8 +238,9 @@ impl Disk {
     fn read_peers(&self) -> Result<BTreeMap<MemberName, InstanceId>, DiskError> {
         let rows = store::read(&self.database, |txn| {
             let table = txn.open_table(PEERS)?;
-            let rows =
-                table.iter()?.map(|row| row.map(|(k, v)| (k.value().to_owned(), v.value().to_vec())));
+            let rows = table
+                .iter()?
+                .map(|row| row.map(|(k, v)| (k.value().to_owned(), v.value().to_vec())));
             rows.collect::<Result<Vec<_>, _>>().map_err(StoreError::from)
         })?;
         rows.iter().map(|(name, row)| self.unseal("peer", name.as_bytes(), row)).collect()
@@ -317,7 +317,9 @@ impl Record {
             }
             Self::Vote(vote) => put_meta(txn, "vote", vote)?,
             Self::Committed(id) => put_meta(txn, "committed", id)?,
-            Self::Truncate(from) => txn.open_table(LOG)?.retain_in::<u64, _>(*from.., |_, _| false)?,
+            Self::Truncate(from) => {
+                txn.open_table(LOG)?.retain_in::<u64, _>(*from.., |_, _| false)?
+            }
             Self::Purge(upto) => {
                 txn.open_table(LOG)?.retain_in::<u64, _>(..=upto.index, |_, _| false)?;
                 put_meta(txn, "purged", upto)?;

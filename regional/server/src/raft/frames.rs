@@ -1,12 +1,14 @@
 //! How openraft's messages travel between members, and how long ones are cut into frames.
 //!
-//! Every message starts with a header that names the ring and the sender's instance, because mTLS
-//! proves only a name: a member that was pointed at the wrong ring, or that lost its disk and came
-//! back with an empty one, has the same certificate as before.
+//! Every message starts with a header that names the ring and the instances of sender and receiver,
+//! because mTLS proves only a name: a member that was pointed at the wrong ring, or that lost its
+//! disk and came back with an empty one, has the same certificate as before.
 //!
 //! ```text
-//!   version u8 | kind u8 | ring [32] | instance [16] | postcard body
+//!   version u8 | kind u8 | ring [32] | from instance [16] | to instance [16] | postcard body
 //! ```
+//!
+//! The receiver's instance is all zeros as long as the sender has never met it.
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt as _};
@@ -22,7 +24,9 @@ use super::{
 use crate::limits::RING_CHUNK_BYTES;
 
 const VERSION: u8 = 1;
-const HEADER_BYTES: usize = 1 + 1 + 32 + 16;
+const HEADER_BYTES: usize = 1 + 1 + 32 + 16 + 16;
+/// Addresses whoever has the name, before the first meeting.
+pub const ANY_INSTANCE: InstanceId = [0; 16];
 
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +67,12 @@ pub enum FrameError {
          both sides"
     )]
     Ring,
+    /// Meant for this member before it lost its disk.
+    #[error(
+        "the message is for another instance of this member: its disk was lost; replace it by a \
+         member with a new name"
+    )]
+    Instance,
     /// The body does not decode.
     #[error("{0}")]
     Body(#[from] super::types::CodecError),
@@ -86,13 +96,14 @@ pub struct SnapshotHead {
     pub digest: Digest,
 }
 
-/// Writes one message.
-pub fn pack<T: Serialize>(sender: &Sender, kind: Kind, body: &T) -> Vec<u8> {
+/// Writes one message for the instance `to`.
+pub fn pack<T: Serialize>(sender: &Sender, to: &InstanceId, kind: Kind, body: &T) -> Vec<u8> {
     let body = encode(body);
     let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
     bytes.extend_from_slice(&[VERSION, kind as u8]);
     bytes.extend_from_slice(&sender.ring);
     bytes.extend_from_slice(&sender.instance);
+    bytes.extend_from_slice(to);
     bytes.extend_from_slice(&body);
     bytes
 }
@@ -101,7 +112,7 @@ pub fn pack<T: Serialize>(sender: &Sender, kind: Kind, body: &T) -> Vec<u8> {
 ///
 /// # Errors
 ///
-/// [`FrameError`] if the message is of another kind, release or ring.
+/// [`FrameError`] if the message is of another kind, release or ring, or for another instance.
 pub fn open<'a>(
     own: &Sender,
     kind: Kind,
@@ -112,11 +123,21 @@ pub fn open<'a>(
     if (*version, *of) != (VERSION, kind as u8) {
         return Err(FrameError::Header);
     }
-    let (ring, instance) = rest.split_first_chunk::<32>().expect("and 32 more");
+    let (ring, rest) = rest.split_first_chunk::<32>().expect("and 32 more");
+    let (from, to) = rest.split_first_chunk::<16>().expect("and 16 more");
     if *ring != own.ring {
         return Err(FrameError::Ring);
     }
-    Ok((instance.try_into().expect("and 16 more"), body))
+    if *to != own.instance && *to != ANY_INSTANCE {
+        return Err(FrameError::Instance);
+    }
+    Ok((*from, body))
+}
+
+/// Whether this claims to be a greeting, which shares an RPC with pre-votes.
+#[must_use]
+pub fn is_hello(bytes: &[u8]) -> bool {
+    bytes.get(1) == Some(&(Kind::Hello as u8))
 }
 
 /// Reads the body of a message.
@@ -129,9 +150,14 @@ pub fn body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
 }
 
 /// A snapshot message: a length, the head, the content.
-pub fn pack_snapshot(sender: &Sender, head: &SnapshotHead, content: &[u8]) -> Vec<u8> {
+pub fn pack_snapshot(
+    sender: &Sender,
+    to: &InstanceId,
+    head: &SnapshotHead,
+    content: &[u8],
+) -> Vec<u8> {
     let head = encode(head);
-    let mut message = pack(sender, Kind::Snapshot, &());
+    let mut message = pack(sender, to, Kind::Snapshot, &());
     let length = u32::try_from(head.len()).expect("a membership of few members is short");
     message.extend_from_slice(&length.to_be_bytes());
     message.extend_from_slice(&head);
@@ -195,13 +221,18 @@ mod tests {
 
     #[test]
     fn a_message_is_of_one_kind_and_one_ring() {
-        let message = pack(&SENDER, Kind::Hello, &Welcome { founded: true });
+        let message = pack(&SENDER, &ANY_INSTANCE, Kind::Hello, &Welcome { founded: true });
         let (instance, rest) = open(&SENDER, Kind::Hello, &message).unwrap();
         assert_eq!(instance, SENDER.instance);
         assert!(body::<Welcome>(rest).unwrap().founded);
         assert!(matches!(open(&SENDER, Kind::Vote, &message), Err(FrameError::Header)));
         let other = Sender { ring: [8; 32], ..SENDER };
         assert!(matches!(open(&other, Kind::Hello, &message), Err(FrameError::Ring)));
+        let after_loss = Sender { instance: [1; 16], ..SENDER };
+        let addressed = pack(&SENDER, &SENDER.instance, Kind::Hello, &Welcome { founded: true });
+        assert!(open(&SENDER, Kind::Hello, &addressed).is_ok());
+        let refused = open(&after_loss, Kind::Hello, &addressed);
+        assert!(matches!(refused, Err(FrameError::Instance)));
         for end in 0..HEADER_BYTES {
             assert!(open(&SENDER, Kind::Hello, &message[..end]).is_err(), "{end} bytes");
         }
@@ -215,7 +246,7 @@ mod tests {
             digest: [3; 32],
         };
         let content = vec![5; 2 * RING_CHUNK_BYTES];
-        let message = pack_snapshot(&SENDER, &head, &content);
+        let message = pack_snapshot(&SENDER, &SENDER.instance, &head, &content);
         let bytes = message.len();
         let frames: Vec<_> = split(message).map(Ok).collect();
         assert_eq!(frames.len(), 3);

@@ -130,7 +130,9 @@ impl Log {
         let index = entry.log_id.index;
         let last = self.entries.back().map(|stored| stored.entry.log_id.index);
         if last.is_some_and(|last| last + 1 != index) {
-            return Err(io::Error::other(format!("append of {index} after {last:?} leaves a hole")));
+            return Err(io::Error::other(format!(
+                "append of {index} after {last:?} leaves a hole"
+            )));
         }
         self.bytes += bytes;
         self.entries.push_back(Stored { entry, bytes });

@@ -71,13 +71,19 @@ fn rpc_error(status: &Status) -> RPCError<Types> {
 
 impl PeerSender {
     fn link(&self) -> Result<&Link, Status> {
-        let missing = || Status::failed_precondition(format!("`{}` is not configured", self.target));
+        let missing =
+            || Status::failed_precondition(format!("`{}` is not configured", self.target));
         self.peers.link(&self.target).ok_or_else(missing)
+    }
+
+    fn pack(&self, kind: Kind, request: &impl Serialize) -> Vec<u8> {
+        frames::pack(self.peers.own(), &self.peers.instance_of(&self.target), kind, request)
     }
 
     async fn read<R: DeserializeOwned>(&self, kind: Kind, reply: &RingFrame) -> Result<R, Status> {
         let broken = |error: frames::FrameError| Status::internal(error.to_string());
-        let (instance, rest) = frames::open(self.peers.own(), kind, &reply.payload).map_err(broken)?;
+        let (instance, rest) =
+            frames::open(self.peers.own(), kind, &reply.payload).map_err(broken)?;
         let refused = |error: super::peers::Refusal| Status::failed_precondition(error.to_string());
         self.peers.meet(&self.target, instance).await.map_err(refused)?;
         frames::body(rest).map_err(broken)
@@ -90,7 +96,7 @@ impl PeerSender {
         request: &impl Serialize,
         wait: Duration,
     ) -> Result<R, Status> {
-        let frame = RingFrame { payload: frames::pack(self.peers.own(), kind, request).into() };
+        let frame = RingFrame { payload: self.pack(kind, request).into() };
         self.call(kind, frame, wait).await
     }
 
@@ -119,10 +125,7 @@ impl PeerSender {
     }
 
     /// Entries, in one frame or many.
-    async fn append_bulk(
-        &self,
-        message: Vec<u8>,
-    ) -> Result<AppendEntriesResponse<Types>, Status> {
+    async fn append_bulk(&self, message: Vec<u8>) -> Result<AppendEntriesResponse<Types>, Status> {
         let wait = APPEND_TIMEOUT + transfer_time(message.len());
         let mut ring = client(self.link()?.bulk.clone());
         let reply = async {
@@ -176,7 +179,7 @@ impl RaftNetworkV2<Types> for PeerSender {
         let reply = if request.entries.is_empty() {
             self.ask(Kind::Append, &request, option.soft_ttl()).await
         } else {
-            let message = frames::pack(self.peers.own(), Kind::Append, &request);
+            let message = self.pack(Kind::Append, &request);
             self.append_bulk(message).await
         };
         reply.map_err(|status| rpc_error(&status))
@@ -210,7 +213,8 @@ impl RaftNetworkV2<Types> for PeerSender {
         let content: Bytes = snapshot.snapshot.bytes;
         let digest = blake3::hash(&content).into();
         let head = SnapshotHead { vote, meta: snapshot.meta, digest };
-        let message = frames::pack_snapshot(self.peers.own(), &head, &content);
+        let to = self.peers.instance_of(&self.target);
+        let message = frames::pack_snapshot(self.peers.own(), &to, &head, &content);
         let wait = SNAPSHOT_TIMEOUT + transfer_time(message.len());
         let send = async {
             let mut ring = client(self.link()?.bulk.clone());

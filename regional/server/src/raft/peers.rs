@@ -26,7 +26,7 @@ use tonic::transport::Channel;
 
 use super::{
     disk::{InstanceId, Record},
-    frames::Sender,
+    frames::{ANY_INSTANCE, Sender},
     types::MemberName,
     writer::WriteHandle,
 };
@@ -66,7 +66,9 @@ pub enum PeerError {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "member `{name}` lost its disk: it presents instance {}, but was met as {}; it may not take \
-     part under this name, replace it by a member with a new one", hex::encode(offered), hex::encode(met)
+     part under this name, replace it by a member with a new one",
+    hex::encode(offered),
+    hex::encode(met)
 )]
 pub struct LostDisk {
     name: MemberName,
@@ -124,6 +126,12 @@ impl Peers {
     /// The other members.
     pub fn names(&self) -> impl Iterator<Item = &MemberName> {
         self.0.links.keys()
+    }
+
+    /// The instance under which `name` was met, to address messages to.
+    #[must_use]
+    pub fn instance_of(&self, name: &MemberName) -> InstanceId {
+        self.met().get(name).copied().unwrap_or(ANY_INSTANCE)
     }
 
     fn met(&self) -> MutexGuard<'_, BTreeMap<MemberName, InstanceId>> {

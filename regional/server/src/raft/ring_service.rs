@@ -50,6 +50,10 @@ pub struct RingService {
 }
 
 fn frame_error(error: &FrameError) -> Status {
+    if let FrameError::Instance = error {
+        tracing::error!("{error}");
+        return status::refused(Code::FailedPrecondition, error);
+    }
     status::refused(Code::InvalidArgument, error)
 }
 
@@ -108,20 +112,28 @@ impl RingService {
         frames::body(self.open(caller, kind, payload).await?).map_err(|e| frame_error(&e))
     }
 
-    fn reply(&self, kind: Kind, body: &impl Serialize) -> RingFrame {
-        RingFrame { payload: frames::pack(self.peers.own(), kind, body).into() }
+    fn reply(&self, to: &MemberName, kind: Kind, body: &impl Serialize) -> RingFrame {
+        let to = self.peers.instance_of(to);
+        RingFrame { payload: frames::pack(self.peers.own(), &to, kind, body).into() }
     }
 
-    async fn append_message(&self, caller: &MemberName, message: &[u8]) -> Result<RingFrame, Status> {
-        let request: AppendEntriesRequest<Types> =
-            self.read(caller, Kind::Append, message).await?;
+    async fn append_message(
+        &self,
+        caller: &MemberName,
+        message: &[u8],
+    ) -> Result<RingFrame, Status> {
+        let request: AppendEntriesRequest<Types> = self.read(caller, Kind::Append, message).await?;
         speaks_for(caller, &request.vote)?;
         let reply = self.raft.append_entries(request).await.map_err(status::unavailable_from)?;
-        Ok(self.reply(Kind::Append, &reply))
+        Ok(self.reply(caller, Kind::Append, &reply))
     }
 
     /// N2
-    async fn judge_snapshot(&self, digest: [u8; 32], content: Bytes) -> Result<SnapshotContent, Status> {
+    async fn judge_snapshot(
+        &self,
+        digest: [u8; 32],
+        content: Bytes,
+    ) -> Result<SnapshotContent, Status> {
         if blake3::hash(&content) != digest {
             return Err(status::refused(Code::DataLoss, &"the snapshot does not have its digest"));
         }
@@ -163,10 +175,7 @@ impl ring_server::Ring for RingService {
         Ok(Response::new(Box::pin(tokio_stream::once(Ok(reply)))))
     }
 
-    async fn append_one(
-        &self,
-        request: Request<RingFrame>,
-    ) -> Result<Response<RingFrame>, Status> {
+    async fn append_one(&self, request: Request<RingFrame>) -> Result<Response<RingFrame>, Status> {
         let caller = self.caller(&request)?;
         self.append_message(&caller, &request.into_inner().payload).await.map(Response::new)
     }
@@ -177,21 +186,21 @@ impl ring_server::Ring for RingService {
         let vote: VoteRequest<Types> = self.read(&caller, Kind::Vote, &payload).await?;
         speaks_for(&caller, &vote.vote)?;
         let reply = self.raft.vote(vote).await.map_err(status::unavailable_from)?;
-        Ok(Response::new(self.reply(Kind::Vote, &reply)))
+        Ok(Response::new(self.reply(&caller, Kind::Vote, &reply)))
     }
 
     async fn pre_vote(&self, request: Request<RingFrame>) -> Result<Response<RingFrame>, Status> {
         let caller = self.caller(&request)?;
         let payload = request.into_inner().payload;
-        if frames::open(self.peers.own(), Kind::Hello, &payload).is_ok() {
+        if frames::is_hello(&payload) {
             let () = self.read(&caller, Kind::Hello, &payload).await?;
             let founded = self.raft.is_initialized().await.map_err(status::unavailable_from)?;
-            return Ok(Response::new(self.reply(Kind::Hello, &Welcome { founded })));
+            return Ok(Response::new(self.reply(&caller, Kind::Hello, &Welcome { founded })));
         }
         let vote: VoteRequest<Types> = self.read(&caller, Kind::PreVote, &payload).await?;
         speaks_for(&caller, &vote.vote)?;
         let reply = self.raft.pre_vote(vote).await.map_err(status::unavailable_from)?;
-        Ok(Response::new(self.reply(Kind::PreVote, &reply)))
+        Ok(Response::new(self.reply(&caller, Kind::PreVote, &reply)))
     }
 
     async fn install_snapshot(
@@ -209,7 +218,7 @@ impl ring_server::Ring for RingService {
         let snapshot = Snapshot { meta: head.meta, snapshot };
         let reply = self.raft.install_full_snapshot(head.vote, snapshot).await;
         let reply = reply.map_err(status::unavailable_from)?;
-        Ok(Response::new(self.reply(Kind::Snapshot, &reply)))
+        Ok(Response::new(self.reply(&caller, Kind::Snapshot, &reply)))
     }
 
     async fn transfer_leader(
@@ -223,6 +232,6 @@ impl ring_server::Ring for RingService {
         speaks_for(&caller, transfer.from_leader())?;
         let reply = self.raft.handle_transfer_leader(transfer).await;
         let reply = reply.map_err(status::unavailable_from)?;
-        Ok(Response::new(self.reply(Kind::Transfer, &reply)))
+        Ok(Response::new(self.reply(&caller, Kind::Transfer, &reply)))
     }
 }

@@ -78,9 +78,7 @@ fn invalid(rejection: &Rejection) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
-async fn off_thread<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<T> {
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     task::spawn_blocking(work).await.map_err(io::Error::other)
 }
 

@@ -237,7 +237,12 @@ mod tests {
         let vote = Vote::new_committed(3, 1.into());
         round_trip(&vote);
         let (prev_log_id, leader_commit) = (Some(log_id(2, 4)), None);
-        round_trip(&AppendEntriesRequest::<Types> { vote: vote.clone(), prev_log_id, entries, leader_commit });
+        round_trip(&AppendEntriesRequest::<Types> {
+            vote: vote.clone(),
+            prev_log_id,
+            entries,
+            leader_commit,
+        });
         for response in [
             AppendEntriesResponse::<Types>::Success,
             AppendEntriesResponse::PartialSuccess(prev_log_id),

@@ -12,7 +12,7 @@ use openraft::{
     vote::leader_id_std::CommittedLeaderId,
 };
 use redb::{ReadableTable as _, TableDefinition};
-use satrap_certify::Timestamp;
+use satrap_certify::{Interest, Replica, Timestamp};
 use satrap_host::{clock, runtime, store};
 use satrap_merkle::codec::Canonical as _;
 use satrap_regional_core::Command;
@@ -235,13 +235,17 @@ fn requests_are_cut_by_bytes_and_purges_keep_what_fits() {
         assert_eq!(log.purge_point(3, keep(4, usize::MAX)), None);
         assert_eq!(log.purge_point(3, keep(3, usize::MAX)), Some(0));
         assert_eq!(log.purge_point(3, keep(4, APPEND_BATCH_BYTES)), Some(2));
-        assert_eq!(log.purge_point(1, keep(1, usize::MAX)), Some(0), "only what is in the snapshot");
+        assert_eq!(
+            log.purge_point(1, keep(1, usize::MAX)),
+            Some(0),
+            "only what is in the snapshot"
+        );
         member.close();
     });
 }
 
-fn adopt(realm: &Realm, machine_height: &satrap_certify::Replica) -> Vec<u8> {
-    let update = Box::new(realm.update_for(&machine_height.position()).unwrap());
+fn adopt(realm: &Realm, from: &Replica) -> Vec<u8> {
+    let update = Box::new(realm.update_for(&from.position()).unwrap());
     Command::Adopt { update, now: Timestamp(clock::now()) }.to_canonical()
 }
 
@@ -252,7 +256,7 @@ async fn apply(machine: &mut StateMachine, entry: Entry) {
 #[test]
 fn a_snapshot_carries_the_region_and_survives_reopening() {
     let (dir, mut realm) = (tempfile::tempdir().unwrap(), Realm::new());
-    let genesis = satrap_certify::Replica::genesis(&realm.genesis, satrap_certify::Interest::Everything);
+    let genesis = Replica::genesis(&realm.genesis, Interest::Everything);
     realm.publish("pki/trust", "a", &[1; 100_000]);
     let adopted = adopt(&realm, &genesis);
     block_on(async {
@@ -274,6 +278,7 @@ fn a_snapshot_carries_the_region_and_survives_reopening() {
         apply(&mut member.machine, blank(1, 2)).await;
         member.machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
         stale.build_snapshot().await.unwrap();
+        drop(stale);
         let newest = member.machine.get_current_snapshot().await.unwrap().unwrap();
         assert_eq!(newest.meta.last_log_id, Some(log_id(1, 2)));
         member.close();
@@ -297,13 +302,11 @@ fn a_snapshot_carries_the_region_and_survives_reopening() {
 #[test]
 fn a_command_that_does_not_verify_changes_nothing() {
     let (dir, mut realm) = (tempfile::tempdir().unwrap(), Realm::new());
-    let genesis = satrap_certify::Replica::genesis(&realm.genesis, satrap_certify::Interest::Everything);
+    let genesis = Replica::genesis(&realm.genesis, Interest::Everything);
     realm.publish("pki/trust", "a", b"good");
     let update = realm.update_for(&genesis.position()).unwrap();
-    let forged = Command::Adopt {
-        update: Box::new(tampered(update)),
-        now: Timestamp(clock::now()),
-    };
+    let forged =
+        Command::Adopt { update: Box::new(tampered(update)), now: Timestamp(clock::now()) };
     block_on(async {
         let mut member = open(&dir.path().join("db"), &realm).unwrap();
         apply(&mut member.machine, command(1, 1, forged.to_canonical())).await;

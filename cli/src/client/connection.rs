@@ -1,0 +1,96 @@
+//! Which realm a verb talks to: a described one, or one spelled out on the command line.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use satrap_certify::Genesis;
+use satrap_host::files;
+
+use super::Endpoint;
+use crate::{error::CliError, realm::Description};
+
+/// A genesis of more bytes was not written by `satrap init`.
+const GENESIS_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Which realm to talk to, and as whom.
+#[derive(Args, Clone, Debug)]
+pub struct Connection {
+    /// Directory with `realm.json`, as `satrap dev` and `satrap init` write it
+    #[arg(long, value_name = "DIR", default_value = ".satrap")]
+    pub realm: PathBuf,
+    /// Ask this server (repeatable); without it, those in `realm.json`
+    #[arg(long = "endpoint", value_name = "URL")]
+    pub endpoints: Vec<String>,
+    /// The realm's genesis file
+    #[arg(long, value_name = "FILE")]
+    pub genesis: Option<PathBuf>,
+    /// Client certificate
+    #[arg(long, value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+    /// Its key
+    #[arg(id = "tls_key", long = "key", value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// CAs to trust
+    #[arg(long, value_name = "FILE")]
+    pub trust: Option<PathBuf>,
+}
+
+impl Connection {
+    /// The realm's description, unless everything is on the command line.
+    pub(super) fn description(&self) -> Result<Option<Description>, CliError> {
+        let files = [&self.genesis, &self.cert, &self.key, &self.trust];
+        if !self.endpoints.is_empty() && files.iter().all(|file| file.is_some()) {
+            return Ok(None);
+        }
+        Description::load(&self.realm).map(Some).map_err(|e| {
+            let path = Description::path(&self.realm);
+            CliError::usage(format!(
+                "{}: {e}; start a realm with `satrap dev`, name one with --realm DIR, or give \
+                 --endpoint, --genesis, --cert, --key and --trust",
+                path.display()
+            ))
+        })
+    }
+
+    /// The genesis alone, for verbs that need no network.
+    ///
+    /// # Errors
+    ///
+    /// If there is no genesis file, or it is not one.
+    pub fn genesis(&self) -> Result<Genesis, CliError> {
+        match &self.genesis {
+            Some(path) => read_genesis(path),
+            None => {
+                let found = self.description()?.expect("without --genesis there is one");
+                read_genesis(&found.genesis)
+            }
+        }
+    }
+}
+
+/// Reads a genesis file.
+///
+/// # Errors
+///
+/// If there is none, or it is not one.
+pub fn read_genesis(path: &Path) -> Result<Genesis, CliError> {
+    let json =
+        files::read(path, GENESIS_BYTES_MAX).map_err(|e| CliError::file("genesis", path, &e))?;
+    Genesis::from_json(&json).map_err(|e| CliError::refused(format!("{}: {e}", path.display())))
+}
+
+/// Validators first: a member may be a moment behind, and what is built on a stale version is
+/// refused.
+pub(super) fn described_endpoints(description: &Description) -> Vec<Endpoint> {
+    let members = description.regions.iter().flat_map(|r| {
+        r.members.iter().map(move |m| Endpoint {
+            label: format!("region {}/{}", r.name, m.name),
+            url: m.client_url.clone(),
+        })
+    });
+    let validators = description
+        .validators
+        .iter()
+        .map(|v| Endpoint { label: format!("validator {}", v.name), url: v.url.clone() });
+    validators.chain(members).collect()
+}

@@ -1,0 +1,267 @@
+//! Rings of whole members: elections, crashes, compaction, strangers.
+
+use std::fs;
+
+use openraft::raft::VoteRequest;
+use satrap_host::{
+    mtls::{self, PeerRule},
+    pki::Role,
+};
+use satrap_merkle::codec::Canonical as _;
+use satrap_proto::v1::{RingFrame, ring_client::RingClient};
+use tonic::Code;
+
+use super::{
+    cluster::{Honesty, Running, WAIT, World, block_on, leader, soon},
+    realm::{HEARTBEAT, Realm, label, tampered},
+};
+use crate::{
+    config::Config,
+    raft::{
+        frames::{self, ANY_INSTANCE, Kind, Sender, Welcome},
+        ring_id,
+        types::{Types, Vote},
+    },
+    refusals::Refusals,
+    upstream::{Adoption, Upstream, UpstreamError},
+};
+
+fn start_all(configs: &[Config]) -> Vec<Running> {
+    configs.iter().map(Running::start).collect()
+}
+
+async fn all_reach(members: &[Running], height: u64) {
+    for member in members {
+        member.reaches(height).await;
+    }
+}
+
+#[test]
+fn a_ring_survives_its_leader_and_a_straggler_catches_up_by_snapshot() {
+    let world = World::new(&[Honesty::Honest, Honesty::Honest]);
+    let configs = world.ring(&["m1", "m2", "m3"]);
+    let mut members = start_all(&configs);
+    let killed = block_on(async {
+        leader(&members).await;
+        let height = world.decide(|realm| realm.publish("pki/trust", "a", b"1"));
+        all_reach(&members, height).await;
+        leader(&members).await
+    });
+    let dead = members.remove(killed);
+    let (dead_name, dead_log) = (dead.name.clone(), dead.ring.status().log_index);
+    dead.crash();
+
+    block_on(async {
+        let next = leader(&members).await;
+        for n in 0..20_u8 {
+            let height = world.decide(|realm| realm.publish("pki/trust", "a", &[n]));
+            all_reach(&members, height).await;
+        }
+        let purged = members[next].ring.until_status(|status| status.purged_index > dead_log);
+        assert!(soon("a purge", purged).await);
+    });
+
+    let config = configs.iter().find(|config| config.name.as_str() == dead_name.as_str());
+    let back = Running::start(config.unwrap());
+    let height = world.realm.lock().unwrap().height();
+    block_on(async {
+        back.reaches(height).await;
+        assert!(back.ring.until_status(|status| status.snapshot_index > dead_log).await);
+        assert!(back.ring.status().log_index > dead_log);
+    });
+    members.push(back);
+
+    // Everything again, from disk alone.
+    for member in members {
+        member.stop();
+    }
+    for member in start_all(&configs) {
+        assert_eq!(member.ring.region().replica().height(), height, "{}", member.name);
+        member.crash();
+    }
+}
+
+#[test]
+fn a_leader_that_stops_hands_over_first() {
+    let world = World::new(&[Honesty::Honest]);
+    let configs = world.ring(&["m1", "m2", "m3"]);
+    let mut members = configs.iter().map(Running::start_apart).collect::<Vec<_>>();
+    let leading = block_on(leader(&members));
+    let old = members.remove(leading);
+    let (name, term) = (old.name.clone(), old.ring.status().term);
+    old.stop();
+    // The old leader waited for this before it closed its listener.
+    let heir = members.iter().map(|member| member.ring.status()).find(|status| {
+        status.leader.as_ref().is_some_and(|leader| *leader != name) && status.term > term
+    });
+    assert!(heir.is_some(), "somebody leads already");
+    let height = world.decide(Realm::heartbeat);
+    block_on(all_reach(&members, height));
+    for member in members {
+        member.stop();
+    }
+}
+
+#[test]
+fn a_forged_update_is_refused_by_name_and_never_enters_the_log() {
+    let mut world = World::new(&[Honesty::Tampers]);
+    let config = world.ring(&["m1"]).remove(0);
+    let member = Running::start(&config);
+    let member = vec![member];
+    let ring = member[0].ring.clone();
+    // Once the first entries of the new ring are applied, nothing but a proposal adds to the log.
+    assert!(block_on(ring.until_status(|status| status.applied_index >= 1)));
+    let before = ring.status().log_index;
+    // A second follower on the same ring, so that the test holds its counters.
+    let refusals = Refusals::default();
+    let credentials = world.credentials(World::member("m1"));
+    let upstream =
+        Upstream::new(ring.clone(), Vec::new(), credentials, HEARTBEAT, refusals.clone());
+    let realm = world.realm.get_mut().unwrap();
+    realm.publish("pki/trust", "a", b"good");
+    let update = realm.update_for(&ring.region().replica().position()).unwrap();
+    block_on(async {
+        let forged = tampered(update.clone()).to_canonical();
+        let Err(UpstreamError::Refused(rejection)) = upstream.adopt(forged.into()).await else {
+            panic!("a tampered value was not refused");
+        };
+        assert_eq!(rejection.rule(), "B4");
+        let error = upstream.adopt(b"noise".to_vec().into()).await.unwrap_err();
+        assert!(error.to_string().contains("refused by rule E1"), "{error}");
+        assert_eq!(refusals.counts().into_iter().collect::<Vec<_>>(), [("B4", 1), ("E1", 1)]);
+        assert_eq!(ring.status().log_index, before, "nothing was proposed");
+        let good = update.to_canonical();
+        assert_eq!(upstream.adopt(good.clone().into()).await.unwrap(), Adoption::Adopted(1));
+        assert_eq!(upstream.adopt(good.into()).await.unwrap(), Adoption::NothingNew);
+        assert!(ring.status().log_index > before);
+    });
+    drop((upstream, ring));
+    member.into_iter().for_each(Running::stop);
+}
+
+#[test]
+fn a_lying_validator_is_left_for_an_honest_one() {
+    let world = World::new(&[Honesty::Tampers, Honesty::Honest]);
+    let members = start_all(&world.ring(&["m1"]));
+    let height = world.decide(|realm| realm.publish("pki/trust", "a", b"good"));
+    block_on(all_reach(&members, height));
+    let region = members[0].ring.region();
+    let content = region.replica().heads().values().next().unwrap().clone();
+    assert_eq!(content.version, 1);
+    members.into_iter().for_each(Running::stop);
+}
+
+#[test]
+fn a_silent_validator_is_left() {
+    let world = World::new(&[Honesty::Silent]);
+    let members = start_all(&world.ring(&["m1"]));
+    // It is the only one, so being left shows as being followed again.
+    let mut follows = world.follows.subscribe();
+    block_on(soon("a second stream", follows.wait_for(|follows| *follows >= 2))).unwrap();
+    members.into_iter().for_each(Running::stop);
+}
+
+/// Sends one vote request as `role` and returns how it ended.
+async fn vote_as(
+    world: &World,
+    to: &Running,
+    role: Role,
+    frame: Vec<u8>,
+) -> Result<(), tonic::Status> {
+    let url = format!("https://{}", to.peer_address);
+    let credentials = world.credentials(role);
+    let channel = mtls::connect_lazy(&url, &credentials, PeerRule::AnyMember).unwrap();
+    let mut ring = RingClient::new(channel);
+    let asked = ring.vote(RingFrame { payload: frame.into() });
+    tokio::time::timeout(WAIT, asked).await.unwrap().map(|_| ())
+}
+
+#[test]
+fn strangers_and_impostors_are_refused_on_the_ring() {
+    let world = World::new(&[Honesty::Honest]);
+    let configs = world.ring(&["m1", "m2", "m3"]);
+    // Alone, so the ring is not founded and nobody else speaks.
+    let m1 = Running::start(&configs[0]);
+    let own = Sender { ring: ring_id(&configs[0].ring_setup()), instance: [2; 16] };
+    let vote = |name: &str| {
+        let name = (&label(name)).into();
+        VoteRequest::<Types>::new(Vote::new(7, name), None)
+    };
+    let frame =
+        |sender: &Sender, name: &str| frames::pack(sender, &ANY_INSTANCE, Kind::Vote, &vote(name));
+    block_on(async {
+        let code =
+            async |role, frame| vote_as(&world, &m1, role, frame).await.map_err(|s| s.code());
+        let good = frame(&own, "m2");
+        let m2 = || World::member("m2");
+        for stranger in [
+            World::edge("e1"),
+            World::operator(),
+            Role::Member { region: "us".into(), name: "m2".into() },
+        ] {
+            assert!(code(stranger, good.clone()).await.is_err(), "no handshake");
+        }
+        let outsider = code(World::member("m9"), good.clone()).await;
+        assert_eq!(outsider, Err(Code::PermissionDenied), "not of this ring");
+        let elsewhere = frame(&Sender { ring: [0; 32], ..own }, "m2");
+        assert_eq!(code(m2(), elsewhere).await, Err(Code::InvalidArgument), "another ring");
+        assert_eq!(code(m2(), frame(&own, "m3")).await, Err(Code::PermissionDenied), "as m3");
+        assert_eq!(code(m2(), good.clone()).await, Ok(()));
+        let new_disk = frame(&Sender { instance: [3; 16], ..own }, "m2");
+        let refused = vote_as(&world, &m1, m2(), new_disk.clone()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        assert!(refused.message().contains("lost its disk"), "{refused}");
+    });
+    // Whom it met is remembered across a restart.
+    m1.crash();
+    let m1 = Running::start(&configs[0]);
+    block_on(async {
+        let new_disk = frame(&Sender { instance: [3; 16], ..own }, "m2");
+        let refused = vote_as(&world, &m1, World::member("m2"), new_disk).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+    });
+    m1.stop();
+}
+
+#[test]
+fn a_member_that_lost_its_disk_neither_founds_nor_votes() {
+    let world = World::new(&[Honesty::Honest]);
+    let configs = world.ring(&["m1", "m2", "m3"]);
+    let mut members = start_all(&configs);
+    let height = world.decide(Realm::heartbeat);
+    block_on(all_reach(&members, height));
+    // `m1` is the founder.
+    members.remove(0).crash();
+    fs::remove_dir_all(world.data_dir("m1")).unwrap();
+    let empty = Running::start(&configs[0]);
+    block_on(async {
+        let height = world.decide(Realm::heartbeat);
+        all_reach(&members, height).await;
+        let hello = frames::pack(
+            &Sender { ring: ring_id(&configs[0].ring_setup()), instance: [9; 16] },
+            &ANY_INSTANCE,
+            Kind::Hello,
+            &(),
+        );
+        let credentials = world.credentials(World::member("m1"));
+        let url = format!("https://{}", members[0].peer_address);
+        let channel = mtls::connect_lazy(&url, &credentials, PeerRule::AnyMember).unwrap();
+        let reply = RingClient::new(channel).pre_vote(RingFrame { payload: hello.into() }).await;
+        assert_eq!(reply.unwrap_err().code(), Code::FailedPrecondition, "not even a welcome");
+        let status = empty.ring.status();
+        assert_eq!((status.term, status.log_index), (0, 0), "no vote, no log");
+    });
+    empty.stop();
+    members.into_iter().for_each(Running::stop);
+}
+
+/// Both sides of the greeting, as the founder uses it.
+#[test]
+fn a_welcome_says_whether_there_is_a_ring() {
+    let sender = Sender { ring: [1; 32], instance: [2; 16] };
+    for founded in [false, true] {
+        let bytes = frames::pack(&sender, &ANY_INSTANCE, Kind::Hello, &Welcome { founded });
+        let (_, rest) = frames::open(&sender, Kind::Hello, &bytes).unwrap();
+        assert_eq!(frames::body::<Welcome>(rest).unwrap().founded, founded);
+    }
+}

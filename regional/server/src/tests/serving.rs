@@ -1,0 +1,228 @@
+//! What edges and operators get from a member.
+
+use satrap_certify::{BundleName, Interest, Replica, Report, Timestamp, Update};
+use satrap_host::{
+    clock,
+    mtls::{self, Credentials, PeerRule},
+    pki::Role,
+};
+use satrap_merkle::codec::Canonical as _;
+use satrap_proto::v1::{
+    FollowReply, FollowRequest, GovernanceRequest, LightBlocksRequest, RegionStatus, StatusRequest,
+    SubmitRequest, control_client::ControlClient, follow_request::Body, status_reply::Tier,
+    sync_client::SyncClient,
+};
+use satrap_regional_core::{Command, Region};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming, transport::Channel};
+
+use super::{
+    cluster::{Honesty, REGION, Running, VERDICT, World, block_on, soon},
+    realm::{Realm, label},
+};
+use crate::{config::Endpoint, sync_service::UpdateCache};
+
+fn channel(member: &Running, credentials: &Credentials) -> Channel {
+    let url = format!("https://{}", member.client_address);
+    mtls::connect_lazy(&url, credentials, PeerRule::Member(REGION.into())).unwrap()
+}
+
+fn edge_replica(world: &World) -> Replica {
+    let bundles = Interest::Bundles(vec![BundleName::new("pki/trust").unwrap()]);
+    Replica::genesis(&world.realm.lock().unwrap().genesis, bundles)
+}
+
+struct Edge {
+    replica: Replica,
+    requests: mpsc::Sender<FollowRequest>,
+    replies: Streaming<FollowReply>,
+}
+
+impl Edge {
+    async fn follow(
+        world: &World,
+        member: &Running,
+        credentials: &Credentials,
+    ) -> Result<Self, Status> {
+        let replica = edge_replica(world);
+        let (requests, outbound) = mpsc::channel(4);
+        let position = Body::Position(replica.position().to_canonical().into());
+        requests.send(FollowRequest { body: Some(position) }).await.unwrap();
+        let mut client = SyncClient::new(channel(member, credentials))
+            .max_decoding_message_size(crate::limits::UPDATE_MESSAGE_BYTES_MAX);
+        let replies = client.follow(ReceiverStream::new(outbound)).await?.into_inner();
+        Ok(Self { replica, requests, replies })
+    }
+
+    /// Takes updates until `height`, verifying each as an edge does.
+    async fn reaches(&mut self, height: u64) {
+        while self.replica.height() < height {
+            let reply = soon("an update", self.replies.message()).await.unwrap().unwrap();
+            let update = Update::from_canonical(&reply.update).unwrap();
+            let advance = self.replica.verify(&update, Timestamp(clock::now())).unwrap();
+            self.replica.advance(advance);
+        }
+    }
+
+    async fn report(&self, world: &World, as_edge: &str, credentials: &Credentials) {
+        let identity = credentials.current();
+        let report = Report {
+            genesis_hash: *world.realm.lock().unwrap().genesis.realm().genesis_hash(),
+            region: label(REGION),
+            edge: label(as_edge),
+            time: Timestamp(clock::now()),
+            height: self.replica.height(),
+            certified_time: self.replica.certified_time(),
+            running: Vec::new(),
+            refusals: Vec::new(),
+        };
+        let signed = report.sign(&identity.signing_key, identity.leaf_der.to_vec());
+        let body = Some(Body::Report(signed.to_canonical().into()));
+        self.requests.send(FollowRequest { body }).await.unwrap();
+    }
+}
+
+async fn status_of(member: &Running, credentials: &Credentials) -> RegionStatus {
+    let mut control = ControlClient::new(channel(member, credentials));
+    let reply = control.status(StatusRequest { local_only: false }).await.unwrap();
+    match reply.into_inner().tier.unwrap() {
+        Tier::Region(status) => status,
+        Tier::Validator(_) => panic!("a member is no validator"),
+    }
+}
+
+#[test]
+fn an_edge_follows_reports_and_shows_up_in_the_status_of_every_member() {
+    let world = World::new(&[Honesty::Honest]);
+    let members: Vec<_> =
+        world.ring(&["m1", "m2", "m3"]).iter().map(Running::start_apart).collect();
+    let credentials = world.credentials(World::edge("e1"));
+    let operator = world.credentials(World::operator());
+    block_on(async {
+        let mut edge = Edge::follow(&world, &members[1], &credentials).await.unwrap();
+        let height = world.decide(|realm| realm.publish("pki/trust", "a", b"1"));
+        edge.reaches(height).await;
+        let height = world.decide(|realm| realm.publish("pki/trust", "a", b"2"));
+        edge.reaches(height).await;
+        edge.report(&world, "e1", &credentials).await;
+        // A further update on the same stream: by then the report before it was taken.
+        let height = world.decide(Realm::heartbeat);
+        edge.reaches(height).await;
+        for member in &members {
+            member.reaches(height).await;
+        }
+
+        let status = status_of(&members[0], &operator).await;
+        assert_eq!(status.connected_edges, ["e1"]);
+        assert_eq!(status.reports.len(), 1);
+        assert_eq!(status.height, height);
+        assert_eq!(status.bundles[0].version, 2);
+        assert!(status.upstream_connected, "whoever leads has a stream");
+        assert!(!status.leader.is_empty());
+        assert!(status.members.iter().all(|member| member.reachable));
+
+        // In the name of another edge: refused by rule, and the stream ends.
+        edge.report(&world, "e2", &credentials).await;
+        let refused = soon("a refusal", edge.replies.message()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(refused.message().starts_with("[R1]"), "{refused}");
+        assert_eq!(status_of(&members[0], &operator).await.refusals["R1"], 1);
+    });
+    members.into_iter().for_each(Running::stop);
+}
+
+#[test]
+fn roles_decide_what_may_be_asked() {
+    let world = World::new(&[Honesty::Honest]);
+    let member = Running::start(&world.ring(&["m1"])[0]);
+    block_on(async {
+        let edge = world.credentials(World::edge("e1"));
+        let neighbor = world.credentials(Role::Edge { region: "us".into(), name: "e1".into() });
+        let validator = world.credentials(Role::Validator { name: "v1".into() });
+        let denied = |status: Status| assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+        let mut control = ControlClient::new(channel(&member, &edge));
+        denied(control.status(StatusRequest::default()).await.unwrap_err());
+        denied(control.submit(SubmitRequest::default()).await.unwrap_err());
+        denied(control.governance(GovernanceRequest {}).await.unwrap_err());
+        denied(control.light_blocks(LightBlocksRequest::default()).await.err().unwrap());
+
+        let height = world.decide(|realm| realm.publish("pki/trust", "a", b"1"));
+        let mut fallen_back = Edge::follow(&world, &member, &neighbor).await.unwrap();
+        fallen_back.reaches(height).await;
+        assert!(Edge::follow(&world, &member, &validator).await.is_err(), "no handshake");
+
+        let operator = world.credentials(World::operator());
+        let mut control = ControlClient::new(channel(&member, &operator));
+        let blocks = control.light_blocks(LightBlocksRequest::default()).await.err().unwrap();
+        assert_eq!(blocks.code(), Code::Unimplemented);
+    });
+    member.stop();
+}
+
+#[test]
+fn a_verdict_passes_through_and_a_dead_validator_does_not_matter() {
+    let world = World::new(&[Honesty::Honest]);
+    let mut config = world.ring(&["m1"]).remove(0);
+    // Nobody listens there: the port was free a moment ago and its holder is gone.
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dead = Endpoint { name: label("v9"), url: format!("https://{dead}") };
+    config.validators.insert(0, dead);
+    let member = Running::start(&config);
+    block_on(async {
+        let operator = world.credentials(World::operator());
+        let mut control = ControlClient::new(channel(&member, &operator));
+        let refused = control.submit(SubmitRequest::default()).await.unwrap_err();
+        assert_eq!((refused.code(), refused.message()), (Code::FailedPrecondition, VERDICT));
+        let governance = control.governance(GovernanceRequest {}).await.unwrap().into_inner();
+        assert_eq!((&governance.governance[..], governance.height), (&[7][..], 3));
+    });
+    member.stop();
+}
+
+#[test]
+fn a_region_cut_off_from_validators_serves_and_says_how_old_it_is() {
+    let mut world = World::new(&[Honesty::Honest]);
+    let config = world.ring(&["m1"]).remove(0);
+    let member = Running::start(&config);
+    let height = world.decide(|realm| realm.publish("pki/trust", "a", b"1"));
+    block_on(member.reaches(height));
+    member.stop();
+    // The validators are gone when it comes back.
+    world.stop_validators();
+    let member = Running::start(&config);
+    let (edge, operator) =
+        (world.credentials(World::edge("e1")), world.credentials(World::operator()));
+    block_on(async {
+        let mut edge = Edge::follow(&world, &member, &edge).await.unwrap();
+        edge.reaches(height).await;
+        let status = status_of(&member, &operator).await;
+        assert!(!status.upstream_connected);
+        assert_eq!(status.height, height);
+        assert!(status.age_ms > 0);
+    });
+    member.stop();
+}
+
+#[test]
+fn followers_at_one_position_share_one_encoded_update() {
+    let world = World::new(&[]);
+    let mut region = Region::genesis(&world.realm.lock().unwrap().genesis);
+    let cache = UpdateCache::default();
+    let edge = edge_replica(&world).position();
+    assert_eq!(cache.update_for(&region, &edge).unwrap(), None, "nothing newer yet");
+    for (round, value) in [b"1", b"2"].into_iter().enumerate() {
+        world.decide(|realm| realm.publish("pki/trust", "a", value));
+        let realm = world.realm.lock().unwrap();
+        let update = Box::new(realm.update_for(&region.replica().position()).unwrap());
+        region.apply(&Command::Adopt { update, now: Timestamp(clock::now()) });
+        let first = cache.update_for(&region, &edge).unwrap().unwrap();
+        let second = cache.update_for(&region, &edge).unwrap().unwrap();
+        assert_eq!(first.as_ptr(), second.as_ptr(), "the same bytes in memory");
+        assert_eq!(cache.encoded(), 1, "round {round}");
+    }
+    let mut stranger = edge;
+    stranger.genesis_hash = [0; 32];
+    let refused = cache.update_for(&region, &stranger).unwrap_err();
+    assert_eq!(refused.rule(), "C1");
+}
