@@ -9,7 +9,7 @@ use satrap_sim::SimRealm;
 use tendermint_light_client_verifier::{
     ProdVerifier, Verdict, Verifier as _,
     options::Options,
-    types::{PeerId, TrustThreshold, UntrustedBlockState},
+    types::{TrustThreshold, TrustedBlockState, UntrustedBlockState},
 };
 
 use crate::stats::Samples;
@@ -78,8 +78,7 @@ fn times(validators: usize) -> Result<(), Box<dyn Error>> {
     let set = realm.ledger.validators();
 
     // The peer: Tendermint's own verifier on the same block.
-    let (before, _) = &realm.blocks[0];
-    let (_, before_commit) = &realm.blocks[0];
+    let (before, before_commit) = &realm.blocks[0];
     let old = light_block::signed_header(context, &before.checkpoint, before_commit, set);
     let new = light_block::signed_header(context, &step.checkpoint, &step.commit, set);
     let validators_of = set.to_tendermint(&step.checkpoint.proposer);
@@ -88,15 +87,14 @@ fn times(validators: usize) -> Result<(), Box<dyn Error>> {
         trusting_period: policy.trusting_period,
         clock_drift: policy.clock_drift,
     };
-    let _ = PeerId::new([0; 20]);
-    let trusted_block = tendermint_light_client_verifier::types::TrustedBlockState {
+    let trusted_block = || TrustedBlockState {
         chain_id: context.tendermint_chain_id(),
         header_time: old.header.time,
         height: old.header.height,
         next_validators: &validators_of,
         next_validators_hash: old.header.next_validators_hash,
     };
-    let untrusted = UntrustedBlockState {
+    let untrusted = || UntrustedBlockState {
         signed_header: &new,
         validators: &validators_of,
         next_validators: None,
@@ -110,12 +108,8 @@ fn times(validators: usize) -> Result<(), Box<dyn Error>> {
         whole.push(timed(|| edge.verify(&update, realm.now).is_ok())?);
         theirs.push(timed(|| {
             let verifier = ProdVerifier::default();
-            let verdict = verifier.verify_update_header(
-                untrusted.clone(),
-                trusted_block.clone(),
-                &options,
-                now,
-            );
+            let verdict =
+                verifier.verify_update_header(untrusted(), trusted_block(), &options, now);
             verdict == Verdict::Success
         })?);
     }

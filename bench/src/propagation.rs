@@ -164,8 +164,7 @@ fn watch(tasks: &TaskGroup, realm: &Realm, sender: &mpsc::Sender<Arrival>) {
         });
     }
     for index in 0..realm.files.edges.len() {
-        let (path, sender, shutdown) =
-            (realm.status_file(index), sender.clone(), tasks.shutdown());
+        let (path, sender, shutdown) = (realm.status_file(index), sender.clone(), tasks.shutdown());
         tasks.spawn(format!("watch edge {index}"), async move {
             tokio::select! {
                 () = shutdown.requested() => {}
@@ -289,9 +288,8 @@ impl Table {
                 slot.get_or_insert(arrival.at.saturating_sub(submitted));
             }
         }
-        let known = |seen: Vec<Option<Duration>>| -> Vec<Duration> {
-            seen.into_iter().flatten().collect()
-        };
+        let known =
+            |seen: Vec<Option<Duration>>| -> Vec<Duration> { seen.into_iter().flatten().collect() };
         let (validators, members) = (known(validators), known(members));
         let first = |times: &[Duration]| times.iter().min().copied().unwrap_or_default();
         Times {

@@ -8,9 +8,7 @@ use std::{
     time::Duration,
 };
 
-use satrap_certify::{
-    BundleName, ChainId, Class, ClassKind, Genesis, Label, Policy,
-};
+use satrap_certify::{BundleName, ChainId, Class, ClassKind, Genesis, Label, Policy};
 use satrap_cli::{
     client::{Client, Endpoint},
     realm::{
@@ -222,4 +220,3 @@ fn edit(path: &Path, change: impl FnOnce(&mut toml::Table)) -> io::Result<()> {
     change(&mut config);
     fs::write(path, toml::to_string(&config).map_err(io::Error::other)?)
 }
-

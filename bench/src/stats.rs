@@ -24,13 +24,7 @@ impl Samples {
     /// Prints one row.
     pub fn print(&self, what: &str) {
         let ms = |percent| self.percentile(percent).as_secs_f64() * 1e3;
-        println!(
-            "{what:<44} {:>9.2} {:>9.2} {:>9.2} {:>7}",
-            ms(50),
-            ms(99),
-            ms(100),
-            self.0.len()
-        );
+        println!("{what:<44} {:>9.2} {:>9.2} {:>9.2} {:>7}", ms(50), ms(99), ms(100), self.0.len());
     }
 
     /// Prints the head of the table.

@@ -307,7 +307,8 @@ impl Dev {
         while !progress.is_complete() {
             tokio::select! {
                 sighting = self.sightings.recv() => {
-                    let sighting = sighting.expect("witnesses run until shutdown");
+                    // Witnesses run until shutdown, so their silence is one.
+                    let sighting = sighting.ok_or(DevError::Interrupted)?;
                     progress.saw(&sighting);
                     self.seen.insert(sighting.name.clone(), sighting);
                 }
@@ -331,7 +332,7 @@ impl Dev {
                 () = tasks.shutdown().requested() => return Ok(()),
                 event = self.processes.events.recv() => self.process_event(event)?,
                 sighting = self.sightings.recv() => {
-                    let sighting = sighting.expect("witnesses run until shutdown");
+                    let Some(sighting) = sighting else { return Ok(()) };
                     if sighting.tier == Tier::Validator && sighting.version > newest {
                         newest = sighting.version;
                         self.say(&format!("{} version {newest} was decided", self.bundle));

@@ -29,7 +29,7 @@ pub fn welcome(description: &Description, state_dir: &Path) -> String {
     let dir = state_dir.display();
     text += &format!(
         "\nThree things to try in another terminal:\n\
-         \x20 satrap --realm {dir} status\n\
+         \x20 satrap status --realm {dir}\n\
          \x20 kill -9 {pid}          # a validator: the others go on, it comes back\n\
          \x20 openssl storeutl -noout -certs {}/{}\n\
          \nCtrl-c stops everything; started again, it resumes.",

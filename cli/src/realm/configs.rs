@@ -35,7 +35,7 @@ struct ValidatorToml<'a> {
 
 /// `validator.toml`. Where the other validators are stands in the genesis.
 #[must_use]
-pub fn validator(_plan: &RealmPlan, v: &ValidatorPlan) -> String {
+pub fn validator(v: &ValidatorPlan) -> String {
     text(
         "satrap validator run --config FILE",
         &ValidatorToml {

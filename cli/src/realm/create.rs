@@ -142,7 +142,7 @@ fn fill(plan: &RealmPlan, dir: &Path) -> Result<(), CreateError> {
         let name = v.name.to_string();
         issuer.process(at, Role::Validator { name }, &issuer.everyone())?;
         secret(&at.dir.join("signing.key"), &seed_text(key))?;
-        write(&at.config, configs::validator(plan, v).as_bytes())?;
+        write(&at.config, configs::validator(v).as_bytes())?;
     }
     let members = plan.regions.iter().flat_map(|r| r.members.iter().map(move |m| (r, m)));
     for ((region, m), at) in members.zip(&files.members) {

@@ -18,6 +18,7 @@
 //! When to ask and whom: that is the follower's `pull`. How stale is too stale: the follower
 //! knows [`Replica::certified_time`] and its own policy.
 
+mod heads;
 mod serve;
 
 pub use serve::directory_of;
@@ -29,8 +30,7 @@ use std::{
 
 use satrap_merkle::{
     BundleTree, Digest,
-    codec::Canonical as _,
-    directory::{DirectoryProof, Presence, ProvenLeaves},
+    directory::DirectoryProof,
     history::{self, History},
 };
 
@@ -312,8 +312,8 @@ impl Replica {
             .verify(&commitments.directory_root, commitments.directory_size, Head::name_of)
             .map_err(|e| Rejection::Directory(e.to_string()))?;
         let heads = match &self.interest {
-            Interest::Everything => all_heads(&proven, commitments.directory_size)?,
-            Interest::Bundles(names) => wanted_heads(&proven, names)?,
+            Interest::Everything => heads::all_heads(&proven, commitments.directory_size)?,
+            Interest::Bundles(names) => heads::wanted_heads(&proven, names)?,
         };
         for (name, held) in &self.heads {
             match heads.get(name) {
@@ -473,35 +473,4 @@ impl Content {
             self.journal.pop_front();
         }
     }
-}
-
-fn decode_head(leaf: &[u8]) -> Result<Head, Rejection> {
-    Head::from_canonical(leaf).map_err(|e| Rejection::Directory(e.to_string()))
-}
-
-fn all_heads(proven: &ProvenLeaves, size: u64) -> Result<BTreeMap<BundleName, Head>, Rejection> {
-    let heads = proven.leaves().map(decode_head);
-    let heads: BTreeMap<_, _> =
-        heads.map(|head| head.map(|h| (h.name.clone(), h))).collect::<Result<_, _>>()?;
-    if heads.len() as u64 != size {
-        return Err(Rejection::Directory(format!("{} of {size} heads were sent", heads.len())));
-    }
-    Ok(heads)
-}
-
-fn wanted_heads(
-    proven: &ProvenLeaves,
-    names: &[BundleName],
-) -> Result<BTreeMap<BundleName, Head>, Rejection> {
-    let mut heads = BTreeMap::new();
-    for name in names {
-        match proven.lookup(name.as_str()) {
-            Presence::Present(leaf) => {
-                heads.insert(name.clone(), decode_head(leaf)?);
-            }
-            Presence::Absent => {}
-            Presence::Unproven => return Err(Rejection::Withheld(name.clone())),
-        }
-    }
-    Ok(heads)
 }

@@ -9,7 +9,7 @@
 
 use std::io::{self, IsTerminal};
 
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
@@ -30,13 +30,8 @@ pub enum LogFormat {
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The level flag does not parse.
-    #[error("log level {levels:?}: {error}; expected `info`, or `warn,satrap_edge_agent=debug`")]
-    Levels {
-        /// What the operator wrote.
-        levels: String,
-        /// What is wrong with it.
-        error: tracing_subscriber::filter::ParseError,
-    },
+    #[error("{0:?} is not a log level; expected `info`, or `warn,satrap_edge_agent=debug`")]
+    Levels(String),
     /// This process logs already.
     #[error("logging was started twice")]
     Twice,
@@ -48,9 +43,7 @@ pub enum TelemetryError {
 ///
 /// [`TelemetryError`] if `levels` does not parse or logging already runs.
 pub fn init(levels: &str, format: LogFormat) -> Result<(), TelemetryError> {
-    let filter: Targets = levels
-        .parse()
-        .map_err(|error| TelemetryError::Levels { levels: levels.to_owned(), error })?;
+    let filter = parse(levels).ok_or_else(|| TelemetryError::Levels(levels.to_owned()))?;
     let text = match format {
         LogFormat::Auto => io::stderr().is_terminal(),
         LogFormat::Text => true,
@@ -68,14 +61,24 @@ pub fn init(levels: &str, format: LogFormat) -> Result<(), TelemetryError> {
         .map_err(|_| TelemetryError::Twice)
 }
 
+/// The library takes a bare word for the name of a target, so a mistyped level would silence all,
+/// and it takes nothing at all for `error`.
+fn parse(levels: &str) -> Option<Targets> {
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
+    let known = levels.split(',').all(|part| part.contains('=') || is_level(part));
+    known.then(|| levels.parse().ok())?
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn starts_once_and_explains_what_is_wrong() {
-        let error = init("loud", LogFormat::Json).unwrap_err().to_string();
-        assert!(error.starts_with("log level \"loud\": "), "{error}");
+        for bad in ["inof", "", "info,loud", "satrap_host=loud"] {
+            let error = init(bad, LogFormat::Json).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{bad:?} is not a log level; ")), "{error}");
+        }
         init("warn,satrap_host=debug", LogFormat::Json).unwrap();
         assert!(matches!(init("info", LogFormat::Auto), Err(TelemetryError::Twice)));
     }

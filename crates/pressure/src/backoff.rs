@@ -30,20 +30,13 @@ impl FullJitter {
     /// connection has lived for `stable_period`.
     #[must_use]
     pub const fn new(base: Duration, stable_period: Duration) -> Self {
-        Self {
-            base,
-            stable_period,
-            failures: 0,
-        }
+        Self { base, stable_period, failures: 0 }
     }
 
     /// The delay after one more failed attempt. `random` is uniform over all of `u64`.
     pub fn next_delay(&mut self, random: u64) -> Duration {
         let floor = Self::FLOOR.as_nanos();
-        let doubled = self
-            .base
-            .as_nanos()
-            .saturating_mul(1 << self.failures.min(63));
+        let doubled = self.base.as_nanos().saturating_mul(1 << self.failures.min(63));
         let ceiling = doubled.clamp(floor, Self::CAP.as_nanos());
         self.failures = self.failures.saturating_add(1);
         // A 64-bit fraction of the span: without modulo, so without modulo bias.
@@ -70,19 +63,14 @@ mod tests {
 
     #[test]
     fn the_largest_draw_doubles_up_to_the_cap() {
-        let mut backoff = FullJitter::new(BASE).stable_after(STABLE);
-        let delays: Vec<u128> = (0..9)
-            .map(|_| backoff.next_delay(u64::MAX).as_millis())
-            .collect();
-        assert_eq!(
-            delays,
-            [250, 500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]
-        );
+        let mut backoff = FullJitter::new(BASE, STABLE);
+        let delays: Vec<u128> = (0..9).map(|_| backoff.next_delay(u64::MAX).as_millis()).collect();
+        assert_eq!(delays, [250, 500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
     }
 
     #[test]
     fn only_a_stable_connection_resets() {
-        let mut backoff = FullJitter::new(BASE).stable_after(STABLE);
+        let mut backoff = FullJitter::new(BASE, STABLE);
         for _ in 0..4 {
             backoff.next_delay(0);
         }
@@ -97,7 +85,7 @@ mod tests {
         const DRAWS: u64 = 10_000;
         const BINS: usize = 10;
         let mut counts = [0u64; BINS];
-        let mut backoff = FullJitter::new(FullJitter::CAP);
+        let mut backoff = FullJitter::new(FullJitter::CAP, STABLE);
         // Weyl sequence: equidistributed, and the same in every run.
         let mut random = 0u64;
         for _ in 0..DRAWS {
@@ -108,10 +96,7 @@ mod tests {
         }
         let expected = DRAWS / BINS as u64;
         for (bin, count) in counts.iter().enumerate() {
-            assert!(
-                count.abs_diff(expected) < expected / 20,
-                "bin {bin} has {count} draws"
-            );
+            assert!(count.abs_diff(expected) < expected / 20, "bin {bin} has {count} draws");
         }
     }
 
@@ -120,7 +105,7 @@ mod tests {
         fn delays_stay_within_floor_and_ceiling(
             base_ms in 0u64..100_000, failures in 0u32..200, random: u64,
         ) {
-            let mut backoff = FullJitter::new(Duration::from_millis(base_ms));
+            let mut backoff = FullJitter::new(Duration::from_millis(base_ms), STABLE);
             for _ in 0..failures {
                 backoff.next_delay(random);
             }

@@ -15,15 +15,6 @@ use core::time::Duration;
 
 const CREDIT_PER_TOKEN: u128 = 1_000_000_000;
 
-/// What a [`TokenBucket`] allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// The largest burst, in tokens.
-    pub capacity: u32,
-    /// The sustained rate, in tokens per second.
-    pub refill_per_s: u32,
-}
-
 /// A token bucket over monotonic time.
 #[derive(Clone, Debug)]
 pub struct TokenBucket {
@@ -38,12 +29,7 @@ impl TokenBucket {
     #[must_use]
     pub fn new(capacity: u32, refill_per_s: u32, now: Duration) -> Self {
         let capacity = u128::from(capacity) * CREDIT_PER_TOKEN;
-        Self {
-            capacity,
-            refill_per_s,
-            credit: capacity,
-            refilled_at: now,
-        }
+        Self { capacity, refill_per_s, credit: capacity, refilled_at: now }
     }
 
     /// Takes `tokens` if they are there.
@@ -55,10 +41,7 @@ impl TokenBucket {
     pub fn take(&mut self, tokens: u32, now: Duration) -> Result<(), Option<Duration>> {
         self.refill(now);
         let wanted = u128::from(tokens) * CREDIT_PER_TOKEN;
-        let Some(missing) = wanted
-            .checked_sub(self.credit)
-            .filter(|missing| *missing > 0)
-        else {
+        let Some(missing) = wanted.checked_sub(self.credit).filter(|missing| *missing > 0) else {
             self.credit -= wanted;
             return Ok(());
         };
@@ -66,9 +49,7 @@ impl TokenBucket {
             return Err(None);
         }
         let nanos = missing.div_ceil(u128::from(self.refill_per_s));
-        Err(Some(Duration::from_nanos(
-            u64::try_from(nanos).unwrap_or(u64::MAX),
-        )))
+        Err(Some(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))))
     }
 
     fn refill(&mut self, now: Duration) {
@@ -77,9 +58,7 @@ impl TokenBucket {
             return;
         };
         self.refilled_at = now;
-        let earned = elapsed
-            .as_nanos()
-            .saturating_mul(u128::from(self.refill_per_s));
+        let earned = elapsed.as_nanos().saturating_mul(u128::from(self.refill_per_s));
         self.credit = self.credit.saturating_add(earned).min(self.capacity);
     }
 }
@@ -89,58 +68,34 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn bucket(capacity: u32, refill_per_s: u32, now: Duration) -> TokenBucket {
-        TokenBucket::new(Rate { capacity, refill_per_s }, now)
-    }
-
     #[test]
     fn a_rate_above_one_per_millisecond_is_exact() {
         // An integer refill interval in milliseconds would be zero at this rate.
-        let mut bucket = bucket(1, 3_000, Duration::ZERO);
+        let mut bucket = TokenBucket::new(1, 3_000, Duration::ZERO);
         bucket.take(1, Duration::ZERO).unwrap();
-        let taken = (1..=1_000_000)
-            .filter(|us| bucket.take(1, Duration::from_micros(*us)).is_ok())
-            .count();
+        let taken =
+            (1..=1_000_000).filter(|us| bucket.take(1, Duration::from_micros(*us)).is_ok()).count();
         // One token per 333.3 us, asked every microsecond: each token is at most 1 us late.
-        assert!(
-            (2_990..=3_000).contains(&taken),
-            "{taken} tokens in one second"
-        );
+        assert!((2_990..=3_000).contains(&taken), "{taken} tokens in one second");
     }
 
     #[test]
     fn at_the_limit_and_over_it() {
-        let mut bucket = bucket(5, 1, Duration::ZERO);
+        let mut bucket = TokenBucket::new(5, 1, Duration::ZERO);
         assert_eq!(bucket.take(6, Duration::ZERO), Err(None), "can never fit");
         assert_eq!(bucket.take(5, Duration::ZERO), Ok(()));
-        assert_eq!(
-            bucket.take(2, Duration::ZERO),
-            Err(Some(Duration::from_secs(2)))
-        );
+        assert_eq!(bucket.take(2, Duration::ZERO), Err(Some(Duration::from_secs(2))));
         assert_eq!(bucket.take(2, Duration::from_secs(2)), Ok(()));
-        assert_eq!(
-            bucket.take(5, Duration::from_secs(1_000)),
-            Ok(()),
-            "capped at capacity"
-        );
-        assert_eq!(
-            TokenBucket::new(0, 9, Duration::ZERO).take(1, Duration::MAX),
-            Err(None)
-        );
+        assert_eq!(bucket.take(5, Duration::from_secs(1_000)), Ok(()), "capped at capacity");
+        assert_eq!(TokenBucket::new(0, 9, Duration::ZERO).take(1, Duration::MAX), Err(None));
     }
 
     #[test]
     fn time_that_runs_backwards_earns_nothing() {
-        let mut bucket = bucket(1, 1, Duration::from_secs(10));
+        let mut bucket = TokenBucket::new(1, 1, Duration::from_secs(10));
         bucket.take(1, Duration::from_secs(10)).unwrap();
-        assert_eq!(
-            bucket.take(1, Duration::from_secs(5)),
-            Err(Some(Duration::from_secs(1)))
-        );
-        assert_eq!(
-            bucket.take(1, Duration::from_secs(10)),
-            Err(Some(Duration::from_secs(1)))
-        );
+        assert_eq!(bucket.take(1, Duration::from_secs(5)), Err(Some(Duration::from_secs(1))));
+        assert_eq!(bucket.take(1, Duration::from_secs(10)), Err(Some(Duration::from_secs(1))));
         assert_eq!(bucket.take(1, Duration::from_secs(11)), Ok(()));
     }
 
@@ -152,7 +107,7 @@ mod tests {
             steps_ns in prop::collection::vec(0u64..2_000_000, 1..60),
         ) {
             const CAPACITY: u32 = 1_000_000_000;
-            let mut bucket = bucket(CAPACITY, rate, Duration::ZERO);
+            let mut bucket = TokenBucket::new(CAPACITY, rate, Duration::ZERO);
             bucket.take(CAPACITY, Duration::ZERO).unwrap();
             let (mut now_ns, mut taken) = (0u64, 0u128);
             for step_ns in steps_ns {
@@ -169,7 +124,7 @@ mod tests {
         // The hint is neither too early nor later than needed.
         #[test]
         fn the_hint_is_the_first_nanosecond_that_works(rate in 1u32..u32::MAX, tokens in 1u32..1_000) {
-            let mut bucket = bucket(1_000, rate, Duration::ZERO);
+            let mut bucket = TokenBucket::new(1_000, rate, Duration::ZERO);
             bucket.take(1_000, Duration::ZERO).unwrap();
             let wait = bucket.take(tokens, Duration::ZERO).unwrap_err().unwrap();
             prop_assert!(bucket.clone().take(tokens, wait - Duration::from_nanos(1)).is_err());

@@ -14,4 +14,4 @@ mod backoff;
 mod bucket;
 
 pub use backoff::FullJitter;
-pub use bucket::{Rate, TokenBucket};
+pub use bucket::TokenBucket;

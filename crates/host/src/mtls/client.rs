@@ -79,8 +79,10 @@ fn endpoint(url: &str) -> Result<(Endpoint, Arc<str>), ConnectError> {
     let target = url.strip_prefix(SCHEME).ok_or_else(refuse)?.trim_end_matches('/');
     // The library insists on doing TLS itself for `https`; here the connector does it.
     let endpoint = Endpoint::from_shared(format!("http://{target}")).map_err(|_| refuse())?;
-    let bare = endpoint.uri().path() == "/" && endpoint.uri().query().is_none();
-    if endpoint.uri().port_u16().is_none() || !bare {
+    let uri = endpoint.uri();
+    let bare = uri.path() == "/" && uri.query().is_none();
+    let complete = uri.host().is_some_and(|host| !host.is_empty()) && uri.port_u16().is_some();
+    if !bare || !complete {
         return Err(refuse());
     }
     let endpoint = endpoint
@@ -122,12 +124,15 @@ fn connector(
     }
 }
 
-/// The library's errors show only their outermost layer.
+/// The library's errors show only their outermost layer, and some layers repeat the one below.
 fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text = format!("{text}: {error}");
+        let layer = error.to_string();
+        if !text.ends_with(&layer) {
+            text = format!("{text}: {layer}");
+        }
         cause = error.source();
     }
     text

@@ -23,7 +23,7 @@ use rustls::{
 };
 
 use super::Credentials;
-use crate::pki::{ED25519, PkiError, Role, SpiffeId};
+use crate::pki::{ED25519, Role, SpiffeId};
 
 const ALPN: &[u8] = b"h2";
 /// The only signatures that prove a name, in certificates and in handshakes.
@@ -71,12 +71,20 @@ impl PeerRule {
     }
 }
 
-/// A peer with a valid name that the rule does not admit.
-#[derive(Debug, thiserror::Error)]
-#[error("{id} is not admitted here; expected {rule:?}")]
-struct NotAdmitted {
-    id: SpiffeId,
-    rule: PeerRule,
+/// Why the peer was refused, in words. The library prints such errors with `Debug`.
+#[derive(thiserror::Error)]
+#[error("{0}")]
+struct Refusal(String);
+
+impl fmt::Debug for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+fn refuse(why: &impl fmt::Display) -> Error {
+    let why = Arc::new(Refusal(why.to_string()));
+    Error::InvalidCertificate(CertificateError::Other(OtherError(why)))
 }
 
 /// The config of a listener that admits whom `rule` admits.
@@ -132,20 +140,16 @@ impl Session {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Error> {
-        let refuse = |why: Arc<dyn std::error::Error + Send + Sync>| {
-            Error::InvalidCertificate(CertificateError::Other(OtherError(why)))
-        };
         if !intermediates.is_empty() {
-            let why = PkiError::Malformed("the peer sent more than its own certificate");
-            return Err(refuse(Arc::new(why)));
+            return Err(refuse(&"the peer sent more than its own certificate"));
         }
         let now_ns = u64::try_from(Duration::from_secs(now.as_secs()).as_nanos())
             .expect("the clock is set before 2554");
         let trust = &self.credentials.current().trust;
-        let peer = trust.verify(leaf, now_ns).map_err(|why| refuse(Arc::new(why)))?;
+        let peer = trust.verify(leaf, now_ns).map_err(|why| refuse(&why))?;
         if !self.rule.admits(&peer.id) {
-            let (id, rule) = (SpiffeId::clone(&peer.id), self.rule.clone());
-            return Err(refuse(Arc::new(NotAdmitted { id, rule })));
+            let (id, rule) = (&peer.id, &self.rule);
+            return Err(refuse(&format_args!("{id} is not admitted here; expected {rule:?}")));
         }
         Ok(())
     }

@@ -24,8 +24,10 @@ use tower::service_fn;
 
 pub const HOUR: Duration = Duration::from_secs(3_600);
 
+/// A CA that is half a day old, so that a test can issue leaves that have expired since.
 pub fn authority(scope: &str) -> Authority {
-    Authority::create(scope.parse().unwrap(), clock::now(), 24 * HOUR).unwrap()
+    let yesterday_ns = clock::now() - 12 * HOUR.as_nanos() as u64;
+    Authority::create(scope.parse().unwrap(), yesterday_ns, 24 * HOUR).unwrap()
 }
 
 pub fn leaf(authority: &Authority, id: &str) -> Leaf {

@@ -151,6 +151,29 @@ fn a_lying_validator_is_left_for_an_honest_one() {
     members.into_iter().for_each(Running::stop);
 }
 
+/// Longer than one frame, one inline verification and one batch.
+#[test]
+fn an_update_of_many_frames_reaches_every_member() {
+    let world = World::new(&[Honesty::Honest]);
+    for key in ["a", "b", "c", "d", "e"] {
+        world.decide(|realm| realm.publish("pki/trust", key, &[7; 250_000]));
+    }
+    let height = world.decide(Realm::heartbeat);
+    let configs = world.ring(&["m1", "m2", "m3"]);
+    let members = start_all(&configs);
+    block_on(async {
+        all_reach(&members, height).await;
+        let one_entry = members[0].ring.until_status(|status| status.applied_index >= 2);
+        assert!(soon("an adoption", one_entry).await);
+        for member in &members {
+            let region = member.ring.region();
+            let head = region.replica().heads().values().next().unwrap();
+            assert!(head.bytes > 2 * crate::limits::RING_CHUNK_BYTES as u64);
+        }
+    });
+    members.into_iter().for_each(Running::stop);
+}
+
 #[test]
 fn a_silent_validator_is_left() {
     let world = World::new(&[Honesty::Silent]);
