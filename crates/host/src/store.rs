@@ -163,6 +163,9 @@ mod tests {
     const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("t");
     const CACHE_BYTES: usize = 1 << 20;
     const ENTRIES: u64 = 500;
+    /// The file header: magic, flags, layout, and two commit slots.
+    const HEADER_BYTES: usize = 320;
+    const FLAGS_OFFSET: usize = 9;
 
     fn value(key: u64) -> Vec<u8> {
         key.to_be_bytes().repeat(20)
@@ -271,14 +274,18 @@ mod tests {
         fill(&path);
         let image = fs::read(&path).unwrap();
         let mut noticed = 0;
-        for step in 0..200 {
+        let header = (0..HEADER_BYTES).map(|offset| (offset, 0xff));
+        let header_bits = (0..8).map(|bit| (FLAGS_OFFSET, 1 << bit));
+        let spread = (0..100).map(|step| ((step * 104_729) % image.len(), 0xff));
+        for (offset, mask) in header.chain(header_bits).chain(spread) {
             let mut damaged = image.clone();
-            let offset = (step * 104_729) % image.len();
-            damaged[offset] ^= 0xff;
+            damaged[offset] ^= mask;
             fs::write(&path, &damaged).unwrap();
             match open(&path, CACHE_BYTES) {
                 Err(_) => noticed += 1,
-                Ok(database) => assert_eq!(entries(&database).unwrap(), expected(), "at {offset}"),
+                Ok(database) => {
+                    assert_eq!(entries(&database).unwrap(), expected(), "at {offset} {mask:#x}");
+                }
             }
         }
         assert!(noticed > 0, "no flip hit stored content; the test proves nothing");
