@@ -15,6 +15,9 @@ use crate::error::CliError;
 /// Threads of a server: consensus has its own, these serve connections.
 const SERVER_THREADS: usize = 4;
 
+/// The engines write several lines per block at `info`.
+const DEFAULT_LEVELS: &str = "info,arc_malachitebft_core_consensus=warn,openraft=warn";
+
 /// Arguments of `run`.
 #[derive(clap::Args, Debug)]
 pub struct RunArgs {
@@ -22,7 +25,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// Log level, such as `info` or `warn,satrap_host=debug`
-    #[arg(long, value_name = "LEVELS", default_value = "info")]
+    #[arg(long, value_name = "LEVELS", default_value = DEFAULT_LEVELS)]
     log: String,
     /// Shape of log lines
     #[arg(long, value_enum, default_value_t = Format::Auto)]

@@ -36,12 +36,13 @@ pub const TOTAL_POWER_MAX: u64 = 1 << 50;
 pub const GOVERNANCE_ITEMS_MAX: usize = 1_024;
 /// Validator-set changes that one update may step over.
 pub const STEPS_MAX: usize = 256;
-/// Directories ever certified that one relay update may carry (32 bytes each).
-pub const HISTORY_LEAVES_MAX: usize = 262_144;
+/// Directories ever certified, 32 bytes each: a relay that starts from nothing gets all of them in
+/// one update. At one publish a minute that is two years; rule V17 refuses the publish beyond.
+pub const HISTORY_LEAVES_MAX: usize = 1 << 20;
 /// Bundles one follower may ask for by name.
 pub const INTEREST_MAX: usize = 64;
 /// Canonical bytes of one update: a whole realm, its history and some room.
-pub const UPDATE_BYTES_MAX: usize = 40 * 1024 * 1024;
+pub const UPDATE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Canonical bytes of the update of a follower that asked for bundles by name.
 pub const EDGE_UPDATE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Deltas that a relay keeps per bundle to answer followers that are a few versions behind.

@@ -26,6 +26,11 @@ use tokio::{process::Command, time::timeout};
 
 use crate::config::Activate;
 
+/// Syncs under way at once.
+const WRITERS_MAX: usize = 8;
+/// A thread for fewer files costs more than it saves.
+const FILES_PER_WRITER_MIN: usize = 8;
+
 /// Why the workload does not run a version.
 #[derive(Debug, thiserror::Error)]
 pub enum ActivateError {
@@ -168,13 +173,12 @@ impl Activator {
         let _ = fs::remove_dir_all(&staging);
         self.write(&staging, fs::create_dir_all(&staging))?;
         let mut parents = vec![staging.clone()];
-        for (path, bytes) in &files {
-            let path = staging.join(path);
-            let parent = files::parent(&path).to_owned();
+        for (path, _) in &files {
+            let parent = files::parent(&staging.join(path)).to_owned();
             self.write(&parent, fs::create_dir_all(&parent))?;
-            self.write(&path, write_new(&path, bytes))?;
             parents.push(parent);
         }
+        self.write_files(&staging, &files)?;
         parents.sort();
         parents.dedup();
         for parent in parents.iter().rev() {
@@ -191,6 +195,29 @@ impl Activator {
         let parent = files::parent(&directory);
         self.write(parent, files::sync_directory(parent))?;
         Ok(directory)
+    }
+
+    /// Writes and syncs all files. Several at a time, because a disk that is asked for one sync
+    /// after the other makes an activation wait for each.
+    fn write_files(
+        &self,
+        directory: &Path,
+        files: &[(PathBuf, Vec<u8>)],
+    ) -> Result<(), ActivateError> {
+        let write_some = |files: &[(PathBuf, Vec<u8>)]| {
+            files.iter().try_for_each(|(path, bytes)| {
+                let path = directory.join(path);
+                self.write(&path, write_new(&path, bytes))
+            })
+        };
+        std::thread::scope(|threads| {
+            let share = files.len().div_ceil(WRITERS_MAX).max(FILES_PER_WRITER_MIN);
+            let writers: Vec<_> =
+                files.chunks(share).map(|some| threads.spawn(|| write_some(some))).collect();
+            writers.into_iter().try_for_each(|writer| {
+                writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+        })
     }
 
     fn swap(&self, target: &Path, link: &Path) -> Result<(), ActivateError> {

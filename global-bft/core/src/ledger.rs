@@ -14,7 +14,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use satrap_certify::{
-    Address, Block, BlockId, BundleName, Checkpoint, Commit, Commitments, Digest, Genesis,
+    Action, Address, Block, BlockId, BundleName, Checkpoint, Commit, Commitments, Digest, Genesis,
     Governance, Head, Realm, SignedChange, Step, Timestamp, Update, ValidatorSet,
     limits::{BLOCK_CHANGES_BYTES_MAX, BLOCK_CHANGES_MAX, HEADS_MAX, HISTORY_LEAVES_MAX},
     replica::directory_of,
@@ -132,6 +132,9 @@ impl Ledger {
     }
 
     fn apply_change(&self, state: &mut State, change: &SignedChange) -> Result<Applied, Rejection> {
+        if matches!(change.change.action, Action::Publish(_)) {
+            check_history_room(self.history.size())?;
+        }
         state.apply(self.realm(), &self.validators, self.height() + 1, change)
     }
 
@@ -293,6 +296,14 @@ fn encoded_bytes(change: &SignedChange) -> usize {
     change.to_canonical().len()
 }
 
+/// V17
+fn check_history_room(size: u64) -> Result<(), Rejection> {
+    if size >= HISTORY_LEAVES_MAX as u64 {
+        return Err(Rejection::HistoryFull(size));
+    }
+    Ok(())
+}
+
 /// The first header field in which two checkpoints differ.
 fn difference(derived: &Checkpoint, offered: &Checkpoint) -> Option<&'static str> {
     let (d, o) = (&derived.commitments, &offered.commitments);
@@ -396,5 +407,17 @@ impl Ledger {
             ));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn v17_a_full_history_takes_no_more_directories() {
+        let limit = HISTORY_LEAVES_MAX as u64;
+        assert_eq!(check_history_room(limit - 1), Ok(()));
+        assert_eq!(check_history_room(limit), Err(Rejection::HistoryFull(limit)));
     }
 }

@@ -5,7 +5,7 @@ use satrap_certify::{
     limits::{BUNDLE_BYTES_MAX, BUNDLE_ENTRIES_MAX, HEADS_MAX, REALM_BYTES_MAX},
 };
 
-/// A refused change (V1 to V16) or block (V20 to V26).
+/// A refused change (V1 to V17) or block (V20 to V26).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the fields are named in the message right above them")]
 pub enum Rejection {
@@ -88,6 +88,12 @@ pub enum Rejection {
          that followers can skip; split it into several changes"
     )]
     PowerMoved { moved: u64, total: u64 },
+    /// V17
+    #[error(
+        "the history holds {0} directories, which is as many as a new relay can be sent; this realm \
+         must be founded anew with a later release before it can publish again"
+    )]
+    HistoryFull(u64),
     /// V20
     #[error("block is for height {offered}, the ledger is at {current}")]
     Height { offered: u64, current: u64 },
@@ -132,6 +138,7 @@ impl Rejection {
             Self::NotNew { .. } => "V14",
             Self::Validators(_) => "V15",
             Self::PowerMoved { .. } => "V16",
+            Self::HistoryFull(_) => "V17",
             Self::Height { .. } => "V20",
             Self::LastBlock => "V21",
             Self::Time { .. } => "V22",

@@ -6,7 +6,7 @@
 
 use std::{convert::Infallible, pin::Pin, sync::Arc};
 
-use satrap_certify::{Interest, Position, Replica};
+use satrap_certify::{Position, Replica};
 use satrap_host::{TaskGroup, mtls::PeerRule};
 use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{FollowReply, FollowRequest, follow_request::Body, sync_server::Sync};
@@ -137,16 +137,7 @@ impl Follower {
         if gone {
             return Err(status::unavailable("the follower hung up"));
         }
-        self.position = Some(after(&replica, position.interest.clone()));
+        self.position = Some(replica.position_of(&position.interest));
         Ok(())
     }
-}
-
-/// Where a follower stands that has taken everything `replica` has.
-fn after(replica: &Replica, interest: Interest) -> Position {
-    let mut position = replica.position();
-    if let Interest::Bundles(wanted) = &interest {
-        position.held.retain(|(name, ..)| wanted.binary_search(name).is_ok());
-    }
-    Position { interest, ..position }
 }

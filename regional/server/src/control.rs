@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -53,7 +53,7 @@ struct Inner {
     validators: Vec<(Endpoint, Channel)>,
     /// The validator that answered last.
     preferred: AtomicUsize,
-    upstream_connected: Arc<AtomicBool>,
+    upstream_streams: Arc<AtomicUsize>,
     reports: Reports,
     refusals: Refusals,
 }
@@ -72,7 +72,7 @@ pub enum ControlError {
 /// What the service shows besides the ring.
 pub struct Sources {
     /// Whether this member has a stream from a validator.
-    pub upstream_connected: Arc<AtomicBool>,
+    pub upstream_streams: Arc<AtomicUsize>,
     /// What edges reported.
     pub reports: Reports,
     /// What was refused.
@@ -130,7 +130,7 @@ impl ControlService {
         let members = config.members.iter().map(member).collect::<Result<_, ControlError>>()?;
         let validators =
             config.validators.iter().map(validator).collect::<Result<_, ControlError>>()?;
-        let Sources { upstream_connected, reports, refusals } = sources;
+        let Sources { upstream_streams, reports, refusals } = sources;
         let preferred = AtomicUsize::new(0);
         Ok(Self(Arc::new(Inner {
             ring,
@@ -138,7 +138,7 @@ impl ControlService {
             members,
             validators,
             preferred,
-            upstream_connected,
+            upstream_streams,
             reports,
             refusals,
         })))
@@ -208,7 +208,7 @@ impl ControlService {
             height: replica.height(),
             time_unix_ns: certified.0,
             age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
-            upstream_connected: inner.upstream_connected.load(Ordering::Relaxed),
+            upstream_connected: inner.upstream_streams.load(Ordering::Relaxed) > 0,
             bundles: bundles.collect(),
             members: members.collect(),
             reports: inner.reports.newest().into_values().map(|k| k.bytes.into()).collect(),

@@ -164,7 +164,7 @@ pub async fn start(
         refusals.clone(),
     );
     let sources = Sources {
-        upstream_connected: upstream.connected(),
+        upstream_streams: upstream.streams(),
         reports: reports.clone(),
         refusals: refusals.clone(),
     };

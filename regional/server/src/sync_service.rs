@@ -19,7 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
-use satrap_certify::{Interest, Position, Rejection, Replica, limits::EDGE_UPDATE_BYTES_MAX};
+use satrap_certify::{Interest, Position, Rejection, limits::EDGE_UPDATE_BYTES_MAX};
 use satrap_host::{
     Shutdown,
     pki::{PeerIdentity, Role},
@@ -196,19 +196,9 @@ impl Follower {
             );
             return Err(status::refused(Code::ResourceExhausted, &why));
         }
-        self.position = Some(moved(position, region.replica()));
+        self.position = Some(region.replica().position_of(&position.interest));
         Ok(Some(FollowReply { update }))
     }
-}
-
-/// Where a follower stands once it has taken everything from `replica`.
-fn moved(position: &Position, replica: &Replica) -> Position {
-    let mut next = replica.position();
-    if let Interest::Bundles(names) = &position.interest {
-        next.held.retain(|(name, ..)| names.binary_search(name).is_ok());
-    }
-    next.interest = position.interest.clone();
-    next
 }
 
 /// Y2: encoded updates by the position they start from, for the newest height. Clones share them.

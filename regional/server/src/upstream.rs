@@ -10,18 +10,23 @@
 //!                        └── backoff ◀──┘ the next validator
 //! ```
 //!
+//! One validator more than may be faulty is followed at a time, the nearest ones first: at least one
+//! of them is honest, so none can hold a checkpoint back, and the first that has it is enough. What
+//! the others send of the same height is dropped before it costs the ring anything.
+//!
 //! A region that reaches no validator keeps serving what it has; its age is in the status.
 
 use std::{
     convert::Infallible,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures::future::{join_all, select_all};
 use satrap_certify::{Rejection, Timestamp, Update};
 use satrap_host::{
     Shutdown, clock,
@@ -34,7 +39,7 @@ use satrap_pressure::FullJitter;
 use satrap_proto::v1::{FollowRequest, follow_request::Body, sync_client::SyncClient};
 use satrap_regional_core::Command;
 use tokio::{
-    sync::mpsc,
+    sync::{Mutex, mpsc},
     task,
     time::{sleep, timeout},
 };
@@ -52,6 +57,8 @@ use crate::{
 const BACKOFF_BASE: Duration = Duration::from_millis(250);
 /// A stream that lived this long was a good one.
 const STABLE_PERIOD: Duration = Duration::from_secs(10);
+/// A validator farther away than this counts as away when the nearest are chosen.
+const MEASURE_WITHIN: Duration = Duration::from_secs(2);
 /// Updates longer than this are verified on another thread.
 const INLINE_UPDATE_BYTES_MAX: usize = 64 * 1024;
 /// Requests that wait for the validator; positions only.
@@ -91,7 +98,10 @@ pub struct Upstream {
     chain: String,
     stale_after: Duration,
     refusals: Refusals,
-    connected: Arc<AtomicBool>,
+    /// Live streams.
+    streams: Arc<AtomicUsize>,
+    /// One update at a time, so that two validators' copies of one do not both reach the log.
+    adopting: Mutex<()>,
 }
 
 /// What a good update did.
@@ -125,14 +135,14 @@ impl Upstream {
     ) -> Self {
         let chain = ring.region().replica().realm().chain_id().to_owned();
         let stale_after = heartbeat.mul_f64(2.5);
-        let connected = Arc::default();
-        Self { ring, validators, credentials, chain, stale_after, refusals, connected }
+        let (streams, adopting) = (Arc::default(), Mutex::default());
+        Self { ring, validators, credentials, chain, stale_after, refusals, streams, adopting }
     }
 
-    /// Whether there is a live stream; shared with whoever reports status.
+    /// How many streams are live; shared with whoever reports status.
     #[must_use]
-    pub fn connected(&self) -> Arc<AtomicBool> {
-        self.connected.clone()
+    pub fn streams(&self) -> Arc<AtomicUsize> {
+        self.streams.clone()
     }
 
     /// Follows whenever this member leads, until `shutdown`.
@@ -147,29 +157,55 @@ impl Upstream {
                     never = self.follow_forever() => match never {},
                     _ = self.ring.until(Leading::No) => {}
                 }
-                self.connected.store(false, Ordering::Relaxed);
             }
         };
         tokio::select! {
             () = follow => shutdown.requested().await,
             () = shutdown.requested() => {}
         }
-        self.connected.store(false, Ordering::Relaxed);
         Ok(())
     }
 
     async fn follow_forever(&self) -> Infallible {
+        let order = self.by_distance().await;
+        // f + 1 of 3f + 1.
+        let lanes = (order.len() - 1) / 3 + 1;
+        let lane = |first| {
+            let validators: Vec<_> = order.iter().copied().skip(first).step_by(lanes).collect();
+            self.follow_in_turn(validators)
+        };
+        let (never, ..) = select_all((0..lanes).map(lane).map(Box::pin)).await;
+        never
+    }
+
+    /// The validators, nearest first, by the time a handshake takes; those away come last.
+    async fn by_distance(&self) -> Vec<&Endpoint> {
+        let measure = async |validator| {
+            let started = clock::monotonic();
+            let reached = timeout(MEASURE_WITHIN, self.channel(validator)).await;
+            let took = clock::monotonic().saturating_sub(started);
+            (!reached.is_ok_and(|channel| channel.is_ok()), took, validator)
+        };
+        let mut measured = join_all(self.validators.iter().map(measure)).await;
+        measured.sort_by_key(|(away, took, _)| (*away, *took));
+        measured.into_iter().map(|(_, _, validator)| validator).collect()
+    }
+
+    async fn channel(&self, validator: &Endpoint) -> Result<Channel, UpstreamError> {
+        let rule = validator_rule(&self.chain, validator)?;
+        Ok(mtls::connect(&validator.url, &self.credentials, rule).await?)
+    }
+
+    async fn follow_in_turn(&self, validators: Vec<&Endpoint>) -> Infallible {
         let mut backoff = FullJitter::new(BACKOFF_BASE, STABLE_PERIOD);
-        // Rings spread over the validators, and so does one ring over its leaders.
-        let mut turn = usize::try_from(rng::u64() % self.validators.len() as u64).unwrap_or(0);
+        let mut turn = 0_usize;
         loop {
-            let validator = &self.validators[turn % self.validators.len()];
+            let validator = validators[turn % validators.len()];
             let started = clock::monotonic();
             let ended = match self.follow(validator).await {
                 Err(ended) => ended,
                 Ok(never) => match never {},
             };
-            self.connected.store(false, Ordering::Relaxed);
             tracing::warn!(validator = %validator.name, "left a validator: {ended}");
             backoff.connection_ended(clock::monotonic().saturating_sub(started));
             turn = turn.wrapping_add(1);
@@ -178,13 +214,11 @@ impl Upstream {
     }
 
     async fn follow(&self, validator: &Endpoint) -> Result<Infallible, UpstreamError> {
-        let rule = validator_rule(&self.chain, validator)?;
-        let channel = mtls::connect(&validator.url, &self.credentials, rule).await?;
-        let mut client = sync_client(channel);
+        let mut client = sync_client(self.channel(validator).await?);
         let (positions, outbound) = mpsc::channel(OUTBOUND_MAX);
         self.say_position(&positions)?;
         let mut replies = client.follow(ReceiverStream::new(outbound)).await?.into_inner();
-        self.connected.store(true, Ordering::Relaxed);
+        let _live = Live::new(&self.streams);
         tracing::info!(validator = %validator.name, "following");
         let mut fresh_at = clock::monotonic();
         loop {
@@ -196,10 +230,11 @@ impl Upstream {
                 return Err(Status::ok("by the validator").into());
             };
             if self.adopt(reply.update).await? != Adoption::NothingNew {
-                if self.age() <= self.stale_after {
-                    fresh_at = clock::monotonic();
-                }
                 self.say_position(&positions)?;
+            }
+            // Whichever validator was first, this one is not far behind it.
+            if self.age() <= self.stale_after {
+                fresh_at = clock::monotonic();
             }
         }
     }
@@ -222,6 +257,7 @@ impl Upstream {
     /// [`UpstreamError::Refused`] blames the sender and is counted; [`UpstreamError::Propose`] is
     /// this ring's.
     pub async fn adopt(&self, update: Bytes) -> Result<Adoption, UpstreamError> {
+        let _turn = self.adopting.lock().await;
         let now = Timestamp(clock::now());
         let region = self.ring.region();
         let inline = update.len() <= INLINE_UPDATE_BYTES_MAX;
@@ -248,6 +284,22 @@ impl Upstream {
             // Overtaken by an earlier leader's proposal; apply has logged the reason.
             Reply::Refused { .. } | Reply::Blank => Ok(Adoption::NothingNew),
         }
+    }
+}
+
+/// Counts a stream while it lives.
+struct Live<'a>(&'a AtomicUsize);
+
+impl<'a> Live<'a> {
+    fn new(streams: &'a AtomicUsize) -> Self {
+        streams.fetch_add(1, Ordering::Relaxed);
+        Self(streams)
+    }
+}
+
+impl Drop for Live<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
