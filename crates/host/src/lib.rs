@@ -10,6 +10,7 @@
 //! variables: configuration arrives from files and flags, parsed once by the binary.
 
 pub mod clock;
+pub mod config;
 pub mod files;
 pub mod mtls;
 pub mod pki;

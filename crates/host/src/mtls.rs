@@ -34,7 +34,7 @@ mod limits;
 mod listener;
 mod verifier;
 
-pub use client::{ConnectError, connect, connect_lazy};
+pub use client::{ConnectError, check_url, connect, connect_lazy};
 pub use credentials::{CredentialError, CredentialFiles, Credentials, Identity};
 pub use limits::{Limits, server_builder};
 pub use listener::{Listener, PeerStream};

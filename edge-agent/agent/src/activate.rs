@@ -26,11 +26,6 @@ use tokio::{process::Command, time::timeout};
 
 use crate::config::Activate;
 
-/// Syncs under way at once.
-const WRITERS_MAX: usize = 8;
-/// A thread for fewer files costs more than it saves.
-const FILES_PER_WRITER_MIN: usize = 8;
-
 /// Why the workload does not run a version.
 #[derive(Debug, thiserror::Error)]
 pub enum ActivateError {
@@ -76,9 +71,9 @@ impl Activator {
     ///
     /// [`ActivateError`]; the workload then runs what it ran before (S2).
     pub async fn activate(&self, head: &Head, tree: &BundleTree) -> Result<(), ActivateError> {
-        let directory = self.write_version(head, tree)?;
         let link = self.link(&head.name);
         let before = fs::read_link(&link).ok();
+        let directory = self.write_version(head, tree, before.as_deref())?;
         self.swap(&directory, &link)?;
         if let Err(error) = self.run_hook(head, &link).await {
             match &before {
@@ -130,7 +125,7 @@ impl Activator {
                 let _ = fs::remove_dir_all(&aside);
                 self.write(&directory, fs::rename(&directory, &aside))?;
             }
-            let directory = self.write_version(&head, tree)?;
+            let directory = self.write_version(&head, tree, None)?;
             self.swap(&directory, &link)?;
         }
         Ok(())
@@ -166,7 +161,12 @@ impl Activator {
     }
 
     /// Writes and syncs the directory of a version under a temporary name, then renames it (S1).
-    fn write_version(&self, head: &Head, tree: &BundleTree) -> Result<PathBuf, ActivateError> {
+    fn write_version(
+        &self,
+        head: &Head,
+        tree: &BundleTree,
+        before: Option<&Path>,
+    ) -> Result<PathBuf, ActivateError> {
         let directory = self.version_directory(head);
         let files = self.files(tree)?;
         let staging = directory.with_extension("staging");
@@ -178,7 +178,7 @@ impl Activator {
             self.write(&parent, fs::create_dir_all(&parent))?;
             parents.push(parent);
         }
-        self.write_files(&staging, &files)?;
+        self.write_files(&staging, before, &files)?;
         parents.sort();
         parents.dedup();
         for parent in parents.iter().rev() {
@@ -197,26 +197,22 @@ impl Activator {
         Ok(directory)
     }
 
-    /// Writes and syncs all files. Several at a time, because a disk that is asked for one sync
-    /// after the other makes an activation wait for each.
+    /// Writes and syncs the files. One that the version before holds byte for byte is linked
+    /// instead: it is on disk already, and most files of most versions are.
     fn write_files(
         &self,
         directory: &Path,
+        before: Option<&Path>,
         files: &[(PathBuf, Vec<u8>)],
     ) -> Result<(), ActivateError> {
-        let write_some = |files: &[(PathBuf, Vec<u8>)]| {
-            files.iter().try_for_each(|(path, bytes)| {
-                let path = directory.join(path);
-                self.write(&path, write_new(&path, bytes))
-            })
-        };
-        std::thread::scope(|threads| {
-            let share = files.len().div_ceil(WRITERS_MAX).max(FILES_PER_WRITER_MIN);
-            let writers: Vec<_> =
-                files.chunks(share).map(|some| threads.spawn(|| write_some(some))).collect();
-            writers.into_iter().try_for_each(|writer| {
-                writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
+        files.iter().try_for_each(|(name, bytes)| {
+            let path = directory.join(name);
+            let same = before.map(|before| before.join(name)).filter(|old| {
+                // Compared, not assumed: somebody may have written to it.
+                fs::read(old).is_ok_and(|found| found == *bytes)
+            });
+            let linked = same.is_some_and(|old| fs::hard_link(old, &path).is_ok());
+            if linked { Ok(()) } else { self.write(&path, write_new(&path, bytes)) }
         })
     }
 

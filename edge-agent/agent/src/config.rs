@@ -7,51 +7,14 @@ use std::{
 
 use satrap_certify::{BundleName, Genesis, Label, limits::INTEREST_MAX};
 use satrap_edge_core::Source;
+use satrap_host::{
+    config::{ConfigError, RawTls, check, check_count, check_url, load, read, refuse},
+    mtls::CredentialFiles,
+};
 use serde::Deserialize;
 
-/// A genesis of more bytes was not written by `satrap init`.
-const GENESIS_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// A config of more bytes was not written by a person.
-const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 /// More servers than any region and its fallbacks have.
 const SERVERS_MAX: usize = 64;
-
-/// Why the configuration is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// A file cannot be read.
-    #[error("cannot read {path}: {source}")]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Not TOML of the expected form.
-    #[error("{path}: {source}")]
-    Toml {
-        /// Which file.
-        path: PathBuf,
-        /// Where and why.
-        source: Box<toml::de::Error>,
-    },
-    /// The genesis is refused.
-    #[error("{path}: {source}")]
-    Genesis {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: satrap_certify::genesis::GenesisError,
-    },
-    /// A value that must not be.
-    #[error("`{field}`: {why}")]
-    Value {
-        /// Which field.
-        field: &'static str,
-        /// What is wrong and what is expected.
-        why: String,
-    },
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -65,14 +28,6 @@ struct RawConfig {
     servers: Vec<RawServer>,
     activate: RawActivate,
     trusted_checkpoint: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTls {
-    cert: PathBuf,
-    key: PathBuf,
-    trust: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -111,17 +66,6 @@ pub struct Server {
     pub source: Source,
 }
 
-/// Paths of the edge's mTLS credentials.
-#[derive(Clone, Debug)]
-pub struct Tls {
-    /// Leaf certificate, PEM.
-    pub cert: PathBuf,
-    /// Its key, PEM, mode 0600.
-    pub key: PathBuf,
-    /// CAs of this realm, PEM.
-    pub trust: PathBuf,
-}
-
 /// How content reaches the workload.
 #[derive(Clone, Debug)]
 pub struct Activate {
@@ -146,8 +90,8 @@ pub struct Config {
     pub name: Label,
     /// Cache, versions, status file.
     pub data_dir: PathBuf,
-    /// See there.
-    pub tls: Tls,
+    /// Who this edge is and whom it believes.
+    pub credentials: CredentialFiles,
     /// What to run. Ascending.
     pub bundles: Vec<BundleName>,
     /// Whom to ask.
@@ -159,10 +103,6 @@ pub struct Config {
     pub trusted_checkpoint: Option<PathBuf>,
 }
 
-fn value(field: &'static str, why: impl ToString) -> ConfigError {
-    ConfigError::Value { field, why: why.to_string() }
-}
-
 impl Config {
     /// Reads and checks the file at `path`. Relative paths in it are relative to its directory.
     ///
@@ -170,55 +110,28 @@ impl Config {
     ///
     /// [`ConfigError`] names the field and what was expected.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = read(path, CONFIG_BYTES_MAX)?;
-        let text = String::from_utf8(text).map_err(|e| value("config file", e))?;
-        let raw: RawConfig = toml::from_str(&text).map_err(|source| ConfigError::Toml {
-            path: path.to_owned(),
-            source: Box::new(source),
-        })?;
-        // Symlinks to versions must hold from anywhere, so every path becomes absolute.
-        let base = std::path::absolute(path.parent().unwrap_or(Path::new(".")))
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let (raw, base) = load::<RawConfig>(path)?;
         raw.check(&base)
     }
 }
 
-fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, ConfigError> {
-    satrap_host::files::read(path, bytes_max)
-        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })
-}
-
 impl RawConfig {
     fn check(self, base: &Path) -> Result<Config, ConfigError> {
-        let genesis_path = base.join(&self.genesis);
-        let genesis = Genesis::from_json(&read(&genesis_path, GENESIS_BYTES_MAX)?)
-            .map_err(|source| ConfigError::Genesis { path: genesis_path, source })?;
-        let region = Label::new(&self.region).map_err(|e| value("region", e))?;
+        let region = check("region", Label::new(&self.region))?;
         let bundles = self.bundles.iter().map(|b| BundleName::new(b));
-        let mut bundles: Vec<_> =
-            bundles.collect::<Result<_, _>>().map_err(|e| value("bundles", e))?;
+        let mut bundles: Vec<_> = check("bundles", bundles.collect::<Result<_, _>>())?;
         bundles.sort();
         bundles.dedup();
-        if !(1..=INTEREST_MAX).contains(&bundles.len()) {
-            let why = format!("expected 1 to {INTEREST_MAX} bundle names, found {}", bundles.len());
-            return Err(value("bundles", why));
-        }
+        check_count("bundles", bundles.len(), INTEREST_MAX)?;
         let servers = self.servers.into_iter().map(|s| s.check(&region));
         let servers: Vec<_> = servers.collect::<Result<_, _>>()?;
-        if !(1..=SERVERS_MAX).contains(&servers.len()) {
-            let why = format!("expected 1 to {SERVERS_MAX} servers, found {}", servers.len());
-            return Err(value("servers", why));
-        }
+        check_count("servers", servers.len(), SERVERS_MAX)?;
         Ok(Config {
-            genesis,
-            name: Label::new(&self.name).map_err(|e| value("name", e))?,
+            genesis: read(&base.join(self.genesis), Genesis::from_json)?,
+            name: check("name", Label::new(&self.name))?,
             region,
             data_dir: base.join(self.data_dir),
-            tls: Tls {
-                cert: base.join(self.tls.cert),
-                key: base.join(self.tls.key),
-                trust: base.join(self.tls.trust),
-            },
+            credentials: self.tls.under(base),
             bundles,
             servers,
             activate: self.activate.check(base)?,
@@ -229,14 +142,11 @@ impl RawConfig {
 
 impl RawServer {
     fn check(self, own_region: &Label) -> Result<Server, ConfigError> {
-        let region = Label::new(&self.region).map_err(|e| value("servers.region", e))?;
-        let name = Label::new(&self.name).map_err(|e| value("servers.name", e))?;
-        if !self.url.starts_with("https://") {
-            let why = format!("`{}` must start with https://", self.url);
-            return Err(value("servers.url", why));
-        }
+        let region = check("servers.region", Label::new(&self.region))?;
+        let name = check("servers.name", Label::new(&self.name))?;
+        let url = check_url("servers.url", self.url)?;
         let source = if region == *own_region { Source::Home } else { Source::Fallback };
-        Ok(Server { region, name, url: self.url, source })
+        Ok(Server { region, name, url, source })
     }
 }
 
@@ -247,7 +157,7 @@ impl RawActivate {
         };
         if let Some(name) = self.combined_file.as_ref().filter(|name| !plain(name)) {
             let why = format!("`{name}` must be a plain file name");
-            return Err(value("activate.combined_file", why));
+            return Err(refuse("activate.combined_file", why));
         }
         Ok(Activate {
             dir: base.join(self.dir),

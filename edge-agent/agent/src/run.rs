@@ -15,12 +15,7 @@ use satrap_certify::{Interest, Replica, Report, Timestamp, Update, limits::EDGE_
 use satrap_edge_core::{
     Acceptor, Effect, Ended, Event, Pull, Refusals, pull::Attempt, refusals::Refusal,
 };
-use satrap_host::{
-    TaskGroup, clock, files,
-    mtls::{CredentialFiles, Credentials},
-    rng,
-    store::StoreError,
-};
+use satrap_host::{TaskGroup, clock, files, mtls::Credentials, rng, store::StoreError};
 use satrap_merkle::codec::Canonical as _;
 
 use crate::{
@@ -110,11 +105,7 @@ struct Edge {
 impl Edge {
     /// Comes up with the last known good config, before anything is asked of any server.
     async fn start(config: Config) -> Result<Self, EdgeError> {
-        let credentials = Credentials::load(CredentialFiles {
-            certificate: config.tls.cert.clone(),
-            key: config.tls.key.clone(),
-            trust: config.tls.trust.clone(),
-        })?;
+        let credentials = Credentials::load(config.credentials.clone())?;
         check_identity(&config, &credentials)?;
         for directory in [&config.data_dir, &config.activate.dir] {
             std::fs::create_dir_all(directory).map_err(|source| EdgeError::File {

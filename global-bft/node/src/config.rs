@@ -2,55 +2,19 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{AddrParseError, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use satrap_certify::{Genesis, Label};
+use satrap_host::{
+    config::{ConfigError, RawTls, check, check_url, load, read, refuse},
+    mtls::CredentialFiles,
+};
 use serde::Deserialize;
 
-use crate::{
-    limits::{CONFIG_BYTES_MAX, GENESIS_BYTES_MAX},
-    malachite::Timing,
-};
-
-/// Why the configuration is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// A file cannot be read.
-    #[error("cannot read {path}: {source}")]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Not TOML of the expected form.
-    #[error("{path}: {source}")]
-    Toml {
-        /// Which file.
-        path: PathBuf,
-        /// Where and why.
-        source: Box<toml::de::Error>,
-    },
-    /// The genesis is refused.
-    #[error("{path}: {source}")]
-    Genesis {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: satrap_certify::genesis::GenesisError,
-    },
-    /// A value that must not be.
-    #[error("`{field}`: {why}")]
-    Value {
-        /// Which field.
-        field: &'static str,
-        /// What is wrong and what is expected.
-        why: String,
-    },
-}
+use crate::malachite::Timing;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -67,14 +31,6 @@ struct RawConfig {
     timing: RawTiming,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTls {
-    cert: PathBuf,
-    key: PathBuf,
-    trust: PathBuf,
-}
-
 /// Each key left out has the value of [`Timing::default`].
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -86,17 +42,6 @@ struct RawTiming {
     growth_percent_per_round: Option<u32>,
     clock_precision_ms: Option<u64>,
     message_delay_ms: Option<u64>,
-}
-
-/// Paths of the validator's mTLS credentials.
-#[derive(Clone, Debug)]
-pub struct Tls {
-    /// Leaf certificate, PEM.
-    pub cert: PathBuf,
-    /// Its key, PEM, mode 0600.
-    pub key: PathBuf,
-    /// CAs of this realm, PEM.
-    pub trust: PathBuf,
 }
 
 /// A checked configuration.
@@ -112,22 +57,13 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The key that votes: 64 hex digits (the seed) or PKCS#8 PEM, mode 0600.
     pub signing_key: PathBuf,
-    /// See there.
-    pub tls: Tls,
+    /// Who this validator is and whom it believes.
+    pub credentials: CredentialFiles,
     /// Where validators are reached from here, if not where governance says. Names that governance
     /// does not know are dialed, too: that is how a validator that is about to join finds the rest.
     pub peer_urls: BTreeMap<Label, String>,
     /// Timeouts and clock bounds.
     pub timing: Timing,
-}
-
-fn value(field: &'static str, why: impl ToString) -> ConfigError {
-    ConfigError::Value { field, why: why.to_string() }
-}
-
-fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, ConfigError> {
-    satrap_host::files::read(path, bytes_max)
-        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })
 }
 
 impl Config {
@@ -137,45 +73,28 @@ impl Config {
     ///
     /// [`ConfigError`] names the field and what was expected.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = String::from_utf8(read(path, CONFIG_BYTES_MAX)?);
-        let text = text.map_err(|e| value("config file", e))?;
-        let raw: RawConfig = toml::from_str(&text).map_err(|source| ConfigError::Toml {
-            path: path.to_owned(),
-            source: Box::new(source),
-        })?;
-        let base = std::path::absolute(path.parent().unwrap_or(Path::new(".")))
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let (raw, base) = load::<RawConfig>(path)?;
         raw.check(&base)
     }
 }
 
 impl RawConfig {
     fn check(self, base: &Path) -> Result<Config, ConfigError> {
-        let genesis_path = base.join(&self.genesis);
-        let genesis = Genesis::from_json(&read(&genesis_path, GENESIS_BYTES_MAX)?)
-            .map_err(|source| ConfigError::Genesis { path: genesis_path, source })?;
         let mut peer_urls = BTreeMap::new();
         for (name, url) in self.peer_urls {
-            if !url.starts_with("https://") {
-                return Err(value("peer_urls", format!("`{url}` must start with https://")));
-            }
-            let name = Label::new(&name).map_err(|e| value("peer_urls", e))?;
-            peer_urls.insert(name, url);
+            let name = check("peer_urls", Label::new(&name))?;
+            peer_urls.insert(name, check_url("peer_urls", url)?);
         }
-        let listen = self.listen.parse();
+        let listen = self.listen.parse().map_err(|e: AddrParseError| {
+            refuse("listen", format!("{e}; expected IP:PORT, such as 0.0.0.0:7700"))
+        })?;
         Ok(Config {
-            genesis,
-            name: Label::new(&self.name).map_err(|e| value("name", e))?,
+            genesis: read(&base.join(self.genesis), Genesis::from_json)?,
+            name: check("name", Label::new(&self.name))?,
             data_dir: base.join(self.data_dir),
-            listen: listen.map_err(|e| {
-                value("listen", format!("{e}; expected IP:PORT, such as 0.0.0.0:7700"))
-            })?,
+            listen,
             signing_key: base.join(self.signing_key),
-            tls: Tls {
-                cert: base.join(self.tls.cert),
-                key: base.join(self.tls.key),
-                trust: base.join(self.tls.trust),
-            },
+            credentials: self.tls.under(base),
             peer_urls,
             timing: self.timing.check()?,
         })
@@ -200,7 +119,7 @@ impl RawTiming {
         let waits = [timing.propose, timing.prevote, timing.precommit, timing.rebroadcast];
         let (min, max) = (Duration::from_millis(10), Duration::from_secs(60));
         if let Some(wait) = waits.into_iter().find(|wait| !(min..=max).contains(wait)) {
-            return Err(value("timing", format!("{wait:?} is not between {min:?} and {max:?}")));
+            return Err(refuse("timing", format!("{wait:?} is not between {min:?} and {max:?}")));
         }
         if timing.message_delay < timing.propose {
             let (delay, propose) = (timing.message_delay, timing.propose);
@@ -208,7 +127,7 @@ impl RawTiming {
                 "message_delay_ms is {delay:?}, shorter than propose_ms ({propose:?}); proposals \
                  that arrive in time would count as stale"
             );
-            return Err(value("timing", why));
+            return Err(refuse("timing", why));
         }
         Ok(timing)
     }
@@ -265,7 +184,7 @@ mod tests {
                 "timing = { message_delay_ms = 100 }",
                 "`timing`: message_delay_ms is 100ms, shorter than propose_ms (500ms)",
             ),
-            ("peer_urls = { v2 = \"http://x:1\" }", "must start with https://"),
+            ("peer_urls = { v2 = \"http://x:1\" }", "expected https://HOST:PORT"),
             ("peer_urls = { \"../x\" = \"https://x:1\" }", "is not a valid name"),
             ("surprise = 1", "unknown field `surprise`"),
         ] {

@@ -29,5 +29,5 @@ pub mod store;
 pub mod sync_service;
 pub mod view;
 
-pub use config::{Config, ConfigError};
+pub use config::Config;
 pub use run::{NodeError, run, start};

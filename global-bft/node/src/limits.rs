@@ -72,10 +72,6 @@ pub const EVIDENCE_SHOWN_MAX: usize = 64;
 pub const LIGHT_BLOCKS_MAX: u64 = 10_000;
 /// Concurrent `Follow` streams; a realm has tens of regions with a handful of members.
 pub const FOLLOWERS_MAX: usize = 512;
-/// A configuration file.
-pub const CONFIG_BYTES_MAX: u64 = 64 * 1024;
-/// A genesis file.
-pub const GENESIS_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// A signing key file.
 pub const KEY_BYTES_MAX: u64 = 4 * 1024;
 

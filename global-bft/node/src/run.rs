@@ -18,9 +18,7 @@ use ed25519_dalek::SigningKey;
 use satrap_certify::{PublicKey, Replica};
 use satrap_host::{
     TaskGroup, clock, files,
-    mtls::{
-        CredentialError, CredentialFiles, Credentials, Limits, Listener, PeerRule, server_builder,
-    },
+    mtls::{CredentialError, Credentials, Limits, Listener, PeerRule, server_builder},
     pki,
 };
 use satrap_proto::v1::{
@@ -111,11 +109,7 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
 ///
 /// [`NodeError`] if it cannot start.
 pub async fn start(config: Config, group: &TaskGroup) -> Result<SocketAddr, NodeError> {
-    let credentials = Credentials::load(CredentialFiles {
-        certificate: config.tls.cert.clone(),
-        key: config.tls.key.clone(),
-        trust: config.tls.trust.clone(),
-    })?;
+    let credentials = Credentials::load(config.credentials.clone())?;
     check_identity(&config, &credentials)?;
     let realm = config.genesis.realm().clone();
     let (engine, effects, store) = open(&config)?;

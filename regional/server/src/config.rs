@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeMap,
-    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -13,11 +12,14 @@ use std::{
 };
 
 use satrap_certify::{Genesis, Label};
-use satrap_host::{files, mtls::CredentialFiles};
+use satrap_host::{
+    config::{ConfigError, RawTls, check, check_count, check_url, load, read, refuse},
+    mtls::CredentialFiles,
+};
 use serde::Deserialize;
 
 use crate::{
-    limits::{CONFIG_BYTES_MAX, GENESIS_BYTES_MAX, MEMBERS_MAX, VALIDATORS_MAX},
+    limits::{MEMBERS_MAX, VALIDATORS_MAX},
     raft::{Compaction, RingSetup, Timing},
 };
 
@@ -61,35 +63,6 @@ pub struct Config {
     pub compaction: Compaction,
 }
 
-/// Why a configuration is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// A file cannot be read.
-    #[error("cannot read {}: {error}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// From the file system.
-        error: io::Error,
-    },
-    /// Not TOML of the expected form.
-    #[error("{}: {error}", path.display())]
-    Toml {
-        /// Which file.
-        path: PathBuf,
-        /// Where and what.
-        error: Box<toml::de::Error>,
-    },
-    /// A key has a value it must not have.
-    #[error("`{key}`: {why}")]
-    Key {
-        /// Which.
-        key: &'static str,
-        /// What it says and what was expected.
-        why: String,
-    },
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawConfig {
@@ -108,14 +81,6 @@ struct RawConfig {
     peer_url_overrides: BTreeMap<String, String>,
     #[serde(default)]
     raft: RawRaft,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTls {
-    cert: PathBuf,
-    key: PathBuf,
-    trust: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -141,17 +106,8 @@ struct RawRaft {
     election_ms_max: Option<u64>,
 }
 
-fn refuse(key: &'static str, why: impl ToString) -> ConfigError {
-    ConfigError::Key { key, why: why.to_string() }
-}
-
 fn label(key: &'static str, text: &str) -> Result<Label, ConfigError> {
-    Label::new(text).map_err(|error| refuse(key, error))
-}
-
-fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, ConfigError> {
-    let unreadable = |error| ConfigError::File { path: path.to_owned(), error };
-    files::read(path, bytes_max).map_err(unreadable)
+    check(key, Label::new(text))
 }
 
 impl Config {
@@ -161,11 +117,8 @@ impl Config {
     ///
     /// [`ConfigError`] says which key or file is wrong.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = read(path, CONFIG_BYTES_MAX)?;
-        let text = String::from_utf8(text).map_err(|_| refuse("file", "expected UTF-8 text"))?;
-        let raw: RawConfig = toml::from_str(&text)
-            .map_err(|error| ConfigError::Toml { path: path.to_owned(), error: Box::new(error) })?;
-        raw.check(files::parent(path))
+        let (raw, base) = load::<RawConfig>(path)?;
+        raw.check(&base)
     }
 
     /// What the ring needs of this.
@@ -185,44 +138,36 @@ impl Config {
 
 impl RawConfig {
     fn check(self, base: &Path) -> Result<Config, ConfigError> {
-        let genesis_path = base.join(&self.genesis);
-        let genesis = Genesis::from_json(&read(&genesis_path, GENESIS_BYTES_MAX)?);
-        let genesis = genesis.map_err(|error| refuse("genesis", error))?;
         let (region, name) = (label("region", &self.region)?, label("name", &self.name)?);
         let mut peer_urls = BTreeMap::new();
         let mut members = Vec::new();
         for member in self.members {
             let name = label("members.name", &member.name)?;
-            if peer_urls.insert(name.clone(), member.peer_url).is_some() {
+            let peer_url = check_url("members.peer_url", member.peer_url)?;
+            if peer_urls.insert(name.clone(), peer_url).is_some() {
                 return Err(refuse("members", format!("`{name}` is listed twice")));
             }
-            members.push(Endpoint { name, url: member.client_url });
+            let url = check_url("members.client_url", member.client_url)?;
+            members.push(Endpoint { name, url });
         }
-        if !(1..=MEMBERS_MAX).contains(&members.len()) {
-            let why = format!("{} members, expected 1 to {MEMBERS_MAX}", members.len());
-            return Err(refuse("members", why));
-        }
+        check_count("members", members.len(), MEMBERS_MAX)?;
         if !peer_urls.contains_key(&name) {
             return Err(refuse("members", format!("this member, `{name}`, is not listed")));
         }
         for (name, url) in self.peer_url_overrides {
             let known = peer_urls.get_mut(&label("peer_url_overrides", &name)?);
             let unknown = || refuse("peer_url_overrides", format!("`{name}` is not a member"));
-            *known.ok_or_else(unknown)? = url;
+            *known.ok_or_else(unknown)? = check_url("peer_url_overrides", url)?;
         }
         let regions = self.other_regions.iter().map(|text| label("other_regions", text));
         Ok(Config {
             region,
             name,
             data_dir: base.join(self.data_dir),
-            genesis: Arc::new(genesis),
+            genesis: Arc::new(read(&base.join(self.genesis), Genesis::from_json)?),
             client_listen: self.client_listen,
             peer_listen: self.peer_listen,
-            credentials: CredentialFiles {
-                certificate: base.join(self.tls.cert),
-                key: base.join(self.tls.key),
-                trust: base.join(self.tls.trust),
-            },
+            credentials: self.tls.under(base),
             members,
             peer_urls,
             validators: check_validators(self.validators)?,
@@ -234,12 +179,10 @@ impl RawConfig {
 }
 
 fn check_validators(raw: Vec<RawEndpoint>) -> Result<Vec<Endpoint>, ConfigError> {
-    if !(1..=VALIDATORS_MAX).contains(&raw.len()) {
-        let why = format!("{} validators, expected 1 to {VALIDATORS_MAX}", raw.len());
-        return Err(refuse("validators", why));
-    }
+    check_count("validators", raw.len(), VALIDATORS_MAX)?;
     let endpoint = |raw: RawEndpoint| {
-        Ok(Endpoint { name: label("validators.name", &raw.name)?, url: raw.url })
+        let name = label("validators.name", &raw.name)?;
+        Ok(Endpoint { name, url: check_url("validators.url", raw.url)? })
     };
     raw.into_iter().map(endpoint).collect()
 }
@@ -335,6 +278,7 @@ mod tests {
             ("name = \"m1\"", "name = \"m9\"", "`m9`, is not listed"),
             ("name = \"m2\"", "name = \"m1\"", "`m1` is listed twice"),
             ("region = \"eu\"", "region = \"EU\"", "`region`"),
+            ("https://127.0.0.1:7005", "127.0.0.1:7005", "`validators.url`: \"127.0.0.1:7005\""),
             ("m2 = \"https", "m3 = \"https", "`m3` is not a member"),
             ("heartbeat_ms = 50", "heartbeat_ms = 100", "three heartbeats"),
             ("heartbeat_ms = 50", "election_ms_max = 250", "expected a range"),

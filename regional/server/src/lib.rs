@@ -29,5 +29,5 @@ pub mod upstream;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Config, ConfigError};
+pub use config::Config;
 pub use run::{RunError, run};

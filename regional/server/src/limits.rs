@@ -35,10 +35,6 @@ pub const LOG_KEEP_ENTRIES: u64 = 1_024;
 pub const MEMBERS_MAX: usize = 7;
 /// Upstream validators in the configuration.
 pub const VALIDATORS_MAX: usize = satrap_certify::limits::VALIDATORS_MAX;
-/// Configuration file.
-pub const CONFIG_BYTES_MAX: u64 = 256 * 1024;
-/// Genesis file.
-pub const GENESIS_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Page cache of the database: everything hot is in memory anyway.
 pub const STORE_CACHE_BYTES: usize = 4 * 1024 * 1024;

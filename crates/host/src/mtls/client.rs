@@ -74,6 +74,15 @@ pub fn connect_lazy(
     Ok(endpoint.connect_with_connector_lazy(service_fn(move |_| connector())))
 }
 
+/// Refuses what [`connect`] would not even try, for configurations.
+///
+/// # Errors
+///
+/// [`ConnectError::Url`]
+pub fn check_url(url: &str) -> Result<(), ConnectError> {
+    endpoint(url).map(drop)
+}
+
 fn endpoint(url: &str) -> Result<(Endpoint, Arc<str>), ConnectError> {
     let refuse = || ConnectError::Url(url.to_owned());
     let target = url.strip_prefix(SCHEME).ok_or_else(refuse)?.trim_end_matches('/');

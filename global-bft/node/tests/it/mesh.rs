@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use satrap_certify::{Genesis, Interest, Label, Replica, Timestamp, Update};
-use satrap_global_node::{Config, config::Tls, malachite::Timing, start};
+use satrap_global_node::{Config, malachite::Timing, start};
 use satrap_host::{
     TaskGroup, clock, files,
     mtls::{self, CredentialFiles, Credentials, PeerRule},
@@ -79,7 +79,7 @@ impl Realm {
     /// Starts validator `n`, which dials those of `others` that run. The URLs in the genesis lead
     /// nowhere, so each pair has one connection and uses both of its directions.
     async fn start(&self, n: u8, others: &[(u8, SocketAddr)]) -> Node {
-        let tls = self.credentials(name(n).as_str(), Role::Validator { name: name(n).to_string() });
+        let role = Role::Validator { name: name(n).to_string() };
         let signing_key = self.dir.path().join(name(n).as_str()).join("signing.key");
         files::write_secret(&signing_key, hex::encode(key(n).to_bytes()).as_bytes()).unwrap();
         let config = Config {
@@ -88,7 +88,7 @@ impl Realm {
             data_dir: self.data_dir(n),
             listen: "127.0.0.1:0".parse().unwrap(),
             signing_key,
-            tls: Tls { cert: tls.certificate, key: tls.key, trust: tls.trust },
+            credentials: self.credentials(name(n).as_str(), role),
             peer_urls: others.iter().map(|(n, at)| (name(*n), url(at))).collect(),
             timing: Timing::default(),
         };
@@ -247,7 +247,7 @@ async fn what_was_decided_is_served(realm: &Realm, node: &Node, alice: &Credenti
 fn a_process_with_the_wrong_name_or_key_does_not_start() {
     runtime::multi_thread("test", 1).unwrap().block_on(async {
         let realm = Realm::new();
-        let tls = realm.credentials("v0", Role::Validator { name: "v0".into() });
+        let credentials = realm.credentials("v0", Role::Validator { name: "v0".into() });
         let signing_key = realm.dir.path().join("signing.key");
         files::write_secret(&signing_key, b"not a key").unwrap();
         let config = Config {
@@ -256,7 +256,7 @@ fn a_process_with_the_wrong_name_or_key_does_not_start() {
             data_dir: realm.data_dir(0),
             listen: "127.0.0.1:0".parse().unwrap(),
             signing_key,
-            tls: Tls { cert: tls.certificate, key: tls.key, trust: tls.trust },
+            credentials,
             peer_urls: Default::default(),
             timing: Timing::default(),
         };
