@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -206,9 +207,11 @@ var forgeries = []forgery{
 		}
 	}},
 	{"one signer in two places", "double vote|validator address mismatch", func(b *types.LightBlock) {
-		first := b.Commit.Signatures[0]
-		for i := range b.Commit.Signatures[1:] {
-			b.Commit.Signatures[i+1] = first
+		signed := slices.IndexFunc(b.Commit.Signatures, func(s types.CommitSig) bool {
+			return s.BlockIDFlag == types.BlockIDFlagCommit
+		})
+		for i := range b.Commit.Signatures {
+			b.Commit.Signatures[i] = b.Commit.Signatures[signed]
 		}
 	}},
 	{"signature altered", "wrong signature", func(b *types.LightBlock) {
