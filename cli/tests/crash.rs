@@ -89,13 +89,16 @@ async fn killed_processes_lose_nothing_and_sign_nothing_twice() {
     let victims = realm.files.validators.len() + realm.files.members.len();
     let acknowledged_so_far = std::cell::Cell::new(0);
     let mut kills = 0;
+    let mut killed = vec![0_usize; victims];
     let killer = async {
         while kills < KILLS_MIN || acknowledged_so_far.get() < ACKNOWLEDGED_MIN {
             assert!(kills < KILLS_MAX, "only {} publishes", acknowledged_so_far.get());
             kills += 1;
             // When a process is hit is up to chance, not to any state it may have reached.
             tokio::time::sleep(Duration::from_millis(50 + draw(200) as u64)).await;
-            let victim = &mut processes[draw(victims)];
+            let chosen = draw(victims);
+            killed[chosen] += 1;
+            let victim = &mut processes[chosen];
             victim.kill().await;
             victim.restart();
         }
@@ -104,7 +107,8 @@ async fn killed_processes_lose_nothing_and_sign_nothing_twice() {
     let publisher = publish_until(&realm, &client, &stopped, &acknowledged_so_far);
     let (acknowledged, ()) = tokio::join!(publisher, killer);
     realm.processes = processes;
-    println!("{kills} kills, {} publishes acknowledged", acknowledged_so_far.get());
+    println!("kills {killed:?}, {} publishes acknowledged", acknowledged_so_far.get());
+    assert!(killed.iter().all(|n| *n > 0), "every validator and every member was killed");
 
     let (version, tree) = loop {
         let (version, tree) = realm.read(&client).await;

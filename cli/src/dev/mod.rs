@@ -26,7 +26,7 @@ use crate::realm::{Description, RealmFiles, RealmPlan, description};
 use self::{
     evil::Conspiracy,
     processes::{ProcessEvent, Processes, Spec},
-    progress::{Progress, Totals},
+    progress::{Phase, Progress, Shown, Totals},
     witness::{Server, Sighting, Tier},
 };
 
@@ -36,8 +36,6 @@ const CONVERGE_WITHIN: Duration = Duration::from_secs(120);
 const DRAIN: Duration = Duration::from_secs(10);
 /// A plan of more bytes was not written by `dev`.
 const PLAN_BYTES_MAX: u64 = 1024 * 1024;
-/// A genesis of more bytes was not written by `satrap init`.
-const GENESIS_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Options of `satrap dev`.
 #[derive(Clone, Debug, clap::Args)]
@@ -164,9 +162,8 @@ impl Dev {
     ) -> Result<Self, DevError> {
         let files = RealmFiles::of(&plan, &state_dir);
         let description = plan::describe(&plan, &files);
-        let genesis = satrap_host::files::read(&description.genesis, GENESIS_BYTES_MAX)
-            .map_err(file("genesis"))?;
-        let genesis = Genesis::from_json(&genesis).map_err(|e| DevError::Realm(e.to_string()))?;
+        let genesis = crate::client::read_genesis(&description.genesis)
+            .map_err(|e| DevError::Realm(e.to_string()))?;
         let bundle = BundleName::new(plan::BUNDLE).expect("a constant name");
         let credentials = Credentials::load(CredentialFiles {
             certificate: description.client.cert.clone(),
@@ -255,7 +252,7 @@ impl Dev {
     async fn wait_until_up(&mut self, tasks: &TaskGroup) -> Result<(), DevError> {
         self.say(&format!("starting the realm in {}", self.state_dir.display()));
         let started = clock::monotonic();
-        let mut progress = Progress::new(self.totals(), 0, started, progress::Phase::Start);
+        let mut progress = Progress::new(self.totals(), 0, started, self.shown(Phase::Start));
         self.watch(tasks, &mut progress).await
     }
 
@@ -290,7 +287,8 @@ impl Dev {
         version: u64,
         since: Duration,
     ) -> Result<(), DevError> {
-        let mut progress = Progress::new(self.totals(), version, since, progress::Phase::Travel);
+        let shown = self.shown(Phase::Travel);
+        let mut progress = Progress::new(self.totals(), version, since, shown);
         self.watch(tasks, &mut progress).await?;
         progress.summary().iter().for_each(|line| self.say(line));
         Ok(())
@@ -380,6 +378,10 @@ impl Dev {
             members: self.description.regions.iter().map(|r| r.members.len()).sum(),
             edges: self.description.edges.len(),
         }
+    }
+
+    fn shown(&self, phase: Phase) -> Shown {
+        Shown { phase, json: self.json }
     }
 
     fn say(&self, line: &str) {

@@ -26,10 +26,19 @@ pub enum Phase {
     Travel,
 }
 
+/// What is waited for, and for whose eyes.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown {
+    /// See there.
+    pub phase: Phase,
+    /// For a script.
+    pub json: bool,
+}
+
 /// Follows one version from submission to the last edge.
 #[derive(Debug)]
 pub struct Progress {
-    phase: Phase,
+    shown: Shown,
     totals: Totals,
     version: u64,
     started: Duration,
@@ -39,16 +48,17 @@ pub struct Progress {
 
 #[derive(Debug)]
 struct Bars {
-    all: MultiProgress,
+    _all: MultiProgress,
     tiers: BTreeMap<Tier, ProgressBar>,
 }
 
 impl Progress {
     /// Begins at `started` (monotonic), waiting for `version` everywhere.
     #[must_use]
-    pub fn new(totals: Totals, version: u64, started: Duration, phase: Phase) -> Self {
-        let bars = std::io::stdout().is_terminal().then(|| Bars::new(totals, phase));
-        Self { phase, totals, version, started, arrived: BTreeMap::new(), bars }
+    pub fn new(totals: Totals, version: u64, started: Duration, shown: Shown) -> Self {
+        let watched = std::io::stdout().is_terminal() && !shown.json;
+        let bars = watched.then(|| Bars::new(totals, shown.phase));
+        Self { shown, totals, version, started, arrived: BTreeMap::new(), bars }
     }
 
     /// Takes note of a process; returns whether that was news.
@@ -69,9 +79,16 @@ impl Progress {
                 bar.inc(1);
                 bar.set_message(format!("{} after {ms:.0} ms", sighting.name));
             }
+            None if self.shown.json => {
+                let (tier, name) = (word(sighting.tier), &sighting.name);
+                let line = serde_json::json!({
+                    "tier": tier, "name": name, "version": sighting.version, "ms": ms,
+                });
+                println!("{line}");
+            }
             None => {
                 let (tier, name) = (word(sighting.tier), &sighting.name);
-                let did = match self.phase {
+                let did = match self.shown.phase {
                     Phase::Start => "is up".to_owned(),
                     Phase::Travel => {
                         format!("{} version {}", verb(sighting.tier), sighting.version)
@@ -126,7 +143,8 @@ impl Progress {
     pub fn finish(&self) {
         if let Some(bars) = &self.bars {
             bars.tiers.values().for_each(ProgressBar::abandon);
-            let _ = bars.all.println("");
+            // The cursor stands behind the last bar.
+            println!();
         }
     }
 }
@@ -182,6 +200,6 @@ impl Bars {
             (*tier, bar)
         };
         let tiers = Tier::ALL.iter().map(bar).collect();
-        Self { all, tiers }
+        Self { _all: all, tiers }
     }
 }

@@ -3,9 +3,10 @@
 //! A daemon prints nothing on standard output; its log goes to standard error. It runs until it is
 //! told to stop or must not go on, and its exit code tells a supervisor which.
 
-use std::{fmt::Display, path::PathBuf};
+use std::path::PathBuf;
 
 use satrap_host::{
+    config::ConfigError,
     runtime,
     telemetry::{self, LogFormat},
 };
@@ -100,8 +101,12 @@ pub fn edge(args: &RunArgs) -> Result<(), CliError> {
     runtime.block_on(satrap_edge_agent::run(config)).map_err(CliError::internal)
 }
 
-fn refuse(args: &RunArgs, error: impl Display) -> CliError {
-    CliError::usage(format!("{}: {error}", args.config.display()))
+fn refuse(args: &RunArgs, error: ConfigError) -> CliError {
+    match error {
+        // The others name the file themselves.
+        ConfigError::Key { .. } => CliError::usage(format!("{}: {error}", args.config.display())),
+        error => CliError::usage(error),
+    }
 }
 
 fn start_log(args: &RunArgs) -> Result<(), CliError> {
