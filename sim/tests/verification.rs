@@ -191,6 +191,30 @@ fn rollback_future_and_expired_trust_are_refused() {
 }
 
 #[test]
+fn an_edge_that_is_provisioned_late_starts_from_a_certificate_somebody_vouches_for() {
+    let (mut realm, mut relay, _) = two_versions();
+    // The realm lives on; its genesis is older than anybody may trust its first validators.
+    for _ in 0..2 {
+        realm.now = realm.now.plus(realm.genesis.policy.trusting_period / 2);
+        let heartbeat = realm.decide(&[]).unwrap();
+        follow(&mut relay, &heartbeat, realm.now).unwrap();
+    }
+    let fresh = edge(&realm);
+    let offered = relay.update_for(&fresh.position()).unwrap().unwrap();
+    assert_eq!(fresh.verify(&offered, realm.now).map(drop).unwrap_err().rule(), "C8");
+    // What `satrap get --certificate` writes is that very update; signatures are still checked.
+    let interest = Interest::Bundles(vec![bundle()]);
+    let mut provisioned = Replica::restore(&realm.genesis, interest.clone(), &offered).unwrap();
+    let mut forged = offered.clone();
+    forged.contents[0].puts[0].1 = b"evil".as_slice().into();
+    assert_eq!(Replica::restore(&realm.genesis, interest, &forged).unwrap_err().rule(), "B4");
+    let heartbeat = realm.decide(&[]).unwrap();
+    follow(&mut relay, &heartbeat, realm.now).unwrap();
+    let next = relay.update_for(&provisioned.position()).unwrap().unwrap();
+    follow(&mut provisioned, &next, realm.now).unwrap();
+}
+
+#[test]
 fn two_certified_blocks_at_one_height_are_a_conflict() {
     let mut realm = SimRealm::new("test", 4);
     let mut fork = SimRealm::new("test", 4);
