@@ -46,7 +46,7 @@ const CASES: &[(&[&str], i32, &str)] = &[
     (
         &["edge", "run", "--config", "absent"],
         64,
-        "satrap: absent: cannot read absent: No such file or directory (os error 2)\n",
+        "satrap: cannot read absent: No such file or directory (os error 2)\n",
     ),
     (
         &["--json", "publish", "config/x", "absent"],

@@ -80,6 +80,7 @@ impl Realm {
     /// nowhere, so each pair has one connection and uses both of its directions.
     async fn start(&self, n: u8, others: &[(u8, SocketAddr)]) -> Node {
         let role = Role::Validator { name: name(n).to_string() };
+        let credentials = self.credentials(name(n).as_str(), role);
         let signing_key = self.dir.path().join(name(n).as_str()).join("signing.key");
         files::write_secret(&signing_key, hex::encode(key(n).to_bytes()).as_bytes()).unwrap();
         let config = Config {
@@ -88,7 +89,7 @@ impl Realm {
             data_dir: self.data_dir(n),
             listen: "127.0.0.1:0".parse().unwrap(),
             signing_key,
-            credentials: self.credentials(name(n).as_str(), role),
+            credentials,
             peer_urls: others.iter().map(|(n, at)| (name(*n), url(at))).collect(),
             timing: Timing::default(),
         };
