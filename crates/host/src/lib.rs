@@ -1,4 +1,4 @@
-//! The only impure shared crate: clock, randomness, tasks, mTLS, redb, telemetry.
+//! The only impure shared crate: clock, randomness, tasks, mTLS, redb, telemetry, the sync server.
 //!
 //! Everything that a replay could not repeat enters the program here, so that the list of sites is
 //! short and the rest of the code takes time and chance as arguments. The three processes share
@@ -6,12 +6,13 @@
 //!
 //! # Deliberately absent
 //!
-//! No policy: nothing here knows what a checkpoint, a key or a rollout is. No environment
-//! variables: configuration arrives from files and flags, parsed once by the binary.
+//! No policy: only [`follow`] knows that there are replicas, and it asks its tier whom to serve. No
+//! environment variables: configuration arrives from files and flags, parsed once by the binary.
 
 pub mod clock;
 pub mod config;
 pub mod files;
+pub mod follow;
 pub mod mtls;
 pub mod pki;
 pub mod rng;

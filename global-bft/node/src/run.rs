@@ -18,6 +18,7 @@ use ed25519_dalek::SigningKey;
 use satrap_certify::{PublicKey, Replica};
 use satrap_host::{
     TaskGroup, clock, files,
+    follow::FollowService,
     mtls::{CredentialError, Credentials, Limits, Listener, PeerRule, server_builder},
     pki,
 };
@@ -30,7 +31,7 @@ use crate::{
     config::Config,
     guard::{Guard, SlotFile},
     inbox::{Inbox, Next, Reply},
-    limits::{CONTROL_BYTES_MAX, FOLLOWERS_MAX, FRAME_BYTES_MAX, KEY_BYTES_MAX, TICK},
+    limits::{CONTROL_BYTES_MAX, FRAME_BYTES_MAX, KEY_BYTES_MAX, TICK},
     malachite::{
         Engine, EngineEffect, EngineInput, Fatal, Setup, Signer as _, SoftSigner, TimerId,
     },
@@ -38,7 +39,7 @@ use crate::{
     mesh::{Links, Mesh, Targets, now},
     services::{Control, ControlService, callers},
     store::{DiskError, Store},
-    sync_service::FollowService,
+    sync_service::Slots,
     view::View,
 };
 
@@ -136,7 +137,7 @@ pub async fn start(config: Config, group: &TaskGroup) -> Result<SocketAddr, Node
         links: links.clone(),
         group: group.clone(),
     }));
-    let follow = FollowService::new(replicas, callers(), group.clone(), FOLLOWERS_MAX);
+    let follow = FollowService::new(replicas, Slots::default(), group.shutdown());
     let listener = Listener::bind(config.listen, credentials.clone(), callers(), LIMITS.clone());
     let listener = listener.await.map_err(io(&format!("listen address {}", config.listen)))?;
     let address = listener.local_address().map_err(io("listener"))?;

@@ -24,8 +24,18 @@ use crate::mempool::Refusal;
 pub fn peer<T>(request: &Request<T>, rule: &PeerRule) -> Result<PeerIdentity, Status> {
     let peer = request.extensions().get::<PeerIdentity>();
     let peer = peer.ok_or_else(|| denied("no client certificate"))?;
+    admit(peer, rule)?;
+    Ok(peer.clone())
+}
+
+/// Whether `rule` admits `peer`.
+///
+/// # Errors
+///
+/// `PERMISSION_DENIED`.
+pub fn admit(peer: &PeerIdentity, rule: &PeerRule) -> Result<(), Status> {
     if rule.admits(&peer.id) {
-        return Ok(peer.clone());
+        return Ok(());
     }
     Err(denied(&format!("{} may not call this; expected {rule:?}", peer.id)))
 }

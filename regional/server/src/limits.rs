@@ -43,12 +43,6 @@ pub const STORE_CACHE_BYTES: usize = 4 * 1024 * 1024;
 pub const FOLLOW_REQUEST_BYTES_MAX: usize = 1024 * 1024;
 /// One update to or from another relay, with its envelope.
 pub const UPDATE_MESSAGE_BYTES_MAX: usize = UPDATE_BYTES_MAX + 1024;
-/// Encoded updates kept for followers that stand at the same position.
-pub const UPDATE_CACHE_ENTRIES_MAX: usize = 64;
-/// Bytes of those.
-pub const UPDATE_CACHE_BYTES_MAX: usize = 2 * UPDATE_BYTES_MAX;
-/// How long a follower may take to say where it stands.
-pub const FIRST_POSITION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Edges whose newest report is kept.
 pub const REPORTS_MAX: usize = 20_000;

@@ -14,6 +14,7 @@ use std::{fs, io, net::SocketAddr, time::Duration};
 use satrap_certify::Label;
 use satrap_host::{
     Failure, Shutdown, TaskGroup,
+    follow::FollowService,
     mtls::{CredentialError, Credentials, Limits, Listener, PeerRule, server_builder},
     runtime,
 };
@@ -33,7 +34,7 @@ use crate::{
     raft::{Ring, RingError, serve},
     refusals::Refusals,
     reports::Reports,
-    sync_service::SyncService,
+    sync_service::Audience,
     upstream::Upstream,
 };
 
@@ -172,7 +173,8 @@ pub async fn start(
     let control = ControlServer::new(control)
         .max_decoding_message_size(SUBMIT_BYTES_MAX)
         .max_encoding_message_size(STATUS_BYTES_MAX);
-    let sync = SyncService::new(ring.views(), reports, refusals, shutdown.clone());
+    let audience = Audience { genesis: config.genesis.clone(), reports, refusals };
+    let sync = FollowService::new(ring.views(), audience, shutdown.clone());
     let sync = SyncServer::new(sync)
         .max_decoding_message_size(FOLLOW_REQUEST_BYTES_MAX)
         .max_encoding_message_size(UPDATE_MESSAGE_BYTES_MAX);

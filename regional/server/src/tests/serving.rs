@@ -12,7 +12,6 @@ use satrap_proto::v1::{
     SubmitRequest, control_client::ControlClient, follow_request::Body, status_reply::Tier,
     sync_client::SyncClient,
 };
-use satrap_regional_core::{Command, Region};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
@@ -21,7 +20,7 @@ use super::{
     cluster::{Honesty, REGION, Running, VERDICT, World, block_on, soon},
     realm::{Realm, label},
 };
-use crate::{config::Endpoint, sync_service::UpdateCache};
+use crate::config::Endpoint;
 
 fn channel(member: &Running, credentials: &Credentials) -> Channel {
     let url = format!("https://{}", member.client_address);
@@ -202,27 +201,4 @@ fn a_region_cut_off_from_validators_serves_and_says_how_old_it_is() {
         assert!(status.age_ms > 0);
     });
     member.stop();
-}
-
-#[test]
-fn followers_at_one_position_share_one_encoded_update() {
-    let world = World::new(&[]);
-    let mut region = Region::genesis(&world.realm.lock().unwrap().genesis);
-    let cache = UpdateCache::default();
-    let edge = edge_replica(&world).position();
-    assert_eq!(cache.update_for(&region, &edge).unwrap(), None, "nothing newer yet");
-    for (round, value) in [b"1", b"2"].into_iter().enumerate() {
-        world.decide(|realm| realm.publish("pki/trust", "a", value));
-        let realm = world.realm.lock().unwrap();
-        let update = Box::new(realm.update_for(&region.replica().position()).unwrap());
-        region.apply(&Command::Adopt { update, now: Timestamp(clock::now()) });
-        let first = cache.update_for(&region, &edge).unwrap().unwrap();
-        let second = cache.update_for(&region, &edge).unwrap().unwrap();
-        assert_eq!(first.as_ptr(), second.as_ptr(), "the same bytes in memory");
-        assert_eq!(cache.encoded(), 1, "round {round}");
-    }
-    let mut stranger = edge;
-    stranger.genesis_hash = [0; 32];
-    let refused = cache.update_for(&region, &stranger).unwrap_err();
-    assert_eq!(refused.rule(), "C1");
 }
