@@ -43,9 +43,10 @@ pub struct Args {
     /// Exit when every edge runs the config: 0, or non-zero with the reason.
     #[arg(long)]
     pub once: bool,
-    /// Where the realm is kept. Started again, it resumes from there.
-    #[arg(long, value_name = "DIR", default_value = ".satrap")]
-    pub state_dir: PathBuf,
+    /// Where the realm is kept (default `.satrap`, or `.satrap-evil` with `--evil-region`). Started
+    /// again, it resumes from there.
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
     /// PEM file to publish as `pki/edge-trust`; by default the one OpenSSL uses.
     #[arg(long, value_name = "FILE")]
     pub trust_bundle: Option<PathBuf>,
@@ -101,7 +102,9 @@ fn file(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> DevError
 ///
 /// [`DevError`].
 pub async fn run(args: Args, json: bool) -> Result<(), DevError> {
-    let state_dir = std::path::absolute(&args.state_dir).map_err(file("state directory"))?;
+    let default = if args.evil_region { ".satrap-evil" } else { ".satrap" };
+    let state_dir = args.state_dir.as_deref().unwrap_or(std::path::Path::new(default));
+    let state_dir = std::path::absolute(state_dir).map_err(file("state directory"))?;
     let plan = open_or_create(&state_dir, args.evil_region)?;
     let tasks = TaskGroup::new();
     tasks.shutdown_on_signal().map_err(file("signal handlers"))?;
