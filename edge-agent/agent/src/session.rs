@@ -99,11 +99,6 @@ impl Session {
         // A server that does not read reports gets the next one; it must not stop this edge.
         let _ = self.outgoing.try_send(FollowRequest { body });
     }
-
-    /// Asks again from `position`, for when an update could not be stored here.
-    pub fn reposition(&self, position: &Position) {
-        let _ = self.outgoing.try_send(position_message(position));
-    }
 }
 
 fn position_message(position: &Position) -> FollowRequest {
