@@ -99,6 +99,18 @@ impl Writer {
         self.0
     }
 
+    /// How many bytes were written so far.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether nothing was written yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// One byte.
     pub fn u8(&mut self, v: u8) {
         self.0.push(v);
@@ -112,6 +124,11 @@ impl Writer {
     /// Eight bytes, big-endian.
     pub fn u64(&mut self, v: u64) {
         self.0.extend_from_slice(&v.to_be_bytes());
+    }
+
+    /// What another writer has encoded already.
+    pub fn encoded(&mut self, v: &[u8]) {
+        self.0.extend_from_slice(v);
     }
 
     /// Bytes whose number is fixed by the format.

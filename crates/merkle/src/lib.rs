@@ -15,6 +15,7 @@
 //! |---|---|---|---|
 //! | [`bundle`] | crit-bit tree over raw keys | BLAKE3 | an entry, its absence, all entries under a prefix |
 //! | [`directory`] | RFC 6962 tree over sorted leaves | SHA-256 | some heads, the absence of a head, all heads |
+//! | [`keyset`] | hash tree over keys and revisions | BLAKE3 | none; it finds what a mirror lacks |
 //! | [`history`] | RFC 6962 log | SHA-256 | a leaf, and that one log continues another |
 //!
 //! # Invariants
@@ -34,6 +35,7 @@ pub mod codec;
 pub mod directory;
 mod error;
 pub mod history;
+pub mod keyset;
 pub mod rfc6962;
 
 pub use bundle::{BundleTree, Key, KeyError};

@@ -1,122 +1,115 @@
 //! The state machine of one regional ring: what every member computes from the same Raft log.
 //!
-//! Raft keeps honest members in step; it does not protect against a leader that was taken over.
-//! So a member believes the log no more than an edge believes a region: [`Region::apply`] verifies
-//! every adopted update again, and all members refuse the same one for the same reason, because
-//! the time it is verified at is part of the command.
+//! Two states stand next to each other. [`Region`] is the verified copy of what the validators
+//! certified; the ring cannot author it. [`Keyspace`] is the coordination state that the region
+//! itself owns: keys, leases, users, roles and what limits them. An entry of the log is for one or
+//! the other.
 //!
 //! # Invariants
 //!
-//! - **G1** Two members that applied the same commands hold equal replicas.
-//! - **G2** Nothing enters the replica but what [`Replica::verify`] certified.
+//! - **G1** Two members that applied the same commands hold equal states and gave equal replies.
+//!   Time is part of the command, ordered maps are the only maps, and nothing else gets in.
+//! - **G2** Nothing enters the replica but what `Replica::verify` certified.
 //!
 //! # Deliberately absent
 //!
-//! The key-value store, leases and watches, which have not been built yet.
+//! IO, clocks, randomness, locks, protobuf. Whoever proposes has parsed, bounded and hashed what a
+//! client sent; whoever applies writes what [`Keyspace::take_changes`] gives.
 
-use satrap_certify::{Genesis, Interest, Rejection, Replica, Timestamp, Update};
+pub mod alarm;
+pub mod auth;
+pub mod digest;
+pub mod fencing;
+pub mod keyspace;
+pub mod kv;
+pub mod lease;
+pub mod limits;
+pub mod members;
+pub mod quota;
+pub mod recovery;
+pub mod refusal;
+mod region;
+mod table;
+pub mod watch;
+
+use bytes::Bytes;
+pub use keyspace::{Batch, Caller, Keyspace, Proposal, Reply, Request, Response, RingTime};
+use kv::{Decode as _, Ownership};
+pub use refusal::{Code, Refusal};
+pub use region::{Outcome, Region};
+use satrap_certify::{Timestamp, Update};
 use satrap_merkle::codec::{Canonical, DecodeError, Reader, Writer};
 
 /// One entry of the Raft log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Take over what the validators certified.
+    /// Take over what the validators certified; goes to [`Region`].
     Adopt {
         /// From the replica's present position.
         update: Box<Update>,
         /// The leader's clock when it proposed this; the only time there is (G1).
         now: Timestamp,
     },
+    /// What clients asked for, many at once; goes to [`Keyspace`].
+    Batch(Batch),
 }
 
-/// What a command did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The replica moved to this height.
-    Adopted(u64),
-    /// The update did not verify, or was overtaken; nothing changed.
-    Refused(Rejection),
-}
-
-/// The state of one region.
-#[derive(Clone, Debug)]
-pub struct Region {
-    genesis: Genesis,
-    replica: Replica,
-}
-
-impl Region {
-    /// A region that has adopted nothing.
+impl Command {
+    /// The bytes of a [`Command::Batch`] of `count` proposals, each encoded already: whoever leads
+    /// stamps the time, whoever else gathered the proposals.
     #[must_use]
-    pub fn genesis(genesis: &Genesis) -> Self {
-        let replica = Replica::genesis(genesis, Interest::Everything);
-        Self { genesis: genesis.clone(), replica }
-    }
-
-    /// Applies one committed command.
-    pub fn apply(&mut self, command: &Command) -> Outcome {
-        let Command::Adopt { update, now } = command;
-        match self.replica.verify(update, *now) {
-            Ok(advance) => {
-                self.replica.advance(advance);
-                Outcome::Adopted(self.replica.height())
-            }
-            Err(rejection) => Outcome::Refused(rejection),
-        }
-    }
-
-    /// The verified copy of the realm.
-    #[must_use]
-    pub fn replica(&self) -> &Replica {
-        &self.replica
-    }
-
-    /// The state for another member, or for a restart.
-    #[must_use]
-    pub fn snapshot(&self) -> Vec<u8> {
-        let mut w = Writer::tagged(SNAPSHOT_FORMAT);
-        w.option(self.replica.snapshot().as_ref());
+    pub fn encode_batch(time: RingTime, count: usize, proposals: &[u8]) -> Vec<u8> {
+        let mut w = Writer::default();
+        w.u8(BATCH);
+        w.u64(time.0);
+        w.count(count);
+        w.encoded(proposals);
         w.finish()
     }
 
-    /// Rebuilds the state; everything in it is verified again (G2).
+    /// Reads a command that fills `bytes`; keys and values of a batch share their memory.
     ///
     /// # Errors
     ///
-    /// The [`Rejection`] says what does not verify.
-    pub fn restore(genesis: &Genesis, snapshot: &[u8]) -> Result<Self, Rejection> {
-        let mut r = Reader::new(snapshot);
-        if r.bytes(SNAPSHOT_FORMAT.len())? != SNAPSHOT_FORMAT.as_bytes() {
-            return Err(DecodeError::Invalid("region snapshot format").into());
+    /// As [`Canonical::from_canonical`].
+    pub fn from_shared(bytes: &Bytes) -> Result<Self, DecodeError> {
+        let mut r = Reader::new(bytes);
+        let command = match r.u8()? {
+            BATCH => Self::Batch(Batch::decode_with(&mut r, Ownership::Shared(bytes))?),
+            _ => return Self::from_canonical(bytes),
+        };
+        match r.remaining() {
+            0 => Ok(command),
+            n => Err(DecodeError::Trailing(n)),
         }
-        let update: Option<Update> = r.option()?;
-        if r.remaining() != 0 {
-            return Err(DecodeError::Trailing(r.remaining()).into());
-        }
-        let mut region = Self::genesis(genesis);
-        if let Some(update) = update {
-            region.replica = Replica::restore(&region.genesis, Interest::Everything, &update)?;
-        }
-        Ok(region)
     }
 }
 
-const SNAPSHOT_FORMAT: &str = "satrap/region/v1";
+const ADOPT: u8 = 0;
+const BATCH: u8 = 1;
 
 impl Canonical for Command {
     fn encode(&self, w: &mut Writer) {
-        let Self::Adopt { update, now } = self;
-        w.u8(0);
-        now.encode(w);
-        update.encode(w);
+        match self {
+            Self::Adopt { update, now } => {
+                w.u8(ADOPT);
+                now.encode(w);
+                update.encode(w);
+            }
+            Self::Batch(batch) => {
+                w.u8(BATCH);
+                batch.encode(w);
+            }
+        }
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
         match r.u8()? {
-            0 => {
+            ADOPT => {
                 let now = Timestamp::decode(r)?;
                 Ok(Self::Adopt { update: Box::new(Update::decode(r)?), now })
             }
+            BATCH => Ok(Self::Batch(Batch::decode(r)?)),
             _ => Err(DecodeError::Invalid("regional command")),
         }
     }

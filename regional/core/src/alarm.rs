@@ -1,0 +1,141 @@
+//! Which members are out of space or corrupt, and what the ring refuses because of it.
+//!
+//! As in etcd: while any member has NOSPACE nobody writes keys or grants leases; while any member
+//! is CORRUPT nothing is served at all, because nobody can say which copy is right.
+
+use satrap_merkle::codec::{Canonical, DecodeError, Reader, Writer};
+
+use crate::{
+    limits,
+    refusal::Refusal,
+    table::{Row, Table},
+};
+
+/// What is wrong. The numbers are etcd's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum AlarmKind {
+    /// The quota is used up.
+    NoSpace = 1,
+    /// The member's state differs from the others'.
+    Corrupt = 2,
+}
+
+impl AlarmKind {
+    fn from_number(number: u8) -> Result<Self, DecodeError> {
+        match number {
+            1 => Ok(Self::NoSpace),
+            2 => Ok(Self::Corrupt),
+            _ => Err(DecodeError::Invalid("alarm")),
+        }
+    }
+}
+
+/// One alarm of one member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AlarmMember {
+    /// What is wrong.
+    pub kind: AlarmKind,
+    /// With whom, by the number that etcd's clients see.
+    pub member: u64,
+}
+
+/// Raises or clears an alarm. Listing is a read: [`Alarms::list`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AlarmRequest {
+    /// Raise.
+    Activate(AlarmMember),
+    /// Clear.
+    Deactivate(AlarmMember),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Raised;
+
+/// The alarms of all members.
+#[derive(Clone, Debug, Default)]
+pub struct Alarms {
+    pub(crate) raised: Table<Raised>,
+}
+
+impl Alarms {
+    /// Raises or clears; answers with the alarm concerned, or nothing if there was none to clear.
+    pub(crate) fn apply(&mut self, request: &AlarmRequest) -> Result<Vec<AlarmMember>, Refusal> {
+        match request {
+            AlarmRequest::Activate(alarm) => {
+                if self.raised.len() >= limits::ALARMS_MAX && self.raised.get(alarm).is_none() {
+                    return Err(Refusal::Full("alarms"));
+                }
+                self.raised.insert(*alarm, Raised);
+                Ok(vec![*alarm])
+            }
+            AlarmRequest::Deactivate(alarm) => {
+                Ok(self.raised.remove(alarm).map(|_| *alarm).into_iter().collect())
+            }
+        }
+    }
+
+    /// All alarms of one kind, or of every kind, in order of kind and member.
+    pub fn list(&self, kind: Option<AlarmKind>) -> impl Iterator<Item = AlarmMember> {
+        let of_kind = move |alarm: &AlarmMember| kind.is_none_or(|kind| alarm.kind == kind);
+        self.raised.iter().map(|(alarm, _)| *alarm).filter(of_kind)
+    }
+
+    /// Whether any member raised this.
+    #[must_use]
+    pub fn any(&self, kind: AlarmKind) -> bool {
+        self.raised.len() != 0 && self.list(Some(kind)).next().is_some()
+    }
+}
+
+impl Canonical for AlarmMember {
+    fn encode(&self, w: &mut Writer) {
+        w.u8(self.kind as u8);
+        w.u64(self.member);
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self { kind: AlarmKind::from_number(r.u8()?)?, member: r.u64()? })
+    }
+}
+
+impl Canonical for AlarmRequest {
+    fn encode(&self, w: &mut Writer) {
+        let (tag, alarm) = match self {
+            Self::Activate(alarm) => (0, alarm),
+            Self::Deactivate(alarm) => (1, alarm),
+        };
+        w.u8(tag);
+        alarm.encode(w);
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        match r.u8()? {
+            0 => Ok(Self::Activate(AlarmMember::decode(r)?)),
+            1 => Ok(Self::Deactivate(AlarmMember::decode(r)?)),
+            _ => Err(DecodeError::Invalid("alarm request")),
+        }
+    }
+}
+
+impl Canonical for Raised {
+    fn encode(&self, _: &mut Writer) {}
+
+    fn decode(_: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self)
+    }
+}
+
+impl Row for Raised {
+    type Key = AlarmMember;
+    const NAME: &'static str = "alarms";
+    const PAGE_ROWS_MAX: usize = limits::ALARMS_MAX;
+
+    fn encode_key(key: &AlarmMember, w: &mut Writer) {
+        key.encode(w);
+    }
+
+    fn decode_key(r: &mut Reader<'_>) -> Result<AlarmMember, DecodeError> {
+        AlarmMember::decode(r)
+    }
+}

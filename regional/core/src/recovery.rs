@@ -1,0 +1,114 @@
+//! What the state remembers of the times its history was cut.
+//!
+//! A restore from a snapshot and a forced recovery after the loss of a quorum both take back writes
+//! that clients saw acknowledged. Nothing can undo that; what can be done is to leave no doubt that
+//! it happened. So each begins a new *epoch*: fencing tokens and sequential keys start above all
+//! that were given out before, revisions leap over those that are gone, watchers learn that they
+//! must read again, and the record stays in the state for whoever asks.
+
+use satrap_merkle::codec::{Canonical, DecodeError, Reader, Writer};
+
+use crate::{keyspace::RingTime, kv::request::Revision, limits, table::Row};
+
+/// Why the history was cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RecoveryKind {
+    /// A snapshot was restored.
+    Restored = 0,
+    /// A quorum was lost, and an operator chose whose state counts.
+    Forced = 1,
+}
+
+/// One cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveryRecord {
+    /// Why.
+    pub kind: RecoveryKind,
+    /// The epoch that it begins: larger than that of every other history that began from the same
+    /// state. One snapshot may be restored twice, and the second restore cannot see the first, so
+    /// whoever makes the record counts minutes, not recoveries; 24 bits of them are 31 years.
+    pub epoch: u32,
+    /// The newest revision of the state that was chosen.
+    pub kept: Revision,
+    /// The next write has a larger revision than this, so that no revision means two things.
+    /// Choose it above everything a client can have seen.
+    pub leap: Revision,
+    /// Ring time of the state that was chosen.
+    pub time: RingTime,
+    /// Members whose state counts.
+    pub trusted: Vec<String>,
+    /// Members whose state was given up.
+    pub lost: Vec<String>,
+    /// In the operator's words.
+    pub reason: String,
+    /// The operator's signature over all the above, as the rim verified it; empty for a restore.
+    pub signature: Vec<u8>,
+}
+
+impl RecoveryRecord {
+    /// What the operator signs: everything but the signature.
+    #[must_use]
+    pub fn signed_bytes(&self) -> Vec<u8> {
+        let mut w = Writer::tagged("satrap/recovery/v1");
+        self.encode_body(&mut w);
+        w.finish()
+    }
+
+    fn encode_body(&self, w: &mut Writer) {
+        w.u8(self.kind as u8);
+        w.u32(self.epoch);
+        w.u64(self.kept.cast_unsigned());
+        w.u64(self.leap.cast_unsigned());
+        w.u64(self.time.0);
+        for members in [&self.trusted, &self.lost] {
+            w.count(members.len());
+            members.iter().for_each(|member| w.bytes(member.as_bytes()));
+        }
+        w.bytes(self.reason.as_bytes());
+    }
+}
+
+fn members(r: &mut Reader<'_>) -> Result<Vec<String>, DecodeError> {
+    let n = r.count(limits::RECOVERY_MEMBERS_MAX)?;
+    (0..n).map(|_| Ok(r.text(limits::NAME_BYTES_MAX)?.to_owned())).collect()
+}
+
+impl Canonical for RecoveryRecord {
+    fn encode(&self, w: &mut Writer) {
+        self.encode_body(w);
+        w.bytes(&self.signature);
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            kind: match r.u8()? {
+                0 => RecoveryKind::Restored,
+                1 => RecoveryKind::Forced,
+                _ => return Err(DecodeError::Invalid("recovery")),
+            },
+            epoch: r.u32()?,
+            kept: r.u64()?.cast_signed(),
+            leap: r.u64()?.cast_signed(),
+            time: RingTime(r.u64()?),
+            trusted: members(r)?,
+            lost: members(r)?,
+            reason: r.text(limits::RECOVERY_TEXT_BYTES_MAX)?.to_owned(),
+            signature: r.bytes(limits::RECOVERY_TEXT_BYTES_MAX)?.to_vec(),
+        })
+    }
+}
+
+impl Row for RecoveryRecord {
+    type Key = u32;
+    const NAME: &'static str = "recoveries";
+    const PAGE_ROWS_MAX: usize = limits::RECOVERIES_MAX;
+
+    fn encode_key(key: &u32, w: &mut Writer) {
+        w.u32(*key);
+    }
+
+    fn decode_key(r: &mut Reader<'_>) -> Result<u32, DecodeError> {
+        r.u32()
+    }
+}
