@@ -1,0 +1,336 @@
+//! What the log can be told, and what may follow what.
+//!
+//! # Invariants
+//!
+//! - **S2** The log has no hole: an entry follows the last one, or the last one purged.
+//! - **W4** The committed mark never points past the log. A mark that would is left out, so that what
+//!   is on disk is always a lower bound.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::{Buf, BufMut, Bytes};
+
+use crate::{
+    InstanceId, Mark, StorageError,
+    limits::{MARK_BYTES_MAX, NAME_BYTES_MAX, PEERS_MAX, VOTE_BYTES_MAX},
+};
+
+/// One change to the log of a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// The entry that follows the last one, as its owner encoded it.
+    Append {
+        /// Its index.
+        index: u64,
+        /// Its content.
+        bytes: Bytes,
+    },
+    /// The new vote, as its owner encoded it.
+    Vote(Bytes),
+    /// Remove everything from this index on.
+    Truncate {
+        /// The first index that goes.
+        from: u64,
+    },
+    /// Remove everything up to this mark; the next entry follows it.
+    Purge(Mark),
+    /// A new lower bound of what is committed; left out unless it is in the log and newer.
+    Committed(Mark),
+    /// Remember under which instance id a peer was first met, or forget the peer.
+    Peer {
+        /// The peer.
+        name: String,
+        /// Its id; none to forget it.
+        instance: Option<InstanceId>,
+    },
+}
+
+mod kind {
+    pub const APPEND: u8 = 1;
+    pub const VOTE: u8 = 2;
+    pub const TRUNCATE: u8 = 3;
+    pub const PURGE: u8 = 4;
+    pub const COMMITTED: u8 = 5;
+    pub const PEER: u8 = 6;
+    pub const FORGET: u8 = 7;
+    pub const LAST: u8 = 8;
+    pub const SEAL: u8 = 9;
+}
+
+/// What a segment holds: records of the caller, and those of the log itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Item {
+    Record(Record),
+    /// Where the log ends at the head of a segment.
+    Last(Option<u64>),
+    /// Nothing; proves that what stands before it was synced.
+    Seal,
+}
+
+impl Record {
+    /// Bytes it takes in a segment.
+    #[must_use]
+    pub fn encoded_bytes(&self) -> usize {
+        match self {
+            Self::Append { bytes, .. } => 1 + 8 + 4 + bytes.len(),
+            Self::Vote(bytes) => 1 + 4 + bytes.len(),
+            Self::Truncate { .. } => 1 + 8,
+            Self::Purge(mark) | Self::Committed(mark) => 1 + 8 + 4 + mark.id.len(),
+            Self::Peer { name, instance } => {
+                1 + 4 + name.len() + instance.map_or(0, |instance| instance.len())
+            }
+        }
+    }
+
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Append { index, bytes } => {
+                out.put_u8(kind::APPEND);
+                out.put_u64_le(*index);
+                put_bytes(out, bytes);
+            }
+            Self::Vote(bytes) => {
+                out.put_u8(kind::VOTE);
+                put_bytes(out, bytes);
+            }
+            Self::Truncate { from } => {
+                out.put_u8(kind::TRUNCATE);
+                out.put_u64_le(*from);
+            }
+            Self::Purge(mark) => put_mark(out, kind::PURGE, mark),
+            Self::Committed(mark) => put_mark(out, kind::COMMITTED, mark),
+            Self::Peer { name, instance: Some(instance) } => {
+                out.put_u8(kind::PEER);
+                put_bytes(out, name.as_bytes());
+                out.put_slice(instance);
+            }
+            Self::Peer { name, instance: None } => {
+                out.put_u8(kind::FORGET);
+                put_bytes(out, name.as_bytes());
+            }
+        }
+    }
+
+    fn check_size(&self) -> Result<(), StorageError> {
+        let (what, bytes, bytes_max) = match self {
+            Self::Vote(bytes) => ("vote", bytes.len(), VOTE_BYTES_MAX),
+            Self::Purge(mark) | Self::Committed(mark) => ("mark", mark.id.len(), MARK_BYTES_MAX),
+            Self::Peer { name, .. } => ("peer name", name.len(), NAME_BYTES_MAX),
+            // Bounded by the segment, where it is written.
+            Self::Append { .. } | Self::Truncate { .. } => return Ok(()),
+        };
+        if bytes <= bytes_max {
+            return Ok(());
+        }
+        Err(StorageError::TooLarge { what, bytes: bytes as u64, bytes_max: bytes_max as u64 })
+    }
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.put_u32_le(u32::try_from(bytes.len()).expect("a record fits a segment"));
+    out.put_slice(bytes);
+}
+
+fn put_mark(out: &mut Vec<u8>, kind: u8, mark: &Mark) {
+    out.put_u8(kind);
+    out.put_u64_le(mark.index);
+    put_bytes(out, &mark.id);
+}
+
+impl Item {
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Record(record) => record.encode(out),
+            Self::Last(last) => {
+                out.put_u8(kind::LAST);
+                out.put_u8(u8::from(last.is_some()));
+                out.put_u64_le(last.unwrap_or_default());
+            }
+            Self::Seal => out.put_u8(kind::SEAL),
+        }
+    }
+
+    /// Takes one item off `body`; an error says what is wrong with it.
+    pub(super) fn decode(body: &mut &[u8]) -> Result<Self, String> {
+        let short = |_| "a record is cut short".to_owned();
+        let record = match body.try_get_u8().map_err(short)? {
+            kind::APPEND => {
+                let index = body.try_get_u64_le().map_err(short)?;
+                Record::Append { index, bytes: take_bytes(body)? }
+            }
+            kind::VOTE => Record::Vote(take_bytes(body)?),
+            kind::TRUNCATE => Record::Truncate { from: body.try_get_u64_le().map_err(short)? },
+            kind::PURGE => Record::Purge(take_mark(body)?),
+            kind::COMMITTED => Record::Committed(take_mark(body)?),
+            kind::PEER => {
+                let name = take_name(body)?;
+                let mut instance = InstanceId::default();
+                body.try_copy_to_slice(&mut instance).map_err(short)?;
+                Record::Peer { name, instance: Some(instance) }
+            }
+            kind::FORGET => Record::Peer { name: take_name(body)?, instance: None },
+            kind::LAST => {
+                let known = body.try_get_u8().map_err(short)? == 1;
+                let last = body.try_get_u64_le().map_err(short)?;
+                return Ok(Self::Last(known.then_some(last)));
+            }
+            kind::SEAL => return Ok(Self::Seal),
+            unknown => return Err(format!("a record of unknown kind {unknown}")),
+        };
+        Ok(Self::Record(record))
+    }
+}
+
+fn take_bytes(body: &mut &[u8]) -> Result<Bytes, String> {
+    let bytes = body.try_get_u32_le().map_or(usize::MAX, |bytes| bytes as usize);
+    if bytes > body.len() {
+        return Err("a record is cut short".to_owned());
+    }
+    Ok(body.copy_to_bytes(bytes))
+}
+
+fn take_name(body: &mut &[u8]) -> Result<String, String> {
+    String::from_utf8(take_bytes(body)?.into()).map_err(|_| "a name is not text".to_owned())
+}
+
+fn take_mark(body: &mut &[u8]) -> Result<Mark, String> {
+    let index = body.try_get_u64_le().map_err(|_| "a record is cut short".to_owned())?;
+    Ok(Mark { index, id: take_bytes(body)? })
+}
+
+/// Where the log stands; enough to say what may come next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ends {
+    pub last: Option<u64>,
+    pub purged: Option<u64>,
+    pub committed: Option<u64>,
+}
+
+impl Ends {
+    /// Follows `record`; says whether it is to be written at all.
+    pub(super) fn follow(&mut self, record: &Record) -> Result<bool, StorageError> {
+        record.check_size()?;
+        match record {
+            // S2
+            Record::Append { index, .. } => {
+                if self.last.is_some_and(|last| last.checked_add(1) != Some(*index)) {
+                    let last = self.last.unwrap_or_default();
+                    return Err(order(format!("entry {index} after {last} leaves a hole")));
+                }
+                self.last = Some(*index);
+            }
+            Record::Truncate { from } => {
+                if self.purged.is_some_and(|purged| *from <= purged) {
+                    return Err(order(format!("truncate from {from}, which is purged")));
+                }
+                // W4
+                if self.committed.is_some_and(|committed| *from <= committed) {
+                    return Err(order(format!("truncate from {from}, which is committed")));
+                }
+                self.last = self.last.min(from.checked_sub(1));
+            }
+            Record::Purge(mark) => {
+                if Some(mark.index) <= self.purged {
+                    return Ok(false);
+                }
+                self.purged = Some(mark.index);
+                self.last = self.last.max(self.purged);
+            }
+            // W4
+            Record::Committed(mark) => {
+                if Some(mark.index) > self.last || Some(mark.index) <= self.committed {
+                    return Ok(false);
+                }
+                self.committed = Some(mark.index);
+            }
+            Record::Vote(_) | Record::Peer { .. } => {}
+        }
+        Ok(true)
+    }
+}
+
+fn order(what: String) -> StorageError {
+    StorageError::Order(what)
+}
+
+/// Everything about the log but its entries: what a new segment carries forward.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Meta {
+    pub ends: Ends,
+    pub vote: Option<Bytes>,
+    pub purged: Option<Mark>,
+    pub committed: Option<Mark>,
+    pub peers: BTreeMap<String, InstanceId>,
+}
+
+impl Meta {
+    /// Follows a record that [`Ends::follow`] let pass.
+    pub(super) fn apply(&mut self, record: &Record) {
+        match record {
+            Record::Vote(vote) => self.vote = Some(vote.clone()),
+            Record::Purge(mark) => self.purged = Some(mark.clone()),
+            Record::Committed(mark) => self.committed = Some(mark.clone()),
+            Record::Peer { name, instance: Some(instance) } => {
+                self.peers.insert(name.clone(), *instance);
+            }
+            Record::Peer { name, instance: None } => {
+                self.peers.remove(name);
+            }
+            Record::Append { .. } | Record::Truncate { .. } => {}
+        }
+    }
+
+    /// The items a segment begins with.
+    pub(super) fn head(&self) -> Vec<Item> {
+        let marks = [
+            self.vote.clone().map(Record::Vote),
+            self.purged.clone().map(Record::Purge),
+            self.committed.clone().map(Record::Committed),
+        ];
+        let peers = self
+            .peers
+            .iter()
+            .map(|(name, instance)| Record::Peer { name: name.clone(), instance: Some(*instance) });
+        let records = marks.into_iter().flatten().chain(peers).map(Item::Record);
+        // The end comes first: a committed mark is refused beyond it (W4).
+        [Item::Last(self.ends.last)].into_iter().chain(records).collect()
+    }
+
+    /// Whether one more peer may be remembered.
+    pub(super) fn has_room_for(&self, records: &[Record]) -> Result<(), StorageError> {
+        let new = records.iter().filter(|record| {
+            matches!(record, Record::Peer { name, instance: Some(_) } if !self.peers.contains_key(name))
+        });
+        if self.peers.len() + new.count() > PEERS_MAX {
+            return Err(order(format!("more than {PEERS_MAX} peers; forget some")));
+        }
+        Ok(())
+    }
+}
+
+/// The entries that are neither truncated nor purged.
+#[derive(Debug, Default)]
+pub(super) struct Entries(VecDeque<(u64, Bytes)>);
+
+impl Entries {
+    pub(super) fn apply(&mut self, record: Record) {
+        match record {
+            Record::Append { index, bytes } => self.0.push_back((index, bytes)),
+            Record::Truncate { from } => {
+                while self.0.pop_back_if(|(index, _)| *index >= from).is_some() {}
+            }
+            Record::Purge(mark) => {
+                while self.0.pop_front_if(|(index, _)| *index <= mark.index).is_some() {}
+            }
+            Record::Vote(_) | Record::Committed(_) | Record::Peer { .. } => {}
+        }
+    }
+
+    pub(super) fn first(&self) -> Option<u64> {
+        self.0.front().map(|(index, _)| *index)
+    }
+
+    pub(super) fn into_vec(self) -> Vec<(u64, Bytes)> {
+        self.0.into()
+    }
+}

@@ -1,0 +1,329 @@
+//! Reads the log when a member starts.
+//!
+//! Every byte that was acknowledged is read and compared with its checksum. What cannot be read is
+//! either the tail of an interrupted write, which nobody was told of, or damage; [`replay_segment`]
+//! tells them apart.
+
+use std::sync::Arc;
+
+use super::{
+    Recovered, Wal, WalConfig,
+    record::{Entries, Item, Meta},
+    rotate::{self, Segment, Spare},
+    segment::{
+        Group, HEADER_BYTES, Header, Role, UNFINISHED, group_at, group_behind, items, role,
+        segment_name,
+    },
+};
+use crate::{
+    InstanceId, Owner, Reserve, StorageError,
+    files::{self, File, Files},
+    limits::{SPARES_MAX, ZERO_BYTES},
+};
+
+/// Something lay behind the last group: an interrupted write, or an older life of the segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The segment.
+    pub file: String,
+    /// Where the log ends; what lay behind is zero now.
+    pub offset: u64,
+}
+
+/// What the segments read so far add up to.
+#[derive(Default)]
+struct Replay {
+    meta: Meta,
+    entries: Entries,
+    segments: Vec<Segment>,
+    /// Of the next group.
+    sequence: u64,
+    /// Where the log ended when its oldest segment was begun.
+    base: Option<u64>,
+    sealed: bool,
+    instance: Option<InstanceId>,
+}
+
+/// Where the last segment ends.
+struct End {
+    header: Header,
+    offset: usize,
+    cut: Option<Cut>,
+}
+
+pub(super) fn open(
+    files: Arc<dyn Files>,
+    reserve: Arc<Reserve>,
+    config: WalConfig,
+    owner: &Owner,
+    fresh: InstanceId,
+) -> Result<(Wal, Recovered), StorageError> {
+    let (generations, spares) = survey(&*files, config)?;
+    let Some(last) = generations.last().copied() else {
+        return create(files, reserve, config, owner, fresh);
+    };
+    let mut replay = Replay::default();
+    let mut end = None;
+    for generation in generations {
+        let name = segment_name(generation);
+        let file = files.open(&name).map_err(StorageError::io(&name, "open"))?;
+        let content = read(&*file, &name)?;
+        let header = Header::decode(&name, &content)?;
+        replay.check_header(&name, &header, generation, owner, &content)?;
+        if let Some(End { header: before, offset, .. }) = &end
+            && header.first_sequence != replay.sequence
+        {
+            // The next segment was begun after everything here was synced (S1).
+            return Err(unreadable(&segment_name(before.generation), *offset));
+        }
+        replay.sequence = header.first_sequence;
+        let offset = replay.segment(&name, &content, &header)?;
+        let is_last = generation == last;
+        if is_last && group_behind(&content, offset, &header).is_some() {
+            return Err(unreadable(&name, offset));
+        }
+        let mut cut = None;
+        if is_last {
+            cut = clear(&*file, &name, &content, offset)?;
+            // What was read may be in memory only, and is about to be called durable.
+            file.sync_data().map_err(StorageError::io(&name, "sync"))?;
+        }
+        end = Some(End { header, offset, cut });
+    }
+    let End { header, offset, cut } = end.expect("there is a last segment");
+    replay.check_holes(&header)?;
+    let active =
+        files.open(&segment_name(last)).map_err(StorageError::io(&segment_name(last), "open"))?;
+    let recovered = Recovered {
+        instance: header.instance,
+        created: false,
+        vote: replay.meta.vote.clone(),
+        committed: replay.meta.committed.clone(),
+        purged: replay.meta.purged.clone(),
+        entries: replay.entries.into_vec(),
+        peers: replay.meta.peers.clone(),
+        cut,
+    };
+    let mut wal = Wal {
+        files,
+        reserve,
+        config,
+        meta: replay.meta,
+        segments: replay.segments,
+        spares,
+        active,
+        header,
+        offset: offset as u64,
+        sequence: replay.sequence,
+        sealed: replay.sealed,
+        failed: false,
+        buffer: Vec::new(),
+    };
+    wal.recycle()?;
+    Ok((wal, recovered))
+}
+
+/// The generations of the segments in use, and the spares. Removes what was never finished.
+fn survey(files: &dyn Files, config: WalConfig) -> Result<(Vec<u64>, Vec<Spare>), StorageError> {
+    let (mut generations, mut spares) = (Vec::new(), Vec::new());
+    let mut garbage = Vec::new();
+    for name in files.list().map_err(StorageError::io("the data directory", "list"))? {
+        match role(&name) {
+            Some(Role::Segment(generation)) => generations.push(generation),
+            Some(Role::Spare(_)) => {
+                let file = files.open(&name).map_err(StorageError::io(&name, "open"))?;
+                let bytes = file.len().map_err(StorageError::io(&name, "size"))?;
+                if bytes == config.segment_bytes && spares.len() < SPARES_MAX {
+                    spares.push(Spare { name, bytes });
+                } else {
+                    garbage.push(name);
+                }
+            }
+            Some(Role::Unfinished) => garbage.push(name),
+            None => {}
+        }
+    }
+    for name in &garbage {
+        files.remove(name).map_err(StorageError::io(name, "remove"))?;
+    }
+    generations.sort_unstable();
+    if let Some(gap) = generations.windows(2).find(|pair| pair[0] + 1 != pair[1]) {
+        let missing = segment_name(gap[0] + 1);
+        return Err(StorageError::damaged(&missing, 0, "this segment of the log is missing"));
+    }
+    Ok((generations, spares))
+}
+
+fn create(
+    files: Arc<dyn Files>,
+    reserve: Arc<Reserve>,
+    config: WalConfig,
+    owner: &Owner,
+    fresh: InstanceId,
+) -> Result<(Wal, Recovered), StorageError> {
+    let header = Header {
+        generation: 1,
+        first_sequence: 1,
+        segment_bytes: config.segment_bytes,
+        owner: owner.clone(),
+        instance: fresh,
+    };
+    let name = segment_name(header.generation);
+    let staged = name.clone() + UNFINISHED;
+    let active = files.create(&staged).map_err(StorageError::io(&staged, "create"))?;
+    active.allocate(config.segment_bytes).map_err(StorageError::io(&staged, "allocate"))?;
+    let bytes = config.segment_bytes;
+    let mut wal = Wal {
+        files,
+        reserve,
+        config,
+        meta: Meta::default(),
+        segments: vec![Segment { generation: header.generation, bytes, max_index: None }],
+        spares: Vec::new(),
+        active,
+        sequence: header.first_sequence + 1,
+        header,
+        offset: 0,
+        sealed: true,
+        failed: false,
+        buffer: Vec::new(),
+    };
+    let head = wal.encode_head(&wal.header);
+    wal.active.write_at(0, &head).map_err(StorageError::io(&staged, "write"))?;
+    wal.active.sync_data().map_err(StorageError::io(&staged, "sync"))?;
+    wal.files.rename(&staged, &name).map_err(StorageError::io(&name, "rename"))?;
+    wal.files.sync_dir().map_err(StorageError::io(&name, "sync the directory"))?;
+    wal.offset = head.len() as u64;
+    let recovered = Recovered { instance: fresh, created: true, ..Recovered::default() };
+    Ok((wal, recovered))
+}
+
+fn read(file: &dyn File, name: &str) -> Result<Vec<u8>, StorageError> {
+    let bytes = file.len().map_err(StorageError::io(name, "size"))?;
+    let Ok(bytes) = u32::try_from(bytes) else {
+        return Err(StorageError::damaged(name, 0, format!("{bytes} bytes are no segment")));
+    };
+    let mut content = vec![0; bytes as usize];
+    file.read_at(0, &mut content).map_err(StorageError::io(name, "read"))?;
+    Ok(content)
+}
+
+/// Clears what lies behind `offset`, so that it can never be taken for what is written next.
+fn clear(
+    file: &dyn File,
+    name: &str,
+    content: &[u8],
+    offset: usize,
+) -> Result<Option<Cut>, StorageError> {
+    let mut found = None;
+    let mut at = offset;
+    for block in content[offset..].chunks(ZERO_BYTES) {
+        if block.iter().any(|byte| *byte != 0) {
+            files::zero(file, at as u64, (at + block.len()) as u64)
+                .map_err(StorageError::io(name, "clear"))?;
+            found = Some(Cut { file: name.to_owned(), offset: offset as u64 });
+        }
+        at += block.len();
+    }
+    Ok(found)
+}
+
+fn unreadable(name: &str, offset: usize) -> StorageError {
+    let what = "what was written here cannot be read, and more was written after it";
+    StorageError::damaged(name, offset as u64, what)
+}
+
+impl Replay {
+    fn check_header(
+        &mut self,
+        name: &str,
+        header: &Header,
+        generation: u64,
+        owner: &Owner,
+        content: &[u8],
+    ) -> Result<(), StorageError> {
+        // S3
+        if header.owner != *owner {
+            let (file, member) = (name.to_owned(), header.owner.member.clone());
+            return Err(StorageError::Foreign { file, member });
+        }
+        if *self.instance.get_or_insert(header.instance) != header.instance {
+            return Err(StorageError::damaged(name, 0, "it is of another instance"));
+        }
+        if header.generation != generation || header.segment_bytes != content.len() as u64 {
+            return Err(StorageError::damaged(name, 0, "the header is of another segment"));
+        }
+        Ok(())
+    }
+
+    /// Follows the groups of a segment up to the first that cannot be read.
+    fn segment(
+        &mut self,
+        name: &str,
+        content: &[u8],
+        header: &Header,
+    ) -> Result<usize, StorageError> {
+        let (generation, bytes) = (header.generation, header.segment_bytes);
+        let is_first = self.segments.is_empty();
+        self.segments.push(Segment { generation, bytes, max_index: None });
+        let mut offset = HEADER_BYTES;
+        while let Some(group) = group_at(content, offset, header) {
+            if group.sequence != self.sequence {
+                let what = format!("group {}, expected {}", group.sequence, self.sequence);
+                return Err(StorageError::damaged(name, offset as u64, what));
+            }
+            self.group(&group, is_first && offset == HEADER_BYTES)
+                .map_err(|what| StorageError::damaged(name, offset as u64, what))?;
+            self.sequence += 1;
+            offset = group.end;
+        }
+        if offset == HEADER_BYTES {
+            // It was synced before the segment had its name.
+            return Err(StorageError::damaged(name, offset as u64, "the head cannot be read"));
+        }
+        Ok(offset)
+    }
+
+    fn group(&mut self, group: &Group<'_>, is_base: bool) -> Result<(), String> {
+        self.sealed = false;
+        for item in items(group.body)? {
+            match item {
+                Item::Record(record) => {
+                    let follows = self.meta.ends.follow(&record).map_err(|e| e.to_string())?;
+                    if follows {
+                        self.meta.apply(&record);
+                        rotate::follow(&mut self.segments, &record);
+                        self.entries.apply(record);
+                    }
+                }
+                Item::Last(last) if is_base => {
+                    self.base = last;
+                    self.meta.ends.last = last;
+                    self.sealed = true;
+                }
+                Item::Last(last) if last != self.meta.ends.last => {
+                    return Err(format!("the log ends at {:?} here", self.meta.ends.last));
+                }
+                // A head is synced before anybody can see it.
+                Item::Last(_) | Item::Seal => self.sealed = true,
+            }
+        }
+        Ok(())
+    }
+
+    /// S2
+    fn check_holes(&self, header: &Header) -> Result<(), StorageError> {
+        let ends = self.meta.ends;
+        let whole = match (ends.purged, self.entries.first()) {
+            (Some(purged), Some(first)) => purged.checked_add(1) == Some(first),
+            (Some(purged), None) => ends.last == Some(purged),
+            (None, _) => self.base.is_none(),
+        };
+        if whole {
+            return Ok(());
+        }
+        let oldest = self.segments.first().map_or(header.generation, |first| first.generation);
+        let what = format!("the log does not begin after what was purged, {:?}", ends.purged);
+        Err(StorageError::damaged(&segment_name(oldest), 0, what))
+    }
+}
