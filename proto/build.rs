@@ -1,15 +1,36 @@
 //! Compiles the `.proto` files with protox, so that no protoc is needed.
 
-use std::{error::Error, path::Path};
+use std::{env, error::Error, fs, path::Path};
 
-const FILES: [&str; 4] = ["control", "mesh", "ring", "sync"];
+use prost::Message;
+use prost_types::{FileDescriptorProto, FileDescriptorSet};
+
+const ETCD: [&str; 5] = ["kv", "auth", "rpc", "lock", "election"];
+const SATRAP: [&str; 6] = ["control", "mesh", "ring", "store", "store_watch", "sync"];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let root = Path::new("proto");
-    let files: Vec<_> =
-        FILES.iter().map(|name| root.join(format!("satrap/v1/{name}.proto"))).collect();
     println!("cargo::rerun-if-changed=proto");
-    let descriptors = protox::compile(&files, [root])?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    let files = [("etcd", ETCD.as_slice()), ("satrap/v1", SATRAP.as_slice())]
+        .into_iter()
+        .flat_map(|(folder, names)| names.iter().map(move |name| format!("{folder}/{name}.proto")))
+        .map(|name| Path::new("proto").join(name))
+        .collect::<Vec<_>>();
+    let all = protox::compile(&files, ["proto"])?;
+    // `OUT_DIR` is an argument from cargo, not configuration.
+    #[expect(clippy::disallowed_methods, reason = "how cargo passes arguments to a build script")]
+    let out = env::var("OUT_DIR")?;
+    fs::write(Path::new(&out).join("descriptors.bin"), all.encode_to_vec())?;
+
+    // `satrap.v1` has two segments and its module one, so relative paths to `mvccpb` would miss. What
+    // this first run writes for the packages of etcd lacks the messages it was told are elsewhere;
+    // the second run overwrites it.
+    let of_satrap = |file: &FileDescriptorProto| matches!(file.package(), "satrap.v1" | "mvccpb");
+    let satrap = all.file.iter().filter(|file| of_satrap(file)).cloned().collect();
+    let etcd = all.file.into_iter().filter(|file| file.package() != "satrap.v1").collect();
+    tonic_prost_build::configure()
+        .bytes(".")
+        .extern_path(".mvccpb", "crate::mvccpb")
+        .compile_fds(FileDescriptorSet { file: satrap })?;
+    tonic_prost_build::configure().bytes(".").compile_fds(FileDescriptorSet { file: etcd })?;
     Ok(())
 }

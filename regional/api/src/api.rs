@@ -1,0 +1,75 @@
+//! What all services of one member share.
+
+use std::sync::Arc;
+
+use satrap_regional_core::Refusal;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tonic::Status;
+
+use crate::backend::Backend;
+use crate::grpc::BUDGET_UNIT_BYTES;
+use crate::limits::{CONNECTION_RATE, LONG_MESSAGES_BYTES_MAX, LONG_READS_MAX};
+use crate::status::refused;
+
+/// How many requests are let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// In the long run.
+    pub per_s: u32,
+    /// At once.
+    pub burst: u32,
+}
+
+/// The services of one member; shared by all connections.
+#[derive(Debug)]
+pub struct Api {
+    /// The way to the ring.
+    pub backend: Backend,
+    /// For messages that do not fit into a window; in units of [`BUDGET_UNIT_BYTES`].
+    pub long_messages: Arc<Semaphore>,
+    /// How watch streams are carried.
+    pub watching: crate::watch::Settings,
+    /// What one connection may ask; streams count once.
+    pub connection_rate: Rate,
+    long_reads: Semaphore,
+}
+
+impl Api {
+    /// Serves what `backend` reaches.
+    #[must_use]
+    pub fn new(backend: Backend) -> Self {
+        let long_messages = Arc::new(Semaphore::new(LONG_MESSAGES_BYTES_MAX / BUDGET_UNIT_BYTES));
+        let long_reads = Semaphore::new(LONG_READS_MAX);
+        Self {
+            backend,
+            long_messages,
+            watching: Default::default(),
+            connection_rate: CONNECTION_RATE,
+            long_reads,
+        }
+    }
+
+    /// Waits until one more long read may go on.
+    pub async fn turn_to_read(&self) -> SemaphorePermit<'_> {
+        self.long_reads.acquire().await.expect("nobody closes this semaphore")
+    }
+
+    /// Whether this member has no vote.
+    #[must_use]
+    pub fn is_learner(&self) -> bool {
+        let me = self.backend.identity().member_id;
+        self.backend.status().members.iter().any(|member| member.id == me && member.is_learner)
+    }
+
+    /// Refuses what a learner does not serve.
+    ///
+    /// # Errors
+    ///
+    /// As etcd.
+    pub fn check_voter(&self) -> Result<(), Status> {
+        match self.is_learner() {
+            true => Err(refused(&Refusal::NotSupportedForLearner)),
+            false => Ok(()),
+        }
+    }
+}

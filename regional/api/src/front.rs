@@ -1,0 +1,225 @@
+//! The client listener: decides who may connect, for how long, and how much one connection may hold.
+//!
+//! ```text
+//!   accept ─▶ TLS, first bytes (time and number limited) ─┬─▶ HTTP/2   ─▶ calls by path
+//!                                                         └─▶ HTTP/1.1 ─▶ JSON gateway
+//! ```
+//!
+//! Raft peers have a listener and a thread of their own, so whatever happens here cannot cause an
+//! election.
+//!
+//! # Invariants
+//!
+//! - **L1** Plaintext is served to this host only.
+//! - **L2** The accept loop never ends, and a client that stalls before its first request holds one
+//!   bounded slot for a bounded time.
+//! - **L3** Every connection ends: asked to after an age, cut after a grace.
+//!
+//! # Deliberately absent
+//!
+//! Limits per address or name: fleets sit behind shared addresses, and everything of one cluster
+//! uses one certificate. What one connection may do is limited instead, and how many there may be.
+
+mod bridge;
+mod connection;
+mod dispatch;
+mod gateway_link;
+mod http1;
+mod replay;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tonic::service::Routes;
+
+use crate::api::Api;
+use crate::gateway::Gateway;
+use crate::limits::{
+    ACCEPT_PAUSE, CONNECTION_GRACE, CONNECTIONS_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_PENDING_MAX,
+};
+use crate::peer::Peer;
+use crate::watch::watches;
+use connection::{Lifetime, Serving};
+use replay::{Protocol, Replay};
+
+/// How a connection is protected.
+#[derive(Clone, Debug)]
+pub enum Security {
+    /// By TLS; the config decides whether clients need a certificate.
+    Tls(Arc<rustls::ServerConfig>),
+    /// Not at all; see L1.
+    Plaintext,
+}
+
+/// What a TLS config for [`Security::Tls`] must offer.
+pub const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// Why a listener could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// L1.
+    #[error("{0} can be reached from other hosts, so it needs TLS")]
+    NeedsTls(SocketAddr),
+    /// From the operating system.
+    #[error("cannot listen on {0}: {1}")]
+    Io(SocketAddr, io::Error),
+}
+
+/// A bound listener.
+#[derive(Debug)]
+pub struct Front {
+    tcp: TcpListener,
+    security: Security,
+}
+
+impl Front {
+    /// Binds `address`.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`].
+    pub async fn bind(address: SocketAddr, security: Security) -> Result<Self, BindError> {
+        if matches!(security, Security::Plaintext) && !address.ip().is_loopback() {
+            return Err(BindError::NeedsTls(address));
+        }
+        let tcp = TcpListener::bind(address).await.map_err(|e| BindError::Io(address, e))?;
+        Ok(Self { tcp, security })
+    }
+
+    /// The bound address; tells the port after binding port 0.
+    ///
+    /// # Errors
+    ///
+    /// From the operating system.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.tcp.local_addr()
+    }
+
+    /// Serves until `shutdown` completes, then lets requests end for a while.
+    ///
+    /// Returns before `shutdown` only if something broke without which it cannot serve.
+    pub async fn serve(self, api: Arc<Api>, routes: Routes, shutdown: impl Future<Output = ()>) {
+        let (stopping, stopped) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        let (gateway_end, link, carrier) = match gateway_link::connect().await {
+            Ok(connected) => connected,
+            Err(error) => return tracing::error!(%error, "BUG: a pipe does not carry HTTP/2"),
+        };
+        let gateway = Arc::new(Gateway::new(api.clone(), link));
+        let (watches, watching) = watches(api.backend.clone(), api.watching);
+        let mut stop_watching = stopped.clone();
+        // An error means that whoever could stop us is gone, which is the same.
+        let stop = async move { _ = stop_watching.wait_for(|stopped| *stopped).await };
+        let mut vital = JoinSet::new();
+        vital.spawn(watching.run(stop));
+        vital.spawn(carrier);
+        let serving = Serving { api, routes, gateway, watches, peer: Arc::default(), stopped };
+        tasks.spawn(connection::serve(gateway_end, serving.clone(), Lifetime::Process));
+        let accepting = self.accept(&serving, &mut tasks);
+        tokio::select! {
+            () = accepting => {}
+            () = shutdown => {}
+            ended = vital.join_next() => tracing::error!(?ended, "watches or the gateway ended"),
+        }
+        stopping.send_replace(true);
+        let drained = async { while tasks.join_next().await.is_some() {} };
+        if timeout(CONNECTION_GRACE, drained).await.is_err() {
+            tracing::warn!(connections = tasks.len(), "cut connections that did not end in time");
+        }
+    }
+
+    /// L2: never completes.
+    async fn accept(&self, serving: &Serving, tasks: &mut JoinSet<()>) {
+        let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_PENDING_MAX));
+        loop {
+            let waited = handshakes.clone().acquire_owned().await;
+            let handshake = waited.expect("nobody closes this semaphore");
+            let tcp = tokio::select! {
+                accepted = self.tcp.accept() => accepted,
+                // Ended connections are forgotten as they end.
+                Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
+            };
+            let tcp = match tcp {
+                Ok((tcp, _)) => tcp,
+                // The client gave up while it waited in the backlog.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept connections; pausing");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(slot) = connections.clone().try_acquire_owned() else {
+                tracing::debug!("refused a connection: too many");
+                continue;
+            };
+            let (security, serving) = (self.security.clone(), serving.clone());
+            tasks.spawn(async move {
+                let welcome = timeout(HANDSHAKE_TIMEOUT, welcome(tcp, security)).await;
+                drop(handshake);
+                match welcome {
+                    Ok(Ok(client)) => client.serve(serving).await,
+                    // At debug, because a stranger decides how often this happens.
+                    Ok(Err(error)) => tracing::debug!(%error, "refused a connection"),
+                    Err(_elapsed) => tracing::debug!("refused a connection: too slow"),
+                }
+                drop(slot);
+            });
+        }
+    }
+}
+
+/// A connection whose first bytes have arrived.
+enum Client {
+    Plain(Replay<TcpStream>, Protocol),
+    Tls(Box<Replay<tokio_rustls::server::TlsStream<TcpStream>>>, Protocol, Peer),
+}
+
+impl Client {
+    async fn serve(self, serving: Serving) {
+        match self {
+            Self::Plain(io, Protocol::Http2) => {
+                connection::serve(io, serving, Lifetime::Bounded).await
+            }
+            Self::Plain(io, Protocol::Http1) => http1::serve(io, serving).await,
+            Self::Tls(io, protocol, peer) => {
+                let serving = Serving { peer: Arc::new(peer), ..serving };
+                match protocol {
+                    Protocol::Http2 => connection::serve(*io, serving, Lifetime::Bounded).await,
+                    Protocol::Http1 => http1::serve(*io, serving).await,
+                }
+            }
+        }
+    }
+}
+
+async fn welcome(tcp: TcpStream, security: Security) -> io::Result<Client> {
+    tcp.set_nodelay(true)?;
+    match security {
+        Security::Plaintext => {
+            let (io, protocol) = Replay::read_start(tcp).await?;
+            Ok(Client::Plain(io, protocol))
+        }
+        Security::Tls(config) => {
+            let tls = TlsAcceptor::from(config).accept(tcp).await?;
+            let peer = Peer { common_name: common_name(tls.get_ref().1) };
+            let (io, protocol) = Replay::read_start(tls).await?;
+            Ok(Client::Tls(Box::new(io), protocol, peer))
+        }
+    }
+}
+
+/// Of the client certificate, which the TLS config has verified if there is one.
+fn common_name(connection: &rustls::ServerConnection) -> Option<Arc<str>> {
+    let leaf = connection.peer_certificates()?.first()?;
+    let (_, certificate) = x509_parser::parse_x509_certificate(leaf).ok()?;
+    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
+    (!name.is_empty()).then(|| Arc::from(name))
+}

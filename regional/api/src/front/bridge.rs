@@ -1,0 +1,86 @@
+//! Between an HTTP/2 stream and what tower services and the gateway call bodies.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http_body::{Body, Frame, SizeHint};
+
+use crate::grpc::{Gone, send_data};
+
+/// What a client sends, as a body.
+#[derive(Debug)]
+pub(super) struct StreamBody(pub(super) RecvStream);
+
+impl Body for StreamBody {
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        if let Some(data) = ready!(self.0.poll_data(cx)) {
+            let frame = data.and_then(|data| {
+                self.0.flow_control().release_capacity(data.len())?;
+                Ok(Frame::data(data))
+            });
+            return Poll::Ready(Some(frame));
+        }
+        let trailers = ready!(self.0.poll_trailers(cx)).transpose();
+        Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
+
+/// Sends a response as fast as the client reads. Stops early if the client resets the stream.
+pub(super) async fn send<B>(
+    response: http::Response<B>,
+    mut respond: SendResponse<Bytes>,
+) -> Result<(), Gone>
+where
+    B: Body<Data = Bytes>,
+{
+    let (head, body) = response.into_parts();
+    let ends = body.is_end_stream();
+    let response = http::Response::from_parts(head, ());
+    let mut stream = respond.send_response(response, ends).map_err(|_| Gone)?;
+    if ends {
+        return Ok(());
+    }
+    let mut body = pin!(body);
+    loop {
+        let frame = poll_fn(|cx| {
+            // A service that waits for something else would not notice that its client left.
+            if stream.poll_reset(cx).is_ready() {
+                return Poll::Ready(Err(Gone));
+            }
+            body.as_mut().poll_frame(cx).map(Ok)
+        });
+        let Some(frame) = frame.await? else {
+            return stream.send_data(Bytes::new(), true).map_err(|_| Gone);
+        };
+        let Ok(frame) = frame else {
+            stream.send_reset(Reason::INTERNAL_ERROR);
+            return Err(Gone);
+        };
+        match frame.into_data() {
+            Ok(data) => send_data(&mut stream, data).await?,
+            Err(frame) => {
+                if let Ok(trailers) = frame.into_trailers() {
+                    return stream.send_trailers(trailers).map_err(|_| Gone);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! One HTTP/2 connection: takes requests off it, and carries those under way.
+//!
+//! All requests of a connection are parts of one task. What the ring answers together is then written
+//! together, and when the connection ends nothing of it is left behind.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use h2::{Ping, PingPong};
+use satrap_host::clock;
+use satrap_pressure::TokenBucket;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::time::{Instant, interval, timeout};
+use tonic::service::Routes;
+
+use super::dispatch::handle;
+use crate::api::{Api, Rate};
+use crate::backend::Unavailable;
+use crate::gateway::Gateway;
+use crate::limits::{
+    CONNECTION_AGE_MAX, CONNECTION_GRACE, CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX,
+    HANDSHAKE_TIMEOUT, HEADER_LIST_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
+    LOCAL_ERROR_RESETS_MAX, PENDING_ACCEPT_RESETS_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES,
+    STREAMS_PER_CONNECTION_MAX,
+};
+use crate::peer::Peer;
+use crate::status::unavailable;
+use crate::watch::Watches;
+
+/// What a connection needs to answer requests.
+#[derive(Clone)]
+pub(super) struct Serving {
+    pub(super) api: Arc<Api>,
+    pub(super) routes: Routes,
+    pub(super) gateway: Arc<Gateway>,
+    pub(super) watches: Watches,
+    pub(super) peer: Arc<Peer>,
+    /// Becomes true when the process stops.
+    pub(super) stopped: watch::Receiver<bool>,
+}
+
+/// How long a connection may last (L3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lifetime {
+    /// A client's.
+    Bounded,
+    /// The gateway's own.
+    Process,
+}
+
+/// How often a connection is looked after.
+const ROUND: Duration = Duration::from_secs(5);
+
+/// Serves one connection to its end.
+pub(super) async fn serve<T>(io: T, serving: Serving, lifetime: Lifetime)
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut connection = match timeout(HANDSHAKE_TIMEOUT, builder().handshake(io)).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return tracing::debug!(%error, "refused a connection"),
+        Err(_elapsed) => return tracing::debug!("refused a connection: no HTTP/2 settings"),
+    };
+    let mut watchman = Watchman::new(connection.ping_pong(), lifetime);
+    let mut rounds = interval(ROUND);
+    let mut under_way = FuturesUnordered::new();
+    let Rate { per_s, burst } = serving.api.connection_rate;
+    let mut bucket = TokenBucket::new(burst, per_s, clock::monotonic());
+    let mut stopped = serving.stopped.clone();
+    // An error means that whoever could stop us is gone, which is the same.
+    let mut stop = pin!(async move { drop(stopped.wait_for(|stopped| *stopped).await) });
+    loop {
+        tokio::select! {
+            biased;
+            // Answers first, all that are ready, so that one write carries them.
+            Some(()) = under_way.next(), if !under_way.is_empty() => {}
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, respond))) => {
+                    let admitted = bucket.take(1, clock::monotonic());
+                    let admitted = admitted.map_err(|_| unavailable(Unavailable::TooManyRequests));
+                    under_way.push(handle(serving.clone(), admitted, request, respond));
+                }
+                Some(Err(error)) => return tracing::debug!(%error, "a connection broke"),
+                None => return,
+            },
+            now = rounds.tick() => match watchman.round(now) {
+                Verdict::Fine => {}
+                Verdict::AskToEnd => connection.graceful_shutdown(),
+                Verdict::Cut => return tracing::debug!("cut a connection"),
+            },
+            () = &mut stop, if !watchman.is_ending() => {
+                watchman.end(Instant::now());
+                connection.graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// Each limit is set; the library's own defaults leave some of them open.
+fn builder() -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
+        .max_pending_accept_reset_streams(PENDING_ACCEPT_RESETS_MAX)
+        .max_local_error_reset_streams(Some(LOCAL_ERROR_RESETS_MAX));
+    builder
+}
+
+/// Looks after a connection once per round, so that none of it costs anything per request.
+struct Watchman {
+    pings: Option<PingPong>,
+    ping: Option<Sent>,
+    next_ping: Instant,
+    ends: Ends,
+}
+
+/// When a ping was sent that was not answered yet.
+struct Sent(Instant);
+
+/// L3: how far a connection is on its way out.
+enum Ends {
+    /// When the process stops.
+    WithProcess,
+    /// It is asked to end then.
+    Asked(Instant),
+    /// It was asked, and is cut then.
+    Cut(Instant),
+}
+
+enum Verdict {
+    Fine,
+    AskToEnd,
+    Cut,
+}
+
+impl Watchman {
+    fn new(pings: Option<PingPong>, lifetime: Lifetime) -> Self {
+        let now = Instant::now();
+        let ends = match lifetime {
+            Lifetime::Bounded => Ends::Asked(now + CONNECTION_AGE_MAX),
+            Lifetime::Process => Ends::WithProcess,
+        };
+        Self { pings, ping: None, next_ping: now + KEEPALIVE_INTERVAL, ends }
+    }
+
+    fn is_ending(&self) -> bool {
+        matches!(self.ends, Ends::Cut(_))
+    }
+
+    fn end(&mut self, now: Instant) {
+        self.ends = Ends::Cut(now + CONNECTION_GRACE);
+    }
+
+    fn round(&mut self, now: Instant) -> Verdict {
+        if let Some(pings) = &mut self.pings {
+            let answered = poll_fn(|cx| pings.poll_pong(cx)).now_or_never();
+            match (&self.ping, answered) {
+                (Some(_), Some(Ok(_))) => self.ping = None,
+                (Some(Sent(at)), _) if now >= *at + KEEPALIVE_TIMEOUT => return Verdict::Cut,
+                (None, _) if now >= self.next_ping && pings.send_ping(Ping::opaque()).is_ok() => {
+                    self.ping = Some(Sent(now));
+                    self.next_ping = now + KEEPALIVE_INTERVAL;
+                }
+                _ => {}
+            }
+        }
+        match self.ends {
+            Ends::Asked(at) if now >= at => {
+                self.end(now);
+                Verdict::AskToEnd
+            }
+            Ends::Cut(at) if now >= at => Verdict::Cut,
+            Ends::WithProcess | Ends::Asked(_) | Ends::Cut(_) => Verdict::Fine,
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The JSON gateway: etcd's `/v3/...` paths, and what probes and monitoring ask over plain HTTP.
+//!
+//! A JSON request is turned into the gRPC call it stands for, which then takes the way every other
+//! call takes; the answer is turned back. So the gateway decides nothing but notation, and there is
+//! nothing that JSON clients could do and others could not.
+//!
+//! # Deliberately absent
+//!
+//! The header by which etcd lets every web page call it from a browser. Whoever wants that puts a
+//! server in front that says which pages.
+
+mod call;
+mod json;
+mod paths;
+mod probes;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::Body;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use prost_reflect::{DescriptorPool, MethodDescriptor};
+use tonic::{Code, Status};
+
+use crate::api::Api;
+use crate::grpc::Gone;
+
+/// What the gateway answers with. An error cuts the connection, because the status is already out.
+pub type GatewayBody = UnsyncBoxBody<Bytes, Gone>;
+
+/// Answers HTTP requests that are not gRPC.
+#[derive(Debug)]
+pub struct Gateway {
+    api: Arc<Api>,
+    link: SendRequest<Bytes>,
+    methods: DescriptorPool,
+}
+
+impl Gateway {
+    /// Calls what `link` leads to.
+    ///
+    /// # Panics
+    ///
+    /// If the descriptors that were compiled in are damaged.
+    #[must_use]
+    pub fn new(api: Arc<Api>, link: SendRequest<Bytes>) -> Self {
+        let methods = DescriptorPool::decode(satrap_proto::DESCRIPTORS)
+            .expect("the build script wrote the descriptors");
+        Self { api, link, methods }
+    }
+
+    /// Answers one request.
+    pub async fn handle<B>(&self, request: Request<B>) -> Response<GatewayBody>
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Send,
+    {
+        let path = request.uri().path();
+        if let Some(name) = paths::grpc_name(path) {
+            if request.method() != Method::POST {
+                return error(&Status::unimplemented("Method Not Allowed"));
+            }
+            let Some(method) = self.method(name) else {
+                return error(&Status::not_found("Not Found"));
+            };
+            return call::call(self.link.clone(), method, request).await;
+        }
+        if path.starts_with("/v3/") {
+            return error(&Status::not_found("Not Found"));
+        }
+        probes::answer(&self.api, request.method(), request.uri()).await
+    }
+
+    fn method(&self, name: &str) -> Option<MethodDescriptor> {
+        let (service, method) = name.split_once('/')?;
+        let service = self.methods.get_service_by_name(service)?;
+        service.methods().find(|found| found.name() == method)
+    }
+}
+
+/// A call that failed before it had an answer.
+fn error(status: &Status) -> Response<GatewayBody> {
+    respond(http_status(status.code()), JSON, json::error(status))
+}
+
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain; charset=utf-8";
+
+fn respond(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<GatewayBody> {
+    let body = Full::new(body.into()).map_err(|never| match never {}).boxed_unsync();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let content_type = HeaderValue::from_static(content_type);
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    response
+}
+
+/// As etcd's gateway maps them.
+fn http_status(code: Code) -> StatusCode {
+    let number = match code {
+        Code::Ok => 200,
+        Code::Cancelled => 499,
+        Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => 400,
+        Code::Unauthenticated => 401,
+        Code::PermissionDenied => 403,
+        Code::NotFound => 404,
+        Code::AlreadyExists | Code::Aborted => 409,
+        Code::ResourceExhausted => 429,
+        Code::Unimplemented => 501,
+        Code::Unavailable => 503,
+        Code::DeadlineExceeded => 504,
+        Code::Unknown | Code::Internal | Code::DataLoss => 500,
+    };
+    StatusCode::from_u16(number).expect("all of the above are statuses")
+}

@@ -1,0 +1,203 @@
+//! What load balancers, supervisors and monitoring ask: am I well, am I ready, which version, how
+//! much. Paths, texts and metric names are etcd's, so that what watches etcd watches us.
+
+use http::{HeaderValue, Method, Response, StatusCode, Uri, header};
+use satrap_regional_core::alarm::AlarmKind;
+
+use super::{GatewayBody, JSON, TEXT, respond};
+use crate::api::Api;
+use crate::services::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
+
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Answers a request that is no call.
+pub(super) async fn answer(api: &Api, method: &Method, uri: &Uri) -> Response<GatewayBody> {
+    let probe = match uri.path() {
+        "/health" => Probe::Health,
+        "/livez" => Probe::Checks(&LIVEZ),
+        "/readyz" => Probe::Checks(&READYZ),
+        "/version" => Probe::Version,
+        "/metrics" => Probe::Metrics,
+        path => match one_check(path) {
+            Some(check) => Probe::Checks(std::slice::from_ref(check)),
+            None => return plain(StatusCode::NOT_FOUND, "404 page not found\n"),
+        },
+    };
+    if method != Method::GET {
+        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+        return response;
+    }
+    let query = Query::of(uri);
+    match probe {
+        Probe::Health => health(api, &query).await,
+        Probe::Checks(checks) => run(api, checks, &query).await,
+        Probe::Version => respond(StatusCode::OK, JSON, version()),
+        Probe::Metrics => respond(StatusCode::OK, METRICS, metrics(api)),
+    }
+}
+
+enum Probe {
+    Health,
+    Checks(&'static [Check]),
+    Version,
+    Metrics,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Check {
+    DataCorruption,
+    SerializableRead,
+    LinearizableRead,
+    NonLearner,
+}
+
+/// In etcd's order of importance.
+const READYZ: [Check; 4] =
+    [Check::DataCorruption, Check::SerializableRead, Check::LinearizableRead, Check::NonLearner];
+const LIVEZ: [Check; 1] = [Check::SerializableRead];
+
+impl Check {
+    fn name(self) -> &'static str {
+        match self {
+            Self::DataCorruption => "data_corruption",
+            Self::SerializableRead => "serializable_read",
+            Self::LinearizableRead => "linearizable_read",
+            Self::NonLearner => "non_learner",
+        }
+    }
+
+    async fn run(self, api: &Api) -> Result<(), String> {
+        match self {
+            Self::DataCorruption => match alarms(api).contains(&AlarmKind::Corrupt) {
+                true => Err("alarm activated: CORRUPT".to_owned()),
+                false => Ok(()),
+            },
+            Self::SerializableRead => {
+                api.backend.read(|keyspace| keyspace.store().revision());
+                Ok(())
+            }
+            Self::LinearizableRead => {
+                api.backend.linearizable().await.map(drop).map_err(|error| error.to_string())
+            }
+            Self::NonLearner => match api.check_voter() {
+                Ok(()) => Ok(()),
+                Err(_) => Err("not supported for learner".to_owned()),
+            },
+        }
+    }
+}
+
+/// `/livez/serializable_read` and its kind.
+fn one_check(path: &str) -> Option<&'static Check> {
+    let (checks, name) = match path.split_at_checked(1)?.1.split_once('/')? {
+        ("livez", name) => (&LIVEZ[..], name),
+        ("readyz", name) => (&READYZ[..], name),
+        _ => return None,
+    };
+    checks.iter().find(|check| check.name() == name)
+}
+
+async fn run(api: &Api, checks: &[Check], query: &Query<'_>) -> Response<GatewayBody> {
+    let (mut report, mut failed) = (String::new(), false);
+    for check in checks {
+        if query.all("exclude").any(|name| name == check.name()) {
+            continue;
+        }
+        match check.run(api).await {
+            Ok(()) => report.push_str(&format!("[+]{} ok\n", check.name())),
+            Err(reason) => {
+                failed = true;
+                report.push_str(&format!("[-]{} failed: {reason}\n", check.name()));
+            }
+        }
+    }
+    if failed {
+        return plain(StatusCode::SERVICE_UNAVAILABLE, report + "\n");
+    }
+    let verbose = query.all("verbose").next().is_some();
+    plain(StatusCode::OK, if verbose { report + "ok\n" } else { "ok\n".to_owned() })
+}
+
+async fn health(api: &Api, query: &Query<'_>) -> Response<GatewayBody> {
+    let reason = unhealthy(api, query).await;
+    let (status, well) = match reason {
+        None => (StatusCode::OK, "true"),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "false"),
+    };
+    let reason = reason.unwrap_or_default();
+    respond(status, TEXT, serde_json::json!({ "health": well, "reason": reason }).to_string())
+}
+
+async fn unhealthy(api: &Api, query: &Query<'_>) -> Option<String> {
+    for alarm in alarms(api) {
+        let name = match alarm {
+            AlarmKind::NoSpace => "NOSPACE",
+            AlarmKind::Corrupt => "CORRUPT",
+        };
+        if !query.all("exclude").any(|excluded| excluded == name) {
+            return Some(format!("ALARM {name}"));
+        }
+    }
+    if query.all("serializable").next() == Some("true") {
+        return None;
+    }
+    if api.backend.status().leader == 0 {
+        return Some("RAFT NO LEADER".to_owned());
+    }
+    api.backend.linearizable().await.err().map(|error| format!("RANGE ERROR:{error}"))
+}
+
+fn alarms(api: &Api) -> Vec<AlarmKind> {
+    api.backend.read(|keyspace| keyspace.alarms().list(None).map(|alarm| alarm.kind).collect())
+}
+
+fn version() -> String {
+    let of_ring = format!("{ETCD_CLUSTER_VERSION}.0");
+    format!(r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{of_ring}","storage":"{of_ring}"}}"#)
+}
+
+fn metrics(api: &Api) -> String {
+    let (ring, mark) = (api.backend.status(), api.backend.mark());
+    let (keys, bytes, leases) = api.backend.read(|keyspace| {
+        let store = keyspace.store();
+        (store.live_keys(), store.sizes().held_bytes, keyspace.leases().len() as u64)
+    });
+    let me = api.backend.identity().member_id;
+    let gauges: [(&str, &str, u64); 9] = [
+        ("etcd_server_has_leader", "Whether there is a leader.", u64::from(ring.leader != 0)),
+        ("etcd_server_is_leader", "Whether this member leads.", u64::from(ring.leader == me)),
+        ("etcd_server_is_learner", "Whether it has no vote.", u64::from(api.is_learner())),
+        ("etcd_server_proposals_applied_total", "Index of the last applied entry.", mark.index),
+        ("etcd_mvcc_db_total_size_in_bytes", "State on disk.", ring.disk_bytes),
+        ("etcd_mvcc_db_total_size_in_use_in_bytes", "Of it, in use.", ring.disk_bytes_used),
+        ("etcd_debugging_mvcc_keys_total", "Live keys.", keys),
+        ("satrap_store_held_bytes", "Keys and values, with history.", bytes),
+        ("satrap_leases", "Live leases.", leases),
+    ];
+    let lines = gauges.iter().map(|(name, help, value)| {
+        format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n")
+    });
+    lines.chain([format!("etcd_debugging_mvcc_current_revision {}\n", mark.revision)]).collect()
+}
+
+fn plain(status: StatusCode, text: impl Into<bytes::Bytes>) -> Response<GatewayBody> {
+    let mut response = respond(status, TEXT, text);
+    let nosniff = HeaderValue::from_static("nosniff");
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+    response
+}
+
+/// The part after the question mark. None of the names and values in use needs escapes.
+struct Query<'a>(&'a str);
+
+impl<'a> Query<'a> {
+    fn of(uri: &'a Uri) -> Self {
+        Self(uri.query().unwrap_or_default())
+    }
+
+    fn all(&self, name: &str) -> impl Iterator<Item = &'a str> {
+        let pairs = self.0.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        pairs.filter(move |(found, _)| *found == name).map(|(_, value)| value)
+    }
+}

@@ -1,0 +1,272 @@
+//! The `KV` service: what carries most of the load.
+//!
+//! A call takes the bytes of one request and gives the bytes of one answer, so that HTTP/2, and tests
+//! without it, drive the same code. The checks come in etcd's order, because a client sees which one
+//! failed first: shape, caller, size, and then what depends on state.
+//!
+//! # Invariants
+//!
+//! - **K1** Nothing is decoded before its cost was bounded.
+//! - **K2** A read holds the lock for a bounded number of keys at a time, and has one revision.
+
+use bytes::Bytes;
+use prost::Message;
+use satrap_proto::etcdserverpb as pb;
+use satrap_regional_core::kv::check;
+use satrap_regional_core::kv::request::{RangeRequest, SortOrder};
+use satrap_regional_core::kv::response::{KeysOnly, RangeResponse};
+use satrap_regional_core::kv::{Budget, Progress, Scan};
+use satrap_regional_core::{Refusal, Request, Response};
+use tonic::Status;
+
+use crate::api::Api;
+use crate::backend::{Failure, ReadMode};
+use crate::convert::{kv, prescan, txn};
+use crate::grpc::{self, Gone, Replies};
+use crate::limits::{
+    READ_BYTES_AT_ONCE, READ_KEYS_AT_ONCE, READ_RESTARTS_MAX, REQUEST_BYTES_MAX, TXN_OPS_MAX,
+};
+use crate::peer::Credentials;
+
+/// What became of a call: an answer with its prefix, or why there is none.
+pub type Answer = Result<Bytes, Status>;
+
+const READ_AT_ONCE: Budget = Budget { keys: READ_KEYS_AT_ONCE, bytes: READ_BYTES_AT_ONCE };
+
+/// Reads keys.
+///
+/// # Errors
+///
+/// As etcd.
+pub async fn range(api: &Api, credentials: &Credentials, message: Bytes, mode: ReadMode) -> Answer {
+    let request: pb::RangeRequest = decode(message)?;
+    let serializable = request.serializable;
+    let request = kv::range_request(request).map_err(Failure::from)?;
+    if !serializable {
+        api.check_voter()?;
+        api.backend.fresh(mode).await.map_err(Failure::from)?;
+    }
+    let response = read(api, credentials, &request).await?;
+    let header = Some(api.backend.header_at(response.revision));
+    Ok(grpc::frame(&kv::range_response(header, &response, request.shape())))
+}
+
+/// Reads a range that may be larger than memory allows, in parts of one revision.
+///
+/// # Errors
+///
+/// As etcd. [`Gone`] inside if there is nobody left to read it to.
+pub async fn range_stream(
+    api: &Api,
+    credentials: &Credentials,
+    message: Bytes,
+    replies: &mut Replies,
+) -> Result<Result<(), Gone>, Status> {
+    let request: pb::RangeRequest = decode(message)?;
+    let serializable = request.serializable;
+    let request = kv::range_request(request).map_err(Failure::from)?;
+    // As in etcd, a sort target alone is no order; such an answer comes in one part.
+    if request.order != SortOrder::None && !request.is_unsorted() {
+        return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
+    }
+    if request.is_filtered() {
+        return Err(Status::unimplemented("RangeStream does not support revision filters"));
+    }
+    if !serializable {
+        api.backend.linearizable().await.map_err(Failure::from)?;
+    }
+    let _turn = api.turn_to_read().await;
+    let mut scan = begin(api, credentials, &request)?;
+    loop {
+        let progress = step(api, &mut scan)?;
+        let (header, part) = match progress {
+            Progress::More => (None, RangeResponse { kvs: scan.take(), ..Default::default() }),
+            Progress::Done => {
+                // The last part counts what all of them hold.
+                let part = scan.finish();
+                let header = Some(api.backend.header_at(part.revision));
+                return Ok(send_part(replies, header, &part, request.shape()).await);
+            }
+        };
+        if let Err(Gone) = send_part(replies, header, &part, request.shape()).await {
+            return Ok(Err(Gone));
+        }
+    }
+}
+
+async fn send_part(
+    replies: &mut Replies,
+    header: Option<pb::ResponseHeader>,
+    part: &RangeResponse,
+    shape: KeysOnly,
+) -> Result<(), Gone> {
+    let range_response = Some(kv::range_response(header, part, shape));
+    replies.send(grpc::frame(&pb::RangeStreamResponse { range_response })).await
+}
+
+/// Writes one key.
+///
+/// # Errors
+///
+/// As etcd.
+pub async fn put(api: &Api, credentials: &Credentials, message: Bytes) -> Answer {
+    let bytes = message.len();
+    let request = kv::put_request(decode(message)?).map_err(Failure::from)?;
+    let answer = propose(api, credentials, bytes, Request::Put(request)).await?;
+    let Response::Put(put) = &answer.response else { return Err(answer.mismatch()) };
+    Ok(grpc::frame(&kv::put_response(Some(answer.header(api)), put)))
+}
+
+/// Deletes keys.
+///
+/// # Errors
+///
+/// As etcd.
+pub async fn delete_range(api: &Api, credentials: &Credentials, message: Bytes) -> Answer {
+    let bytes = message.len();
+    let request = kv::delete_range_request(decode(message)?).map_err(Failure::from)?;
+    let answer = propose(api, credentials, bytes, Request::DeleteRange(request)).await?;
+    let Response::DeleteRange(delete) = &answer.response else { return Err(answer.mismatch()) };
+    Ok(grpc::frame(&kv::delete_range_response(Some(answer.header(api)), delete)))
+}
+
+/// Compares, then reads or writes, at one revision.
+///
+/// # Errors
+///
+/// As etcd.
+pub async fn txn(api: &Api, credentials: &Credentials, message: Bytes) -> Answer {
+    prescan::txn(&message).map_err(Failure::from)?;
+    let bytes = message.len();
+    let request: pb::TxnRequest = decode(message)?;
+    let serializable = txn::is_serializable(&request);
+    let request = txn::txn_request(request, TXN_OPS_MAX).map_err(Failure::from)?;
+    check::txn(&request, TXN_OPS_MAX).map_err(Failure::from)?;
+    if !request.is_read_only() {
+        let answer = propose(api, credentials, bytes, Request::Txn(request)).await?;
+        let Response::Txn(txn) = &answer.response else { return Err(answer.mismatch()) };
+        return Ok(grpc::frame(&txn::txn_response(Some(answer.header(api)), txn)));
+    }
+    if !serializable {
+        api.backend.linearizable().await.map_err(Failure::from)?;
+    }
+    let caller = credentials.caller(&api.backend)?;
+    let response = api.backend.read(|keyspace| keyspace.read_txn(&caller, &request));
+    let response = response.map_err(Failure::from)?;
+    let header = Some(api.backend.header_at(response.revision));
+    Ok(grpc::frame(&txn::txn_response(header, &response)))
+}
+
+/// Forgets old versions. They are gone for readers when this returns, whether or not the client
+/// asked to wait for that; what they occupied is given back in the background.
+///
+/// # Errors
+///
+/// As etcd.
+pub async fn compact(api: &Api, credentials: &Credentials, message: Bytes) -> Answer {
+    let bytes = message.len();
+    let request: pb::CompactionRequest = decode(message)?;
+    // etcd asks for an administrator before it proposes, and answers differently from then on.
+    let caller = credentials.caller(&api.backend)?;
+    let admin = api.backend.read(|keyspace| keyspace.auth().check_admin(&caller));
+    admin.map_err(Failure::from)?;
+    let request = Request::Compact { revision: request.revision };
+    let answer = propose(api, credentials, bytes, request).await?;
+    Ok(grpc::frame(&pb::CompactionResponse { header: Some(answer.header(api)) }))
+}
+
+/// What the ring applied.
+pub(crate) struct Answered {
+    pub(crate) response: Response,
+    pub(crate) term: u64,
+}
+
+impl Answered {
+    fn header(&self, api: &Api) -> pb::ResponseHeader {
+        api.backend.header(self.response.revision(), self.term)
+    }
+
+    /// The keyspace answers each kind of request with its own kind of response.
+    pub(crate) fn mismatch(&self) -> Status {
+        tracing::error!(response = ?self.response, "BUG: the answer is to another request");
+        Status::internal("the answer is to another request")
+    }
+}
+
+/// Puts a request through the log; a refusal is an error.
+pub(crate) async fn propose(
+    api: &Api,
+    credentials: &Credentials,
+    message_bytes: usize,
+    request: Request,
+) -> Result<Answered, Status> {
+    let answer = try_propose(api, credentials, message_bytes, request).await?;
+    answer.map_err(|refusal| Failure::from(refusal).into())
+}
+
+/// [`propose`] for those whose answers say more than the refusal.
+pub(crate) async fn try_propose(
+    api: &Api,
+    credentials: &Credentials,
+    message_bytes: usize,
+    request: Request,
+) -> Result<Result<Answered, Refusal>, Status> {
+    let caller = credentials.caller(&api.backend)?;
+    if message_bytes > REQUEST_BYTES_MAX {
+        return Ok(Err(Refusal::RequestTooLarge));
+    }
+    let applied = api.backend.propose(caller, request).await.map_err(Failure::from)?;
+    Ok(applied.reply.map(|response| Answered { response, term: applied.term }))
+}
+
+/// Reads a range at one revision without holding the lock for long (K2).
+async fn read(
+    api: &Api,
+    credentials: &Credentials,
+    request: &RangeRequest,
+) -> Result<RangeResponse, Status> {
+    let mut restarts_left = READ_RESTARTS_MAX;
+    let mut turn = None;
+    'restart: loop {
+        let mut scan = begin(api, credentials, request)?;
+        loop {
+            let at_once = if restarts_left == 0 { Budget::UNLIMITED } else { READ_AT_ONCE };
+            match api.backend.read(|keyspace| scan.step(keyspace.store(), at_once)) {
+                Ok(Progress::Done) => return Ok(scan.finish()),
+                Ok(Progress::More) if turn.is_none() => turn = Some(api.turn_to_read().await),
+                Ok(Progress::More) => tokio::task::yield_now().await,
+                // Whoever asked for "now" must not hear that "now" was compacted meanwhile.
+                Err(Refusal::Compacted { .. }) if request.revision <= 0 => {
+                    restarts_left -= 1;
+                    continue 'restart;
+                }
+                Err(refusal) => return Err(Failure::from(refusal).into()),
+            }
+        }
+    }
+}
+
+/// Begins to read a range, after the checks.
+pub(crate) fn begin(
+    api: &Api,
+    credentials: &Credentials,
+    request: &RangeRequest,
+) -> Result<Scan, Status> {
+    let caller = credentials.caller(&api.backend)?;
+    let scan = api.backend.read(|keyspace| {
+        keyspace.auth().check_range(&caller, request)?;
+        Scan::begin(keyspace.store(), request)
+    });
+    scan.map_err(|refusal| Failure::from(refusal).into())
+}
+
+fn step(api: &Api, scan: &mut Scan) -> Result<Progress, Status> {
+    let progress = api.backend.read(|keyspace| scan.step(keyspace.store(), READ_AT_ONCE));
+    progress.map_err(|refusal| Failure::from(refusal).into())
+}
+
+/// Reads the message of a request.
+pub(crate) fn decode<M: Message + Default>(message: Bytes) -> Result<M, Status> {
+    M::decode(message)
+        .map_err(|error| Status::internal(format!("grpc: error unmarshalling request: {error}")))
+}

@@ -1,0 +1,119 @@
+//! What a client, and all clients together, may make this member hold or do.
+
+use std::time::Duration;
+
+use crate::api::Rate;
+
+/// The longest request, as etcd's default: 1.5 MiB.
+pub const REQUEST_BYTES_MAX: usize = 1536 * 1024;
+/// What the transport takes beyond that, so that the refusal is etcd's and not the transport's: etcd
+/// has the same slack.
+pub const REQUEST_OVERHEAD_BYTES_MAX: usize = 512 * 1024;
+/// Requests that carry no keys: leases, members, users, watches.
+pub const SMALL_REQUEST_BYTES_MAX: usize = 64 * 1024;
+
+/// Operations of one list of a transaction, as etcd's default.
+pub const TXN_OPS_MAX: usize = 128;
+/// Elements of all lists of a transaction and those inside it together.
+pub const TXN_ELEMENTS_MAX: usize = 16 * 1024;
+/// Transactions inside one another.
+pub const TXN_DEPTH_MAX: usize = 16;
+
+/// Puts of one message of a bulk write.
+pub const STREAM_PUTS_MAX: usize = 4096;
+/// Messages of one bulk write that may wait for the ring; reading stops meanwhile.
+pub const STREAM_MESSAGES_IN_FLIGHT_MAX: usize = 16;
+
+/// Keys that a read looks at before it lets writers in; well below a millisecond.
+pub const READ_KEYS_AT_ONCE: usize = 2000;
+/// Bytes that a read finds before it lets writers in; also the size of a part of a streamed range.
+pub const READ_BYTES_AT_ONCE: usize = 1024 * 1024;
+/// How often a read starts anew because its revision was compacted under it, before it holds the
+/// lock to the end.
+pub const READ_RESTARTS_MAX: usize = 2;
+
+/// Keys of a page whose size the client leaves to us.
+pub const PAGE_KEYS_DEFAULT: usize = 1000;
+/// Keys of a page.
+pub const PAGE_KEYS_MAX: usize = 10_000;
+/// A page ends after this many bytes of keys and values; clients' default limit is 4 MiB.
+pub const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Names of fenced roles and their holders.
+pub const ROLE_NAME_BYTES_MAX: usize = satrap_regional_core::limits::NAME_BYTES_MAX;
+
+/// Calls of one priority that may wait for the ring.
+pub const QUEUE_CALLS_MAX: usize = 16 * 1024;
+
+/// Renewals of one stream that may wait for the ring; reading stops meanwhile.
+pub const STREAM_RENEWALS_IN_FLIGHT_MAX: usize = 1024;
+/// Passwords that are hashed or checked at once: each takes megabytes, and a thread of its own.
+pub const PASSWORDS_AT_ONCE_MAX: usize = 2;
+/// Passwords that wait for that; a flood of guesses is refused beyond this.
+pub const PASSWORDS_WAITING_MAX: usize = 64;
+/// The longest password. Hashing takes time in proportion, if only a little.
+pub const PASSWORD_BYTES_MAX: usize = 1024;
+/// Clients that wait for a lock or a leadership, on this member.
+pub const CONTENDERS_MAX: usize = 16 * 1024;
+/// Clients that observe an election, on this member. Each reads the log on its own.
+pub const OBSERVERS_MAX: usize = 1024;
+/// Revisions that are looked through at once for what somebody waits for.
+pub const DEPARTURES_REVISIONS_AT_ONCE: usize = 1024;
+/// One message of a snapshot; clients of etcd take less than 4 MiB.
+pub const SNAPSHOT_MESSAGE_BYTES_MAX: usize = 256 * 1024;
+
+/// Connections of everybody together.
+pub const CONNECTIONS_MAX: usize = 20_000;
+/// Concurrent requests on one connection. Clients of etcd share one connection among everything a
+/// process does, so this is far more than a well-meant server of browsers would allow.
+pub const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
+/// Requests of one connection: more than one core can answer, so it only keeps a connection that
+/// floods from taking the turns of all others.
+pub const CONNECTION_RATE: Rate = Rate { per_s: 100_000, burst: 100_000 };
+/// From accept to the first bytes of HTTP.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Handshakes at once; beyond these, connections wait in the kernel's backlog.
+pub const HANDSHAKES_PENDING_MAX: usize = 512;
+/// After an error such as "too many open files", which would otherwise spin the accept loop.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Headers of one request; ours take a few hundred bytes. Bounds CONTINUATION floods too.
+pub const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
+/// Largest HTTP/2 frame.
+pub const FRAME_BYTES_MAX: u32 = 16 * 1024;
+/// What one request may have on its way to us.
+pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// What one connection may.
+pub const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// What one stream may have on its way out, above the socket.
+pub const SEND_BUFFER_BYTES_MAX: usize = 256 * 1024;
+/// Rapid reset: requests that were reset before we looked at them.
+pub const PENDING_ACCEPT_RESETS_MAX: usize = 20;
+/// Made-you-reset: requests we had to reset because of the client's errors.
+pub const LOCAL_ERROR_RESETS_MAX: usize = 256;
+/// How long the one message of a request may take to arrive.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(15);
+/// Messages that do not fit into a window, of all requests together.
+pub const LONG_MESSAGES_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Ranges of more than one step, of all requests together.
+pub const LONG_READS_MAX: usize = 16;
+/// What HTTP/1.1 may buffer of a request's head.
+pub const HTTP1_BUFFER_BYTES_MAX: usize = 64 * 1024;
+/// Headers of an HTTP/1.1 request.
+pub const HTTP1_HEADERS_MAX: usize = 64;
+/// A request as JSON: base64 is a third longer, names and quotes come on top.
+pub const GATEWAY_BODY_BYTES_MAX: usize = 2 * (REQUEST_BYTES_MAX + REQUEST_OVERHEAD_BYTES_MAX);
+/// What the gateway will turn into JSON at once.
+pub const GATEWAY_ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Ask a silent client whether it is there.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// How long it may take to answer that.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// When a connection is asked to end, so that a certificate is judged again.
+pub const CONNECTION_AGE_MAX: Duration = Duration::from_hours(12);
+/// How long it may then take.
+pub const CONNECTION_GRACE: Duration = Duration::from_secs(60);
+
+const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
+const _: () = assert!(FRAME_BYTES_MAX <= STREAM_WINDOW_BYTES);
+const _: () = assert!(TXN_OPS_MAX <= satrap_regional_core::limits::TXN_OPS_MAX);
+const _: () = assert!(TXN_DEPTH_MAX <= satrap_regional_core::limits::TXN_DEPTH_MAX);
+const _: () = assert!(REQUEST_BYTES_MAX <= satrap_regional_core::limits::VALUE_BYTES_MAX);

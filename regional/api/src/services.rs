@@ -1,0 +1,98 @@
+//! The services that carry little load, through tonic: leases, members, maintenance, users, and the
+//! lock and election services.
+//!
+//! What may be decided only where a request takes effect is decided there, in the core. Here stands
+//! what etcd decides before: who asks ([`Gate`]), what is wrong with the request in itself, and which
+//! requests need an administrator although no key is concerned. The order of these checks is etcd's,
+//! because a client sees which one failed first; `tests/services/permissions.txt` has it for every
+//! call, as recorded from etcd.
+//!
+//! # Deliberately absent
+//!
+//! KV and Watch, which go straight on HTTP/2. Of these services only the stream of lease renewals
+//! carries load; [`lease::renew`] is all it costs.
+
+mod admin;
+pub mod auth;
+pub mod cluster;
+mod departures;
+pub mod election;
+mod gate;
+pub mod lease;
+pub mod lock;
+pub mod maintenance;
+mod observe;
+mod password;
+mod recipe;
+
+use satrap_proto::etcdserverpb::auth_server::AuthServer;
+use satrap_proto::etcdserverpb::cluster_server::ClusterServer;
+use satrap_proto::etcdserverpb::lease_server::LeaseServer;
+use satrap_proto::etcdserverpb::maintenance_server::MaintenanceServer;
+use satrap_proto::v3electionpb::election_server::ElectionServer;
+use satrap_proto::v3lockpb::lock_server::LockServer;
+use tonic::service::Routes;
+
+use crate::backend::Backend;
+use crate::limits::SMALL_REQUEST_BYTES_MAX;
+
+pub use gate::Gate;
+pub use password::PasswordCost;
+
+/// The version of etcd's API that is spoken here; clients decide by it what they may ask.
+pub const ETCD_VERSION: &str = "3.7.0";
+/// The same without its last part, as etcd names the version of a cluster.
+pub const ETCD_CLUSTER_VERSION: &str = "3.7";
+
+/// What an operator may choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// What a guess of a password costs us, and whoever stole the hashes.
+    pub password_cost: PasswordCost,
+    /// How long a bearer token lives, in seconds of ring time.
+    pub token_ttl_s: u64,
+}
+
+/// Long enough for clients that authenticate once in the morning.
+const TOKEN_TTL_S: u64 = 24 * 3600;
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { password_cost: PasswordCost::default(), token_ttl_s: TOKEN_TTL_S }
+    }
+}
+
+/// All services of this module. Each request must carry its [`crate::peer::Credentials`] among
+/// its extensions.
+#[must_use]
+pub fn routes(backend: &Backend, settings: Settings) -> Routes {
+    let gate = Gate::new(backend.clone());
+    let departures = departures::Departures::new(backend.clone());
+    let auth = auth::AuthService::new(gate.clone(), settings);
+    let lock = lock::LockService::new(gate.clone(), departures.clone());
+    let election = election::ElectionService::new(gate.clone(), departures);
+    // A lock's name is a key and an election's value is a value, so these two may be longer.
+    Routes::new(LeaseServer::new(lease::LeaseService::new(gate.clone())).limited())
+        .add_service(ClusterServer::new(cluster::ClusterService::new(gate.clone())).limited())
+        .add_service(MaintenanceServer::new(maintenance::MaintenanceService::new(gate)).limited())
+        .add_service(AuthServer::new(auth).limited())
+        .add_service(LockServer::new(lock))
+        .add_service(ElectionServer::new(election))
+}
+
+/// Bounds the requests of a service that carry no keys and values.
+trait Limited {
+    fn limited(self) -> Self;
+}
+
+macro_rules! limited {
+    ($($server:ident),+) => {
+        $(impl<T> Limited for $server<T> {
+            fn limited(self) -> Self {
+                self.max_decoding_message_size(SMALL_REQUEST_BYTES_MAX)
+            }
+        })+
+    };
+}
+
+limited!(AuthServer, ClusterServer, LeaseServer, MaintenanceServer);

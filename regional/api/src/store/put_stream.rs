@@ -1,0 +1,199 @@
+//! Bulk writes: many puts per message, many messages under way, one answer for as many of them as are
+//! done.
+//!
+//! The work per request, not the ring, is what limits unary puts. Here a message of many puts is one
+//! call to the ring, and its answer costs a few bytes per put.
+//!
+//! # Invariants
+//!
+//! - **S1** Answers come in the order of the requests, and every put is answered once.
+//! - **S2** Puts of one stream are applied in the order in which they were sent.
+//! - **S3** What waits for the ring is bounded per stream, and for all streams together.
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::FuturesOrdered;
+use futures::{FutureExt, StreamExt};
+use satrap_proto::v1;
+use satrap_regional_core::kv::request::PutRequest;
+use satrap_regional_core::{Proposal, Refusal, Reply, Request};
+use tokio::sync::OwnedSemaphorePermit;
+use tonic::Status;
+
+use super::header;
+use crate::api::Api;
+use crate::backend::{AppliedMany, Backend, Failure};
+use crate::convert::prescan;
+use crate::exchange::Exchange;
+use crate::grpc::{self, BUDGET_UNIT_BYTES, Gone};
+use crate::kv::decode;
+use crate::limits::{REQUEST_BYTES_MAX, STREAM_MESSAGES_IN_FLIGHT_MAX};
+use crate::peer::Credentials;
+
+/// Serves one stream to its end.
+///
+/// # Errors
+///
+/// What ends the whole stream: a message that cannot be read, or a ring that cannot take it. The puts
+/// that were not answered may or may not have been written. [`Gone`] inside if the client left.
+pub async fn put_stream(api: &Api, exchange: &mut Exchange) -> Result<Result<(), Gone>, Status> {
+    let credentials = exchange.credentials();
+    if exchange.replies.start().is_err() {
+        return Ok(Err(Gone));
+    }
+    let mut under_way = FuturesOrdered::new();
+    let mut all_read = false;
+    loop {
+        tokio::select! {
+            biased;
+            Some(done) = under_way.next(), if !under_way.is_empty() => {
+                let mut answer = Acknowledgement::default();
+                answer.add(done)?;
+                // S1: whatever is done behind it shares the answer.
+                while let Some(Some(done)) = under_way.next().now_or_never() {
+                    answer.add(done)?;
+                }
+                if exchange.replies.send(answer.frame(api)).await.is_err() {
+                    return Ok(Err(Gone));
+                }
+            }
+            message = exchange.requests.next(),
+                if !all_read && under_way.len() < STREAM_MESSAGES_IN_FLIGHT_MAX =>
+            {
+                match message? {
+                    Some(message) => under_way.push_back(submit(api, &credentials, message).await?),
+                    None => all_read = true,
+                }
+            }
+            _ = exchange.replies.gone() => return Ok(Err(Gone)),
+            else => return Ok(Ok(())),
+        }
+    }
+}
+
+/// A message whose puts are on their way.
+struct Done {
+    /// For each put in order, why it was not even tried.
+    refused: Vec<Option<Refusal>>,
+    applied: Result<AppliedMany, Failure>,
+}
+
+/// S2: the puts are in the ring's queue when this returns; the future only waits for the answer.
+async fn submit(
+    api: &Api,
+    credentials: &Credentials,
+    message: Bytes,
+) -> Result<BoxFuture<'static, Done>, Status> {
+    if message.len() > REQUEST_BYTES_MAX {
+        return Err(Failure::from(Refusal::RequestTooLarge).into());
+    }
+    prescan::put_stream(&message).map_err(Failure::from)?;
+    let held = hold(api, message.len()).await;
+    let request: v1::PutStreamRequest = decode(message)?;
+    let caller = credentials.caller(&api.backend)?;
+    let mut refused = Vec::with_capacity(request.puts.len());
+    let mut proposals = Vec::with_capacity(request.puts.len());
+    for put in request.puts {
+        refused.push(put.key.is_empty().then_some(Refusal::EmptyKey));
+        if !put.key.is_empty() {
+            let mut request = PutRequest::of(put.key, put.value);
+            request.lease = put.lease;
+            proposals.push(Proposal { caller: caller.clone(), request: Request::Put(request) });
+        }
+    }
+    let applied = start(&api.backend, proposals);
+    Ok(async move {
+        let applied = applied.await;
+        drop(held);
+        Done { refused, applied }
+    }
+    .boxed())
+}
+
+/// Puts the proposals into the ring's queue now.
+fn start(
+    backend: &Backend,
+    proposals: Vec<Proposal>,
+) -> impl Future<Output = Result<AppliedMany, Failure>> + use<> {
+    let nothing = proposals.is_empty();
+    let (backend, term) = (backend.clone(), backend.mark().term);
+    let mut answer = async move {
+        match nothing {
+            true => Ok(AppliedMany { replies: Vec::new(), term }),
+            false => Ok(backend.propose_many(proposals).await?),
+        }
+    }
+    .boxed();
+    // The first poll is what enqueues.
+    let early = (&mut answer).now_or_never();
+    async move {
+        match early {
+            Some(answer) => answer,
+            None => answer.await,
+        }
+    }
+}
+
+/// S3: a share of what all long messages together may take.
+async fn hold(api: &Api, message_bytes: usize) -> Option<OwnedSemaphorePermit> {
+    let units = u32::try_from(message_bytes / BUDGET_UNIT_BYTES).unwrap_or(u32::MAX);
+    api.long_messages.clone().acquire_many_owned(units).await.ok()
+}
+
+/// An answer to one or more messages.
+#[derive(Default)]
+struct Acknowledgement {
+    requests: u64,
+    puts: u64,
+    revision_deltas: Vec<u64>,
+    refusals: Vec<v1::PutRefusal>,
+    revision: i64,
+    term: u64,
+}
+
+impl Acknowledgement {
+    fn add(&mut self, done: Done) -> Result<(), Status> {
+        let applied = done.applied?;
+        self.requests += 1;
+        self.term = applied.term;
+        let mut replies = applied.replies.into_iter();
+        for refused in done.refused {
+            let reply = match refused {
+                Some(refusal) => Err(refusal),
+                None => replies.next().expect("BUG: the ring answered fewer puts than it took"),
+            };
+            self.add_put(&reply);
+        }
+        Ok(())
+    }
+
+    fn add_put(&mut self, reply: &Reply) {
+        match reply {
+            Ok(response) => {
+                let revision = response.revision();
+                self.revision_deltas.push((revision - self.revision).unsigned_abs());
+                self.revision = revision;
+            }
+            Err(refusal) => self.refusals.push(v1::PutRefusal {
+                index: u32::try_from(self.puts).unwrap_or(u32::MAX),
+                code: refusal.code() as u32,
+                message: refusal.message(),
+            }),
+        }
+        self.puts += 1;
+    }
+
+    fn frame(self, api: &Api) -> Bytes {
+        let revision = match self.revision {
+            0 => api.backend.mark().revision,
+            revision => revision,
+        };
+        grpc::frame(&v1::PutStreamResponse {
+            header: Some(header(api, revision, self.term)),
+            requests: self.requests,
+            puts: self.puts,
+            revision_deltas: self.revision_deltas,
+            refusals: self.refusals,
+        })
+    }
+}

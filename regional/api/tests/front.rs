@@ -1,0 +1,18 @@
+//! The listener, the calls that go straight on HTTP/2, and the JSON gateway, driven over sockets.
+
+#[allow(dead_code, reason = "each test binary uses its share of it")]
+mod common;
+#[path = "front/gateway.rs"]
+mod gateway;
+#[path = "front/harness.rs"]
+mod harness;
+#[path = "front/kv.rs"]
+mod kv;
+#[path = "front/limits.rs"]
+mod limits;
+#[path = "front/stalled.rs"]
+mod stalled;
+#[path = "front/store.rs"]
+mod store;
+#[path = "front/tls.rs"]
+mod tls;

@@ -1,0 +1,171 @@
+//! A member that listens on this host, and clients of every kind.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, RwLock};
+
+use bytes::{Bytes, BytesMut};
+use h2::client::SendRequest;
+use http::{HeaderMap, Request};
+use satrap_regional_api::api::Api;
+use satrap_regional_api::backend::{Backend, MemberIdentity, RingEnd};
+use satrap_regional_api::front::{Front, Security};
+use satrap_regional_api::{grpc, introspect, services};
+use satrap_regional_core::Keyspace;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::common::solo;
+
+pub struct Member {
+    pub backend: Backend,
+    pub address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    tasks: JoinSet<()>,
+}
+
+impl Member {
+    pub async fn start() -> Self {
+        Self::serve(solo::start().0, Security::Plaintext).await
+    }
+
+    /// A member whose ring never answers, unless the test does.
+    pub async fn stalled(queue_calls_max: usize) -> (Self, RingEnd) {
+        let identity = MemberIdentity { cluster_id: 1, member_id: 2, name: "stalled".to_owned() };
+        let state = Arc::new(RwLock::new(Keyspace::new()));
+        let (backend, ring) = Backend::new(identity, state, queue_calls_max);
+        (Self::serve(backend, Security::Plaintext).await, ring)
+    }
+
+    pub async fn serve(backend: Backend, security: Security) -> Self {
+        let api = Api::new(backend);
+        Self::serve_with(api, security).await
+    }
+
+    pub async fn serve_with(api: Api, security: Security) -> Self {
+        let backend = api.backend.clone();
+        let routes = introspect::add(services::routes(&backend, services::Settings::default()));
+        let front = Front::bind("127.0.0.1:0".parse().unwrap(), security).await.unwrap();
+        let address = front.local_address().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(front.serve(Arc::new(api), routes, async { drop(stopped.await) }));
+        Self { backend, address, stop: Some(stop), tasks }
+    }
+
+    pub async fn channel(&self) -> Channel {
+        let uri = format!("http://{}", self.address);
+        Channel::from_shared(uri).unwrap().connect().await.unwrap()
+    }
+
+    /// An HTTP/2 client that can do what a generated one would not.
+    pub async fn raw(&mut self) -> Raw {
+        let tcp = TcpStream::connect(self.address).await.unwrap();
+        let (link, connection) = h2::client::handshake(tcp).await.unwrap();
+        self.tasks.spawn(async { drop(connection.await) });
+        Raw(link)
+    }
+
+    /// Sends one HTTP/1.1 request and reads the answer to its end.
+    pub async fn http(&self, request: &str, body: &str) -> Http {
+        let mut tcp = TcpStream::connect(self.address).await.unwrap();
+        let head = format!(
+            "{request} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        tcp.write_all(head.as_bytes()).await.unwrap();
+        tcp.write_all(body.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        tcp.read_to_end(&mut answer).await.unwrap();
+        Http::parse(&String::from_utf8(answer).unwrap())
+    }
+
+    pub async fn stop(mut self) {
+        drop(self.stop.take());
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.unwrap();
+        }
+    }
+}
+
+pub struct Http {
+    pub status: u16,
+    pub content_type: String,
+    pub body: String,
+}
+
+impl Http {
+    fn parse(answer: &str) -> Self {
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let field = |name: &str| {
+            let line = head.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_default().trim().to_owned()
+        };
+        let chunked = field("transfer-encoding:") == "chunked";
+        let body = if chunked { unchunk(body) } else { body.to_owned() };
+        Self { status, content_type: field("content-type:"), body }
+    }
+}
+
+fn unchunk(mut body: &str) -> String {
+    let mut whole = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).unwrap();
+        whole.push_str(&rest[..size]);
+        body = rest[size..].strip_prefix("\r\n").unwrap();
+    }
+    whole
+}
+
+pub struct Raw(SendRequest<Bytes>);
+
+impl Raw {
+    /// Makes a unary call with exactly these bytes as its body, prefix included.
+    pub async fn call(&mut self, path: &str, metadata: &[(&str, &str)], body: Bytes) -> Outcome {
+        let mut request = Request::post(format!("http://test{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        for (name, value) in metadata {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(()).unwrap();
+        let mut link = self.0.clone().ready().await.unwrap();
+        let (response, mut stream) = link.send_request(request, false).unwrap();
+        stream.send_data(body, true).unwrap();
+        let (head, mut body) = response.await.unwrap().into_parts();
+        if head.headers.contains_key("grpc-status") {
+            return Err(status(&head.headers));
+        }
+        let mut message = BytesMut::new();
+        while let Some(chunk) = body.data().await {
+            let chunk = chunk.unwrap();
+            body.flow_control().release_capacity(chunk.len()).unwrap();
+            message.extend_from_slice(&chunk);
+        }
+        let trailers = body.trailers().await.unwrap().unwrap();
+        match status(&trailers) {
+            ok if ok.code() == tonic::Code::Ok => Ok(message.freeze().slice(5..)),
+            error => Err(error),
+        }
+    }
+
+    /// Makes a unary call with this message.
+    pub async fn ask(&mut self, path: &str, message: &impl prost::Message) -> Outcome {
+        self.call(path, &[], grpc::frame(message)).await
+    }
+
+    pub async fn streams_max(&mut self) -> usize {
+        self.0 = self.0.clone().ready().await.unwrap();
+        self.0.current_max_send_streams()
+    }
+}
+
+pub type Outcome = Result<Bytes, Status>;
+
+fn status(headers: &HeaderMap) -> Status {
+    Status::from_header_map(headers).unwrap()
+}

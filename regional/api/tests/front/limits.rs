@@ -1,0 +1,163 @@
+//! Each limit at its bound and one over it, with clients that no library would let you write.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message;
+use satrap_proto::etcdserverpb::request_op::Request as Op;
+use satrap_proto::etcdserverpb::{self as pb};
+use satrap_regional_api::api::{Api, Rate};
+use satrap_regional_api::front::{BindError, Front, Security};
+use satrap_regional_api::limits::{
+    REQUEST_BYTES_MAX, REQUEST_OVERHEAD_BYTES_MAX, STREAMS_PER_CONNECTION_MAX, TXN_DEPTH_MAX,
+    TXN_ELEMENTS_MAX, TXN_OPS_MAX,
+};
+use tonic::Code;
+
+use crate::common::solo;
+use crate::harness::Member;
+use crate::kv::put;
+
+const PUT: &str = "/etcdserverpb.KV/Put";
+const TXN: &str = "/etcdserverpb.KV/Txn";
+
+/// A put whose message has exactly this many bytes.
+fn put_of(bytes: usize) -> pb::PutRequest {
+    let mut request = put("k", "");
+    request.value = vec![b'v'; bytes].into();
+    let over = request.encoded_len() - bytes;
+    request.value = request.value.slice(over..);
+    assert_eq!(request.encoded_len(), bytes);
+    request
+}
+
+#[tokio::test]
+async fn the_size_of_a_request_is_bounded_twice() {
+    let mut member = Member::start().await;
+    let mut raw = member.raw().await;
+    raw.ask(PUT, &put_of(REQUEST_BYTES_MAX)).await.unwrap();
+    let transport_max = REQUEST_BYTES_MAX + REQUEST_OVERHEAD_BYTES_MAX;
+    for bytes in [REQUEST_BYTES_MAX + 1, transport_max] {
+        let error = raw.ask(PUT, &put_of(bytes)).await.unwrap_err();
+        let expected = (Code::InvalidArgument, "etcdserver: request is too large");
+        assert_eq!((error.code(), error.message()), expected, "{bytes}");
+    }
+    let error = raw.ask(PUT, &put_of(transport_max + 1)).await.unwrap_err();
+    let text = "grpc: received message larger than max (2097153 vs. 2097152)";
+    assert_eq!((error.code(), error.message()), (Code::ResourceExhausted, text));
+}
+
+/// F1: the prefix alone decides.
+#[tokio::test]
+async fn a_length_of_four_gigabytes_reserves_nothing() {
+    let mut member = Member::start().await;
+    let mut raw = member.raw().await;
+    let prefix = Bytes::from_static(&[0, 0xff, 0xff, 0xff, 0xff]);
+    let error = raw.call(PUT, &[], prefix).await.unwrap_err();
+    assert_eq!(error.code(), Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn messages_that_are_no_messages_are_refused() {
+    let mut member = Member::start().await;
+    let mut raw = member.raw().await;
+    for (body, code) in [
+        (&[1, 0, 0, 0, 0][..], Code::Unimplemented),
+        (&[0, 0, 0, 0, 9, 1], Code::Internal),
+        (&[0, 0], Code::Internal),
+        (&[], Code::Internal),
+        (&[0, 0, 0, 0, 2, 0x0a, 0x7f], Code::Internal),
+    ] {
+        let error = raw.call(PUT, &[], Bytes::copy_from_slice(body)).await.unwrap_err();
+        assert_eq!(error.code(), code, "{body:?}: {error}");
+    }
+    let error = raw.call("/etcdserverpb.KV/Nope", &[], Bytes::new()).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unimplemented);
+    raw.ask(PUT, &put("k", "v")).await.expect("the connection is as good as before");
+}
+
+fn puts(count: usize) -> Vec<pb::RequestOp> {
+    let op = |n: usize| Op::RequestPut(put(n.to_string(), ""));
+    (0..count).map(|n| pb::RequestOp { request: Some(op(n)) }).collect()
+}
+
+fn nested(depth: usize) -> pb::TxnRequest {
+    let mut txn = pb::TxnRequest { success: puts(1), ..Default::default() };
+    for _ in 1..depth {
+        let op = pb::RequestOp { request: Some(Op::RequestTxn(txn)) };
+        txn = pb::TxnRequest { success: vec![op], ..Default::default() };
+    }
+    txn
+}
+
+#[tokio::test]
+async fn the_operations_of_a_transaction_are_bounded() {
+    let mut member = Member::start().await;
+    let mut raw = member.raw().await;
+    let flat = |count| pb::TxnRequest { success: puts(count), ..Default::default() };
+    raw.ask(TXN, &flat(TXN_OPS_MAX)).await.unwrap();
+    raw.ask(TXN, &nested(TXN_DEPTH_MAX)).await.unwrap();
+    for request in [flat(TXN_OPS_MAX + 1), nested(TXN_DEPTH_MAX + 1)] {
+        let error = raw.ask(TXN, &request).await.unwrap_err();
+        let expected = (Code::InvalidArgument, "etcdserver: too many operations in txn request");
+        assert_eq!((error.code(), error.message()), expected);
+    }
+}
+
+/// P1: two bytes on the wire each, two hundred in memory; refused without decoding them.
+#[tokio::test]
+async fn a_bomb_of_empty_operations_is_not_decoded() {
+    let mut member = Member::start().await;
+    let mut raw = member.raw().await;
+    let mut body = BytesMut::new();
+    let bytes = 2 * (TXN_ELEMENTS_MAX + 1);
+    body.put_u8(0);
+    body.put_u32(bytes as u32);
+    for _ in 0..=TXN_ELEMENTS_MAX {
+        body.put_slice(&[0x12, 0]);
+    }
+    let error = raw.call(TXN, &[], body.freeze()).await.unwrap_err();
+    assert_eq!(error.message(), "etcdserver: too many operations in txn request");
+}
+
+#[tokio::test]
+async fn the_number_of_streams_is_announced() {
+    let mut member = Member::start().await;
+    let mut raw = member.raw().await;
+    raw.ask(PUT, &put("k", "v")).await.unwrap();
+    assert_eq!(raw.streams_max().await, STREAMS_PER_CONNECTION_MAX as usize);
+}
+
+#[tokio::test]
+async fn a_connection_that_floods_is_refused_and_others_are_not() {
+    let mut api = Api::new(solo::start().0);
+    api.connection_rate = Rate { per_s: 0, burst: 2 };
+    let mut member = Member::serve_with(api, Security::Plaintext).await;
+    let mut raw = member.raw().await;
+    for _ in 0..2 {
+        raw.ask(PUT, &put("k", "v")).await.unwrap();
+    }
+    let error = raw.ask(PUT, &put("k", "v")).await.unwrap_err();
+    let expected = (Code::ResourceExhausted, "etcdserver: too many requests");
+    assert_eq!((error.code(), error.message()), expected);
+    member.raw().await.ask(PUT, &put("k", "v")).await.unwrap();
+}
+
+/// L1.
+#[tokio::test]
+async fn plaintext_is_for_this_host_only() {
+    for address in ["0.0.0.0:0", "192.0.2.1:0", "[::]:0"] {
+        let refused = Front::bind(address.parse().unwrap(), Security::Plaintext).await;
+        assert!(matches!(refused, Err(BindError::NeedsTls(_))), "{address}");
+    }
+    Front::bind("127.0.0.1:0".parse().unwrap(), Security::Plaintext).await.unwrap();
+}
+
+/// A stop lets requests end, and then the listener is gone.
+#[tokio::test]
+async fn a_stop_ends_connections() {
+    let mut member = Member::start().await;
+    let mut raw = member.raw().await;
+    raw.ask(PUT, &put("k", "v")).await.unwrap();
+    let address = member.address;
+    member.stop().await;
+    assert!(tokio::net::TcpStream::connect(address).await.is_err());
+}

@@ -1,0 +1,104 @@
+//! What clients hear when the ring does not answer, or says that it cannot.
+
+use bytes::Bytes;
+use satrap_proto::etcdserverpb as pb;
+use satrap_regional_api::backend::{Call, Member as RingMember, RingView, Unavailable};
+use satrap_regional_api::grpc;
+use tonic::Code;
+
+use crate::harness::Member;
+use crate::kv::{put, range};
+
+const PUT: &str = "/etcdserverpb.KV/Put";
+const RANGE: &str = "/etcdserverpb.KV/Range";
+
+fn a_put() -> Bytes {
+    grpc::frame(&put("k", "v"))
+}
+
+#[tokio::test]
+async fn a_deadline_of_the_client_is_kept() {
+    let (mut member, _ring) = Member::stalled(16).await;
+    let mut raw = member.raw().await;
+    let error = raw.call(PUT, &[("grpc-timeout", "5m")], a_put()).await.unwrap_err();
+    assert_eq!(
+        (error.code(), error.message()),
+        (Code::DeadlineExceeded, "context deadline exceeded")
+    );
+}
+
+#[tokio::test]
+async fn what_the_ring_says_reaches_the_client_in_etcds_words() {
+    let (mut member, mut ring) = Member::stalled(16).await;
+    let mut raw = member.raw().await;
+    for (answer, code, text) in [
+        (Unavailable::NoLeader, Code::Unavailable, "etcdserver: no leader"),
+        (Unavailable::LeaderChanged, Code::Unavailable, "etcdserver: leader changed"),
+        (Unavailable::Timeout, Code::Unavailable, "etcdserver: request timed out"),
+        (Unavailable::TooManyRequests, Code::ResourceExhausted, "etcdserver: too many requests"),
+        (Unavailable::Stopped, Code::Unavailable, "etcdserver: server stopped"),
+    ] {
+        let ring = async {
+            let Some(Call::Propose { reply, .. }) = ring.calls.recv().await else { panic!() };
+            reply.send(Err(answer)).unwrap();
+        };
+        let (error, ()) = tokio::join!(raw.call(PUT, &[], a_put()), ring);
+        let error = error.unwrap_err();
+        assert_eq!((error.code(), error.message()), (code, text));
+    }
+    drop(ring);
+    let error = raw.call(PUT, &[], a_put()).await.unwrap_err();
+    assert_eq!(error.message(), "etcdserver: server stopped", "a ring that is gone");
+}
+
+/// Q2: at the bound of the queue, and one over it. Another class is not affected (Q1).
+#[tokio::test]
+async fn a_full_queue_refuses_its_own_class_only() {
+    let (mut member, mut ring) = Member::stalled(2).await;
+    let mut raw = member.raw().await;
+    for _ in 0..2 {
+        let error = raw.call(PUT, &[("grpc-timeout", "1m")], a_put()).await.unwrap_err();
+        assert_eq!(error.code(), Code::DeadlineExceeded, "there was room to wait");
+    }
+    let error = raw.call(PUT, &[], a_put()).await.unwrap_err();
+    assert_eq!(error.message(), "etcdserver: too many requests");
+    let read = grpc::frame(&range("k", ""));
+    let error = raw.call(RANGE, &[("grpc-timeout", "1m")], read).await.unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded, "reads wait elsewhere");
+    for _ in 0..2 {
+        assert!(matches!(ring.calls.try_recv(), Some(Call::Propose { .. })), "writes go first");
+    }
+    assert!(matches!(ring.calls.try_recv(), Some(Call::Read { .. })));
+    assert!(ring.calls.try_recv().is_none());
+}
+
+#[tokio::test]
+async fn a_serializable_read_needs_no_ring() {
+    let (mut member, _ring) = Member::stalled(1).await;
+    let mut raw = member.raw().await;
+    let request = pb::RangeRequest { serializable: true, ..range("k", "") };
+    raw.ask(RANGE, &request).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_wants_a_leader_is_told_that_there_is_none() {
+    let (mut member, _ring) = Member::stalled(1).await;
+    let mut raw = member.raw().await;
+    let error = raw.call(PUT, &[("hasleader", "true")], a_put()).await.unwrap_err();
+    assert_eq!((error.code(), error.message()), (Code::Unavailable, "etcdserver: no leader"));
+}
+
+#[tokio::test]
+async fn a_learner_serves_reads_that_may_be_stale_and_nothing_else() {
+    let (mut member, ring) = Member::stalled(1).await;
+    let me = RingMember { id: 2, is_learner: true, ..Default::default() };
+    ring.publisher.ring(RingView { leader: 9, members: vec![me], ..Default::default() });
+    let mut raw = member.raw().await;
+    let stale = pb::RangeRequest { serializable: true, ..range("k", "") };
+    raw.ask(RANGE, &stale).await.unwrap();
+    for (path, message) in [(PUT, a_put()), (RANGE, grpc::frame(&range("k", "")))] {
+        let error = raw.call(path, &[], message).await.unwrap_err();
+        let expected = (Code::FailedPrecondition, "etcdserver: rpc not supported for learner");
+        assert_eq!((error.code(), error.message()), expected);
+    }
+}

@@ -1,0 +1,18 @@
+//! The services behind tonic, driven by generated clients over a ring of one member.
+
+#[path = "services/calls.rs"]
+mod calls;
+#[allow(dead_code, reason = "each test binary uses its share of it")]
+mod common;
+#[path = "services/harness.rs"]
+mod harness;
+#[path = "services/leases.rs"]
+mod leases;
+#[path = "services/maintenance.rs"]
+mod maintenance;
+#[path = "services/permissions.rs"]
+mod permissions;
+#[path = "services/recipes.rs"]
+mod recipes;
+#[path = "services/users.rs"]
+mod users;
