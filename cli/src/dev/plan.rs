@@ -12,7 +12,8 @@ use std::{
 use satrap_certify::{BundleName, ChainId, Class, ClassKind, Label, Policy};
 
 use crate::realm::{
-    Description, EdgePlan, Lifetimes, MemberPlan, RealmFiles, RealmPlan, RegionPlan, ValidatorPlan,
+    Description, EdgePlan, EtcdPlan, Lifetimes, MemberPlan, RealmFiles, RealmPlan, RegionPlan,
+    ValidatorPlan,
 };
 
 /// The bundle that every edge of the realm runs.
@@ -50,7 +51,7 @@ fn free_ports(count: usize) -> io::Result<impl Iterator<Item = SocketAddr>> {
 /// If there are no free ports.
 pub fn new_realm(state_dir: &Path, evil: bool) -> io::Result<RealmPlan> {
     let members = REGIONS.len() * ZONES.len();
-    let mut ports = free_ports(VALIDATORS.len() + 3 * members)?;
+    let mut ports = free_ports(VALIDATORS.len() + 4 * members)?;
     let mut port = move || ports.next().expect("as many ports were taken as are used");
     let url = |address: SocketAddr| format!("https://{address}");
     let validator = |(name, jurisdiction): &(&str, &str), listen| ValidatorPlan {
@@ -62,7 +63,7 @@ pub fn new_realm(state_dir: &Path, evil: bool) -> io::Result<RealmPlan> {
     };
     let validators = VALIDATORS.iter().map(|v| validator(v, port())).collect();
     let mut member = |region: &str, zone: &str| {
-        let (client_listen, peer_listen, liar) = (port(), port(), port());
+        let (client_listen, peer_listen, liar, etcd) = (port(), port(), port(), port());
         let reached = if evil && region == EVIL_REGION { liar } else { client_listen };
         MemberPlan {
             name: label(zone),
@@ -70,6 +71,7 @@ pub fn new_realm(state_dir: &Path, evil: bool) -> io::Result<RealmPlan> {
             client_url: url(reached),
             peer_listen,
             peer_url: url(peer_listen),
+            etcd: Some(EtcdPlan { listen: etcd, url: url(etcd) }),
         }
     };
     let regions: Vec<_> = REGIONS

@@ -7,7 +7,7 @@ use satrap_sim::Lie;
 use super::{DevError, evil::Told, witness::edge_status};
 use crate::realm::Description;
 
-/// Addresses, and three things to try.
+/// Addresses, and four things to try.
 #[must_use]
 pub fn welcome(description: &Description, state_dir: &Path) -> String {
     let mut text = String::from("\nThe realm is up.\n");
@@ -28,9 +28,10 @@ pub fn welcome(description: &Description, state_dir: &Path) -> String {
     let pid = description.validators.first().and_then(|v| v.pid).unwrap_or_default();
     let dir = state_dir.display();
     text += &format!(
-        "\nThree things to try in another terminal:\n\
+        "\nFour things to try in another terminal:\n\
          \x20 satrap status --realm {dir}\n\
          \x20 kill -9 {pid}          # a validator: the others go on, it comes back\n\
+         \x20 eval \"$(satrap etcd env --realm {dir})\" && etcdctl put hello world\n\
          \x20 openssl storeutl -noout -certs {}/{}\n\
          \nCtrl-c stops everything; started again, it resumes.",
         edge.display(),

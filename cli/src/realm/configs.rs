@@ -62,7 +62,24 @@ struct RegionToml<'a> {
     tls: Tls,
     members: Vec<MemberEntry<'a>>,
     validators: Vec<ValidatorEntry<'a>>,
+    etcd: Option<EtcdEntry<'a>>,
 }
+
+#[derive(Serialize)]
+struct EtcdEntry<'a> {
+    listen: String,
+    urls: [&'a str; 1],
+    tls: EtcdTls,
+}
+
+#[derive(Serialize)]
+struct EtcdTls {
+    cert: &'static str,
+    key: &'static str,
+    client_ca: &'static str,
+}
+
+const ETCD_TLS: EtcdTls = EtcdTls { cert: "etcd.crt", key: "etcd.key", client_ca: "etcd-ca.crt" };
 
 #[derive(Serialize)]
 struct MemberEntry<'a> {
@@ -103,6 +120,11 @@ pub fn member(plan: &RealmPlan, region: &RegionPlan, m: &MemberPlan) -> String {
             validators: validators
                 .map(|v| ValidatorEntry { name: v.name.as_str(), url: &v.url })
                 .collect(),
+            etcd: m.etcd.as_ref().map(|etcd| EtcdEntry {
+                listen: etcd.listen.to_string(),
+                urls: [&etcd.url],
+                tls: ETCD_TLS,
+            }),
         },
     )
 }

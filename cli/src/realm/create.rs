@@ -27,15 +27,15 @@ use satrap_certify::{
 };
 use satrap_host::{
     clock, files,
-    pki::{Authority, PkiError, Role, Scope, SpiffeId},
+    pki::{Authority, PkiError, Role, Scope, SpiffeId, WebAuthority},
     rng,
 };
 use zeroize::Zeroizing;
 
 use super::{
     configs,
-    layout::{ProcessFiles, RealmFiles},
-    plan::{PlanError, RealmPlan},
+    layout::{OperatorFiles, ProcessFiles, RealmFiles},
+    plan::{MemberPlan, PlanError, RealmPlan, RegionPlan},
 };
 
 /// For the directory of the realm and those that hold keys.
@@ -145,10 +145,13 @@ fn fill(plan: &RealmPlan, dir: &Path) -> Result<(), CreateError> {
         write(&at.config, configs::validator(v).as_bytes())?;
     }
     let members = plan.regions.iter().flat_map(|r| r.members.iter().map(move |m| (r, m)));
+    let etcd = EtcdIssuer::create(plan, issuer.now_ns)?;
+    etcd.store(&dir.join("ca"))?;
     for ((region, m), at) in members.zip(&files.members) {
         let role = Role::Member { region: region.name.to_string(), name: m.name.to_string() };
         issuer.process(at, role, &issuer.everyone())?;
         write(&at.config, configs::member(plan, region, m).as_bytes())?;
+        etcd.server(region, m, &at.dir)?;
     }
     for (e, at) in plan.edges.iter().zip(&files.edges) {
         let role = Role::Edge { region: e.region.to_string(), name: e.name.to_string() };
@@ -162,8 +165,61 @@ fn fill(plan: &RealmPlan, dir: &Path) -> Result<(), CreateError> {
         let dir = files::parent(&operator.cert);
         issuer.credentials(dir, role, &issuer.everyone())?;
         secret(&operator.operator_key, &seed_text(key))?;
+        etcd.clients(operator)?;
     }
     Ok(())
+}
+
+/// The CAs of etcd's listeners and clients, one for each region that has them.
+struct EtcdIssuer<'a> {
+    plan: &'a RealmPlan,
+    now_ns: u64,
+    regions: Vec<(&'a Label, WebAuthority)>,
+}
+
+impl<'a> EtcdIssuer<'a> {
+    fn create(plan: &'a RealmPlan, now_ns: u64) -> Result<Self, PkiError> {
+        let serving = plan.regions.iter().filter(|region| region.serves_etcd());
+        let regions = serving.map(|region| {
+            let name = format!("etcd of {} in {}", region.name, plan.chain_id);
+            Ok((&region.name, WebAuthority::create(&name, now_ns, plan.lifetimes.authority)?))
+        });
+        Ok(Self { plan, now_ns, regions: regions.collect::<Result<_, PkiError>>()? })
+    }
+
+    fn store(&self, dir: &Path) -> Result<(), CreateError> {
+        self.regions.iter().try_for_each(|(region, ca)| {
+            let at = |ending| dir.join(format!("etcd-{region}.{ending}"));
+            write(&at("crt"), ca.certificate_pem().as_bytes())?;
+            secret(&at("key"), &ca.key_pem())
+        })
+    }
+
+    fn server(&self, region: &RegionPlan, m: &MemberPlan, dir: &Path) -> Result<(), CreateError> {
+        let ca = self.regions.iter().find(|(name, _)| **name == region.name);
+        let (Some(etcd), Some((_, ca))) = (&m.etcd, ca) else { return Ok(()) };
+        let mut hosts = vec![etcd.host().to_owned()];
+        if etcd.listen.ip().is_loopback() {
+            hosts.push("localhost".to_owned());
+        }
+        let leaf = ca.server(&hosts, self.now_ns, self.plan.lifetimes.leaf)?;
+        write(&dir.join("etcd.crt"), leaf.certificate_pem.as_bytes())?;
+        secret(&dir.join("etcd.key"), &leaf.key_pem)?;
+        write(&dir.join("etcd-ca.crt"), ca.certificate_pem().as_bytes())
+    }
+
+    /// The user is called like the operator.
+    fn clients(&self, operator: &OperatorFiles) -> Result<(), CreateError> {
+        self.regions.iter().try_for_each(|(region, ca)| {
+            let files = operator.etcd(region);
+            let user = operator.principal.as_str();
+            let leaf = ca.client(user, self.now_ns, self.plan.lifetimes.leaf)?;
+            directory(files::parent(&files.cert), MODE_PRIVATE)?;
+            write(&files.cert, leaf.certificate_pem.as_bytes())?;
+            secret(&files.key, &leaf.key_pem)?;
+            write(&files.ca, ca.certificate_pem().as_bytes())
+        })
+    }
 }
 
 /// The keys that sign votes and changes.

@@ -46,6 +46,9 @@ pub struct Region {
     pub name: String,
     /// Its ring.
     pub members: Vec<Member>,
+    /// Credentials for clients of etcd, if the region serves them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd: Option<Client>,
 }
 
 /// One member of a ring.
@@ -57,6 +60,9 @@ pub struct Member {
     pub client_url: String,
     /// Where the other members connect.
     pub peer_url: String,
+    /// Where clients of etcd connect, if they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etcd_url: Option<String>,
     /// Process id, if it was started here.
     pub pid: Option<u32>,
 }
@@ -102,11 +108,10 @@ impl Description {
         let mut found: Self = serde_json::from_slice(&bytes)
             .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
         let edges = found.edges.iter_mut().map(|e| &mut e.active_dir);
-        let client = &mut found.client;
-        for path in [&mut found.genesis, &mut client.ca, &mut client.cert, &mut client.key]
-            .into_iter()
-            .chain(edges)
-        {
+        let clients = found.regions.iter_mut().filter_map(|region| region.etcd.as_mut());
+        let clients = clients.chain([&mut found.client]);
+        let credentials = clients.flat_map(|c| [&mut c.ca, &mut c.cert, &mut c.key]);
+        for path in [&mut found.genesis].into_iter().chain(credentials).chain(edges) {
             *path = dir.join(&*path);
         }
         Ok(found)

@@ -5,9 +5,10 @@
 //!   realm.toml                    the plan this was made from
 //!   ca/<scope>.{crt,key}          keep the keys offline: they make identities
 //!   validators/<v>/               validator.toml tls.{crt,key} trust.pem signing.key data/
-//!   regions/<r>/<m>/              region.toml tls.{crt,key} trust.pem data/
+//!   regions/<r>/<m>/              region.toml tls.{crt,key} trust.pem etcd.{crt,key} etcd-ca.crt data/
 //!   edges/<r>/<e>/                edge.toml tls.{crt,key} trust.pem data/ active/
 //!   operators/<o>/                operator.key tls.{crt,key} trust.pem
+//!   operators/<o>/etcd/<r>/       client.{crt,key} ca.crt, for clients of etcd
 //! ```
 //!
 //! Configurations name files relative to themselves, so a process moves to its machine by copying
@@ -116,8 +117,10 @@ impl RealmFiles {
     /// If `plan` is not the checked plan these files were made from.
     #[must_use]
     pub fn description(&self, plan: &RealmPlan) -> Description {
+        let client = self.operators.first().expect("check() refuses plans without operators");
         let region = |r: &super::plan::RegionPlan| Region {
             name: r.name.to_string(),
+            etcd: r.serves_etcd().then(|| client.etcd(&r.name)),
             members: r
                 .members
                 .iter()
@@ -125,11 +128,11 @@ impl RealmFiles {
                     name: m.name.to_string(),
                     client_url: m.client_url.clone(),
                     peer_url: m.peer_url.clone(),
+                    etcd_url: m.etcd.as_ref().map(|etcd| etcd.url.clone()),
                     pid: None,
                 })
                 .collect(),
         };
-        let client = self.operators.first().expect("check() refuses plans without operators");
         Description {
             chain_id: plan.chain_id.to_string(),
             genesis: self.genesis.clone(),
@@ -160,6 +163,14 @@ impl RealmFiles {
 }
 
 impl OperatorFiles {
+    /// For the clients of etcd of one region.
+    #[must_use]
+    pub fn etcd(&self, region: &Label) -> Client {
+        let dir = self.cert.with_file_name("etcd").join(region.as_str());
+        let at = |name| dir.join(name);
+        Client { ca: at("ca.crt"), cert: at("client.crt"), key: at("client.key") }
+    }
+
     fn of(dir: &Path, principal: &Label) -> Self {
         let dir = dir.join("operators").join(principal.as_str());
         Self {

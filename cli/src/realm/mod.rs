@@ -14,4 +14,6 @@ pub mod text;
 pub use create::{CreateError, create, create_described};
 pub use description::Description;
 pub use layout::RealmFiles;
-pub use plan::{EdgePlan, Lifetimes, MemberPlan, PlanError, RealmPlan, RegionPlan, ValidatorPlan};
+pub use plan::{
+    EdgePlan, EtcdPlan, Lifetimes, MemberPlan, PlanError, RealmPlan, RegionPlan, ValidatorPlan,
+};

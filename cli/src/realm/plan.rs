@@ -75,6 +75,14 @@ pub struct RegionPlan {
     pub members: Vec<MemberPlan>,
 }
 
+impl RegionPlan {
+    /// Whether clients of etcd reach it.
+    #[must_use]
+    pub fn serves_etcd(&self) -> bool {
+        self.members.iter().any(|member| member.etcd.is_some())
+    }
+}
+
 /// One member of a regional ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberPlan {
@@ -88,6 +96,26 @@ pub struct MemberPlan {
     pub peer_listen: SocketAddr,
     /// Where the other members reach it.
     pub peer_url: String,
+    /// Where clients of etcd reach it, if they shall.
+    pub etcd: Option<EtcdPlan>,
+}
+
+/// The listener for clients of etcd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdPlan {
+    /// The address it binds.
+    pub listen: SocketAddr,
+    /// Where clients reach it.
+    pub url: String,
+}
+
+impl EtcdPlan {
+    /// The host in the URL.
+    pub(super) fn host(&self) -> &str {
+        let authority = self.url.strip_prefix("https://").unwrap_or(&self.url);
+        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+        host.trim_start_matches('[').trim_end_matches(']')
+    }
 }
 
 /// One edge.
@@ -147,10 +175,13 @@ impl RealmPlan {
         let urls = self.validators.iter().map(|v| &v.url);
         let urls: Vec<_> =
             urls.chain(members().flat_map(|m| [&m.client_url, &m.peer_url])).collect();
+        let etcds = || members().filter_map(|m| m.etcd.as_ref());
+        let urls: Vec<_> = urls.into_iter().chain(etcds().map(|etcd| &etcd.url)).collect();
         urls.iter().try_for_each(|url| check_url(url))?;
         unique("url", urls)?;
         let listens = self.validators.iter().map(|v| v.listen);
         let listens = listens.chain(members().flat_map(|m| [m.client_listen, m.peer_listen]));
+        let listens = listens.chain(etcds().map(|etcd| etcd.listen));
         // The same wildcard address on different machines is what a real deployment looks like.
         unique("listen", listens.filter(|a| a.ip().is_loopback()).collect::<Vec<_>>().iter())?;
         self.edges.iter().try_for_each(|edge| self.check_edge(edge))?;

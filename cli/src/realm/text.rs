@@ -6,7 +6,8 @@ use satrap_certify::{BundleName, ChainId, Class, ClassKind, Label, Policy};
 use serde::{Deserialize, Serialize};
 
 use super::plan::{
-    EdgePlan, Lifetimes, MemberPlan, PlanError, RealmPlan, RegionPlan, ValidatorPlan, value,
+    EdgePlan, EtcdPlan, Lifetimes, MemberPlan, PlanError, RealmPlan, RegionPlan, ValidatorPlan,
+    value,
 };
 
 const DAY_S: u64 = 86_400;
@@ -116,6 +117,8 @@ struct RawMember {
     client_url: String,
     peer_listen: std::net::SocketAddr,
     peer_url: String,
+    etcd_listen: Option<std::net::SocketAddr>,
+    etcd_url: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -260,6 +263,14 @@ impl RawRegion {
                 client_url: m.client_url,
                 peer_listen: m.peer_listen,
                 peer_url: m.peer_url,
+                etcd: match (m.etcd_listen, m.etcd_url) {
+                    (Some(listen), Some(url)) => Some(EtcdPlan { listen, url }),
+                    (None, None) => None,
+                    _ => {
+                        let why = "expected `etcd_listen` and `etcd_url` together, or neither";
+                        return Err(value("regions.members", why));
+                    }
+                },
             })
         });
         let members = members.collect::<Result<_, PlanError>>()?;
@@ -273,6 +284,8 @@ impl RawRegion {
             client_url: m.client_url.clone(),
             peer_listen: m.peer_listen,
             peer_url: m.peer_url.clone(),
+            etcd_listen: m.etcd.as_ref().map(|etcd| etcd.listen),
+            etcd_url: m.etcd.as_ref().map(|etcd| etcd.url.clone()),
         });
         Self { name: region.name.to_string(), members: members.collect() }
     }

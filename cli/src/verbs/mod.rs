@@ -4,6 +4,7 @@ pub mod approve;
 pub mod blocks;
 pub mod completions;
 pub mod daemon;
+pub mod etcd;
 pub mod get;
 pub mod govern;
 pub mod init;
@@ -55,6 +56,9 @@ pub enum Verb {
     /// Change operators, region keys or validators
     #[command(subcommand)]
     Govern(govern::Verb),
+    /// Point a client of etcd at a region
+    #[command(subcommand)]
+    Etcd(etcd::Verb),
     /// Run a whole realm on this machine and watch a real config travel through it
     Dev(dev::Args),
     /// Run a validator
@@ -87,6 +91,7 @@ impl Verb {
             Self::Status(args) => status::run(&args, output),
             Self::Blocks(args) => blocks::run(&args, output),
             Self::Govern(verb) => govern::run(&verb, output),
+            Self::Etcd(verb) => etcd::run(&verb, output),
             Self::Dev(args) => run_dev(args, output),
             Self::Validator(daemon::Validator::Run(args)) => daemon::validator(&args),
             Self::Region(daemon::Region::Run(args)) => daemon::region(&args),

@@ -78,7 +78,7 @@ pub fn plan(validators: usize, regions: &[&str], edges_per_region: usize) -> Rea
             .map(|zone| {
                 let ((client_listen, client_url), (peer_listen, peer_url)) = (address(), address());
                 let name = label(zone);
-                MemberPlan { name, client_listen, client_url, peer_listen, peer_url }
+                MemberPlan { name, client_listen, client_url, peer_listen, peer_url, etcd: None }
             })
             .to_vec(),
     };

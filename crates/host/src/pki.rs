@@ -30,10 +30,12 @@
 mod authority;
 mod id;
 mod trust;
+mod web;
 
 pub use authority::{Authority, Leaf};
 pub use id::{Role, Scope, SpiffeId};
 pub use trust::{PeerIdentity, TrustAnchors};
+pub use web::WebAuthority;
 
 pub(crate) use trust::{ED25519, Validity, read_leaf};
 

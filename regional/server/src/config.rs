@@ -19,6 +19,7 @@ use satrap_host::{
 use serde::Deserialize;
 
 use crate::{
+    etcd::{ClientCertificate, EtcdConfig, EtcdTls},
     limits::{MEMBERS_MAX, VALIDATORS_MAX},
     raft::{Compaction, RingSetup, Timing},
 };
@@ -51,12 +52,16 @@ pub struct Config {
     pub credentials: CredentialFiles,
     /// All members with their client addresses, this one included.
     pub members: Vec<Endpoint>,
-    /// All members' peer addresses, as this member dials them.
+    /// All members' peer addresses.
     pub peer_urls: BTreeMap<Label, String>,
+    /// Those that this member dials elsewhere.
+    pub peer_url_overrides: BTreeMap<Label, String>,
     /// Validators to follow and to forward to, in the order to try them.
     pub validators: Vec<Endpoint>,
     /// Regions besides this one whose edges may fall back to this member.
     pub other_regions: Vec<Label>,
+    /// Where clients of etcd reach this member; if nowhere, its keyspace serves only the others'.
+    pub etcd: Option<EtcdConfig>,
     /// Raft's clocks.
     pub timing: Timing,
     /// When the Raft log is compacted.
@@ -79,8 +84,29 @@ struct RawConfig {
     other_regions: Vec<String>,
     #[serde(default)]
     peer_url_overrides: BTreeMap<String, String>,
+    etcd: Option<RawEtcd>,
     #[serde(default)]
     raft: RawRaft,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawEtcd {
+    listen: SocketAddr,
+    urls: Vec<String>,
+    /// Without it connections are not protected, and the address must be a loopback one.
+    tls: Option<RawEtcdTls>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawEtcdTls {
+    cert: PathBuf,
+    key: PathBuf,
+    client_ca: PathBuf,
+    /// Also lets clients in that have no certificate; they log in with a password.
+    #[serde(default)]
+    client_cert_optional: bool,
 }
 
 #[derive(Deserialize)]
@@ -129,6 +155,8 @@ impl Config {
             region: self.region.clone(),
             name: self.name.clone(),
             members: self.peer_urls.clone(),
+            peer_url_overrides: self.peer_url_overrides.clone(),
+            client_urls: self.etcd.as_ref().map_or_else(Vec::new, |etcd| etcd.urls.clone()),
             data_dir: self.data_dir.clone(),
             timing: self.timing,
             compaction: self.compaction,
@@ -154,10 +182,10 @@ impl RawConfig {
         if !peer_urls.contains_key(&name) {
             return Err(refuse("members", format!("this member, `{name}`, is not listed")));
         }
+        let mut peer_url_overrides = BTreeMap::new();
         for (name, url) in self.peer_url_overrides {
-            let known = peer_urls.get_mut(&label("peer_url_overrides", &name)?);
-            let unknown = || refuse("peer_url_overrides", format!("`{name}` is not a member"));
-            *known.ok_or_else(unknown)? = check_url("peer_url_overrides", url)?;
+            let name = label("peer_url_overrides", &name)?;
+            peer_url_overrides.insert(name, check_url("peer_url_overrides", url)?);
         }
         let regions = self.other_regions.iter().map(|text| label("other_regions", text));
         Ok(Config {
@@ -170,11 +198,38 @@ impl RawConfig {
             credentials: self.tls.under(base),
             members,
             peer_urls,
+            peer_url_overrides,
             validators: check_validators(self.validators)?,
             other_regions: regions.collect::<Result<_, _>>()?,
+            etcd: self.etcd.map(|etcd| etcd.check(base)).transpose()?,
             timing: self.raft.check()?,
             compaction: Compaction::default(),
         })
+    }
+}
+
+impl RawEtcd {
+    fn check(self, base: &Path) -> Result<EtcdConfig, ConfigError> {
+        let scheme = if self.tls.is_some() { "https://" } else { "http://" };
+        if self.urls.is_empty() || self.urls.iter().any(|url| !url.starts_with(scheme)) {
+            let why = format!("{:?}: expected at least one `{scheme}HOST:PORT`", self.urls);
+            return Err(refuse("etcd.urls", why));
+        }
+        if self.tls.is_none() && !self.listen.ip().is_loopback() {
+            let why = format!("{} can be reached from other hosts: add `[etcd.tls]`", self.listen);
+            return Err(refuse("etcd.listen", why));
+        }
+        let client_certificate = |optional| match optional {
+            true => ClientCertificate::Optional,
+            false => ClientCertificate::Required,
+        };
+        let tls = self.tls.map(|tls| EtcdTls {
+            certificate: base.join(tls.cert),
+            key: base.join(tls.key),
+            client_ca: base.join(tls.client_ca),
+            client_certificate: client_certificate(tls.client_cert_optional),
+        });
+        Ok(EtcdConfig { listen: self.listen, urls: self.urls, tls })
     }
 }
 
@@ -265,7 +320,8 @@ mod tests {
         assert!(config.data_dir.is_absolute() && config.data_dir.ends_with("data"));
         assert!(config.credentials.key.ends_with("m1.key"));
         let m2 = Label::new("m2").unwrap();
-        assert_eq!(config.peer_urls[&m2], "https://127.0.0.1:7999", "overridden");
+        assert_eq!(config.peer_urls[&m2], "https://127.0.0.1:7004");
+        assert_eq!(config.peer_url_overrides[&m2], "https://127.0.0.1:7999");
         assert_eq!(config.members[1].url, "https://127.0.0.1:7003");
         assert_eq!(config.timing.heartbeat, Duration::from_millis(50));
         assert_eq!(config.timing.election_max, Timing::default().election_max);
@@ -279,7 +335,7 @@ mod tests {
             ("name = \"m2\"", "name = \"m1\"", "`m1` is listed twice"),
             ("region = \"eu\"", "region = \"EU\"", "`region`"),
             ("https://127.0.0.1:7005", "127.0.0.1:7005", "`validators.url`: \"127.0.0.1:7005\""),
-            ("m2 = \"https", "m3 = \"https", "`m3` is not a member"),
+            ("m2 = \"https", "m2 = \"htps", "`peer_url_overrides`"),
             ("heartbeat_ms = 50", "heartbeat_ms = 100", "three heartbeats"),
             ("heartbeat_ms = 50", "election_ms_max = 250", "expected a range"),
             ("heartbeat_ms = 50", "heartbeat = 50", "unknown field"),

@@ -17,6 +17,7 @@
 
 pub mod config;
 pub mod control;
+pub mod etcd;
 pub mod limits;
 pub mod raft;
 pub mod refusals;

@@ -31,13 +31,33 @@ pub const LOG_KEEP_BYTES: usize = 4 * 1024 * 1024;
 /// As [`LOG_KEEP_BYTES`].
 pub const LOG_KEEP_ENTRIES: u64 = 1_024;
 
+/// Clients' proposals in one entry; what waits beyond these goes into the next.
+pub const BATCH_PROPOSALS_MAX: usize = 8_192;
+/// As [`BATCH_PROPOSALS_MAX`], in bytes. One larger proposal still goes in alone.
+pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// Entries handed in whose fate is not known yet. One gives the largest entries and the least work
+/// for each; two hide half of a round trip between zones.
+pub const ENTRIES_IN_FLIGHT_MAX: usize = 2;
+/// Calls that wait in each class between the services and the ring.
+pub const CALLS_MAX: usize = 16_384;
+/// Operations on the ring as a whole that run at the same time.
+pub const ADMIN_CALLS_MAX: usize = 16;
+/// When a proposal or a read is given up; below the services' own patience.
+pub const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(6);
+
 /// Members of one ring: more of them only make every commit slower.
 pub const MEMBERS_MAX: usize = 7;
+/// A learner that lacks at most this many entries gets its vote.
+pub const LEARNER_LAG_MAX: u64 = 64;
+/// Chunks of a snapshot that wait for a client to read them.
+pub const SNAPSHOT_CHUNKS_MAX: usize = 8;
 /// Upstream validators in the configuration.
 pub const VALIDATORS_MAX: usize = satrap_certify::limits::VALIDATORS_MAX;
 
-/// Page cache of the database: everything hot is in memory anyway.
-pub const STORE_CACHE_BYTES: usize = 4 * 1024 * 1024;
+/// Versions that one checkpoint drops from memory; bounds how long it holds the lock.
+pub const MEMORY_RECLAIM_VERSIONS: usize = 2_000;
+/// History that one checkpoint reads again to drop what was compacted.
+pub const DISK_RECLAIM_BYTES: usize = 4 * 1024 * 1024;
 
 /// One message from a follower: a position that names every bundle there can be, or a report.
 pub const FOLLOW_REQUEST_BYTES_MAX: usize = 1024 * 1024;

@@ -3,60 +3,84 @@
 //! Everybody else sees a [`Ring`]: propose a command, watch the region, learn who leads.
 //!
 //! ```text
-//!   propose ─▶ log store ─▶ writer thread ─▶ disk          (types, log_store, writer, disk)
-//!      │            └─▶ network ─▶ other members            (network, frames, peers)
-//!      │   ring_service ◀───────── other members
-//!      └─ committed ─▶ state machine ─▶ views               (state_machine)
-//!                           └─▶ snapshot, purge             (compaction)
+//!   services ─▶ dispatch ─▶ proposals ─▶ log_store ─▶ writer ─▶ WAL
+//!                  │            └─▶ network ─▶ the leader, the followers   (frames, peers)
+//!                  └─▶ reads ─▶ a quorum         ring_service ◀── other members
+//!   committed ─▶ state_machine ─▶ waiters, views, watches
+//!                     └─▶ checkpoint ─▶ disk ─▶ snapshots, purge           (compaction)
 //! ```
 //!
 //! # Timing
 //!
 //! A follower waits out the leader's lease (the longest election timeout) and then its own timeout,
 //! so with 250 to 500 ms a dead leader costs about one second. Pre-vote keeps a member that was cut
-//! off from deposing a healthy leader when it returns. No read relies on the lease.
+//! off from deposing a healthy leader when it returns. A read relies on the lease only if its client
+//! asked for that.
 
+pub mod checkpoint;
+pub mod clock;
 pub mod compaction;
 pub mod disk;
+pub mod dispatch;
 pub mod frames;
 pub mod log_store;
+pub mod members;
 pub mod network;
 pub mod peers;
+pub mod proposals;
+pub mod reads;
 pub mod ring_service;
 pub mod serve;
 pub mod state_machine;
 pub mod types;
+pub mod waiters;
 pub mod writer;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    time::Duration,
+};
 
-use bytes::Bytes;
 use openraft::{
     ConfigError, Raft, SnapshotPolicy,
     async_runtime::WatchReceiver as _,
     errors::{ClientWriteError, Fatal, RaftError},
 };
 use satrap_certify::{Digest, Genesis, Label};
-use satrap_host::{TaskGroup, mtls::Credentials};
+use satrap_host::{TaskGroup, clock as host_clock, mtls::Credentials, rng};
 use satrap_merkle::codec::{Canonical as _, Writer as CanonicalWriter};
-use satrap_regional_core::{Command, Region};
+use satrap_regional_api::backend::{AppliedMark, MemberIdentity};
+use satrap_regional_core::{Command, Keyspace, Region, Request};
+use satrap_regional_storage::{Config, InstanceId, Owner, files::DirFiles};
 use tokio::sync::watch;
 
+use self::{
+    checkpoint::{Checkpoints, Shared},
+    clock::RingClock,
+    disk::{Disk, DiskError},
+    frames::Sender,
+    log_store::LogStore,
+    members::cluster_id,
+    network::Network,
+    peers::{Dialer, PeerError, Peers},
+    state_machine::StateMachine,
+    types::{Payload, Types},
+    waiters::{Origin, Waiters},
+    writer::Writer,
+};
 pub use self::{
     compaction::Compaction,
     types::{MemberName, Reply},
 };
-use self::{
-    disk::{Disk, DiskError, Owner},
-    frames::Sender,
-    log_store::LogStore,
-    network::Network,
-    peers::{PeerError, Peers},
-    state_machine::{SnapshotStore, StateMachine},
-    types::{Payload, Types},
-    writer::Writer,
-};
 use crate::limits::{COMMAND_BYTES_MAX, LOG_ENTRIES_MAX};
+
+/// How late the leader notices that something is due.
+pub const EXPIRY_INTERVAL: Duration = Duration::from_millis(100);
+/// Requests for checkpoints that wait for the one under way.
+const CHECKPOINT_REQUESTS_MAX: usize = 4;
 
 /// How long a leader waits for a snapshot to be installed.
 const INSTALL_SNAPSHOT_TIMEOUT_MS: u64 = 60_000;
@@ -91,8 +115,13 @@ pub struct RingSetup {
     pub region: Label,
     /// This member.
     pub name: Label,
-    /// All members, this one included, and where each listens for its peers.
+    /// Who founds the ring or is there to be joined, this member included, and where each listens for
+    /// its peers.
     pub members: BTreeMap<Label, String>,
+    /// Addresses that only this member uses to reach the others.
+    pub peer_url_overrides: BTreeMap<Label, String>,
+    /// Where clients reach this member.
+    pub client_urls: Vec<String>,
     /// Where the database goes.
     pub data_dir: PathBuf,
     /// Raft's clocks.
@@ -117,7 +146,7 @@ pub enum RingError {
     #[error("raft: {0}")]
     Raft(#[from] Fatal<Types>),
     /// The operating system refused a thread.
-    #[error("cannot start the log writer: {0}")]
+    #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
     /// The peer listener failed.
     #[error("peer listener: {0}")]
@@ -143,7 +172,21 @@ pub enum ProposeError {
 pub struct Ring {
     raft: Raft<Types, StateMachine>,
     name: MemberName,
+    /// Digest of genesis and region.
+    ring: Digest,
+    region_name: String,
+    timing: Timing,
+    /// Who is configured; counts until there is a membership.
+    configured: Arc<BTreeMap<MemberName, String>>,
     views: watch::Receiver<Arc<Region>>,
+    applied: watch::Receiver<AppliedMark>,
+    shared: Shared,
+    checkpoints: Checkpoints,
+    clock: Arc<Mutex<RingClock>>,
+    waiters: Waiters,
+    network: Network,
+    /// When the last proof began that this member's state was the newest.
+    fresh_at: Arc<Mutex<Option<Duration>>>,
 }
 
 /// What must be driven for a [`Ring`] to live; see [`serve`].
@@ -151,6 +194,7 @@ pub struct RingParts {
     ring: Ring,
     log: LogStore,
     peers: Peers,
+    files: Arc<dyn satrap_regional_storage::files::Files>,
     setup: RingSetup,
 }
 
@@ -200,6 +244,11 @@ fn raft_config(setup: &RingSetup) -> Result<Arc<openraft::Config>, ConfigError> 
     config.validate().map(Arc::new)
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Critical sections only move values, so what is locked is whole even after a panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Ring {
     /// Opens the data of this member and starts its Raft on the present runtime. It takes part once
     /// [`serve::run`] drives the parts.
@@ -214,26 +263,68 @@ impl Ring {
     ) -> Result<RingParts, RingError> {
         let name = MemberName::from(&setup.name);
         let config = raft_config(&setup)?;
-        let owner = Owner { ring: ring_id(&setup), member: name.clone() };
-        let (disk, mut loaded) = Disk::open(&setup.data_dir.join("ring.redb"), &owner)?;
-        let disk = Arc::new(disk);
-        let last = loaded.entries.last().map(|(entry, _)| entry.log_id).or(loaded.purged);
-        let (writer, handle) = Writer::new(disk.clone(), loaded.committed, last.map(|id| id.index));
+        let ring = ring_id(&setup);
+        let owner = Owner { ring, member: name.to_string() };
+        let files = Arc::new(DirFiles::open(&setup.data_dir).map_err(DiskError::Directory)?);
+        let mut fresh = InstanceId::default();
+        rng::fill(&mut fresh);
+        let disk = Disk::open(files.clone(), Config::default(), &owner, fresh, &setup.genesis)?;
+        let Disk { wal, state, log: mut loaded, restored, .. } = disk;
+        let (writer, handle) = Writer::new(wal, loaded.committed);
         group.spawn_thread("log-writer", move || writer.run())?;
 
-        let own = Sender { ring: owner.ring, instance: loaded.instance };
+        let own = Sender { ring, instance: loaded.instance };
         let urls = setup.members.iter().map(|(name, url)| (MemberName::from(name), url.clone()));
-        let urls = urls.filter(|(member, _)| *member != name).collect();
-        let scope = (setup.genesis.realm().chain_id(), setup.region.as_str());
-        let met = (std::mem::take(&mut loaded.peers), handle.clone());
-        let peers = Peers::new(own, scope, &urls, credentials, met)?;
+        let configured: BTreeMap<_, _> = urls.collect();
+        let dialer = Dialer::new(&setup, credentials);
+        let peers = Peers::new(own, dialer, std::mem::take(&mut loaded.peers), handle.clone());
+        for (peer, url) in configured.iter().filter(|(peer, _)| **peer != name) {
+            peers.reach(peer, url)?;
+        }
 
-        let log = LogStore::new(loaded, handle.clone());
-        let snapshots = SnapshotStore::new(disk, handle);
-        let (machine, views) = StateMachine::new(setup.genesis.clone(), snapshots);
+        let clock = Arc::new(Mutex::new(RingClock::default()));
+        if restored.keyspace.now().0 > 0 {
+            lock(&clock).applied(restored.keyspace.now().0, host_clock::monotonic());
+        }
+        let shared = Shared::new(restored);
+        let checkpoints = Checkpoints::new(shared.clone(), state);
+        let (requests, checkpoint_requests) = mpsc::sync_channel(CHECKPOINT_REQUESTS_MAX);
+        let thread = checkpoints.clone();
+        group.spawn_thread("checkpoints", move || thread.run(&checkpoint_requests))?;
+
+        let mut run = [0; 8];
+        rng::fill(&mut run);
+        let waiters = Waiters::new(u64::from_be_bytes(run).max(1));
+        let log = LogStore::new(loaded, handle);
+        let machine = StateMachine::new(
+            shared.clone(),
+            checkpoints.clone(),
+            requests,
+            clock.clone(),
+            waiters.clone(),
+        );
+        let (machine, views, applied) = machine;
         let network = Network(peers.clone());
-        let raft = Raft::new(name.clone(), config, network, log.clone(), machine).await?;
-        Ok(RingParts { ring: Self { raft, name, views }, log, peers, setup })
+        let raft = Raft::new(name.clone(), config, network.clone(), log.clone(), machine).await?;
+        let (region_name, timing) = (setup.region.to_string(), setup.timing);
+        let configured = Arc::new(configured);
+        let ring = Self {
+            raft,
+            name,
+            ring,
+            region_name,
+            timing,
+            configured,
+            views,
+            applied,
+            shared,
+            checkpoints,
+            clock,
+            waiters,
+            network,
+            fresh_at: Arc::default(),
+        };
+        Ok(RingParts { ring, log, peers, files, setup })
     }
 
     /// The region as this member has applied it, again after every change.
@@ -246,6 +337,56 @@ impl Ring {
     #[must_use]
     pub fn region(&self) -> Arc<Region> {
         self.views.borrow().clone()
+    }
+
+    /// Looks at the keyspace as this member has applied it.
+    pub fn read<R>(&self, f: impl FnOnce(&Keyspace) -> R) -> R {
+        self.shared.read(f)
+    }
+
+    /// Who this member is to clients; waits until the ring has taken it in.
+    pub async fn identity(&self) -> MemberIdentity {
+        let mut metrics = self.raft.server_metrics();
+        loop {
+            drop(metrics.borrow_and_update());
+            let own = self.nodes().into_iter().find(|(name, _)| *name == self.name);
+            if let Some((name, node)) = own {
+                let cluster_id = cluster_id(&self.ring);
+                return MemberIdentity { cluster_id, member_id: node.id, name: name.to_string() };
+            }
+            if metrics.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Whether `name` may speak in this ring: members, and before there are any the configured.
+    #[must_use]
+    pub fn knows(&self, name: &MemberName) -> bool {
+        let nodes = self.nodes();
+        if nodes.is_empty() {
+            return self.configured.contains_key(name);
+        }
+        nodes.iter().any(|(known, _)| known == name)
+    }
+
+    fn clock(&self) -> MutexGuard<'_, RingClock> {
+        lock(&self.clock)
+    }
+
+    /// What makes time pass, if something is due and this member leads.
+    #[must_use]
+    pub fn tick_if_due(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
+        if !self.leads() {
+            return None;
+        }
+        let due = self.shared.read(Keyspace::next_expiry)?;
+        let ring = self.clone();
+        (due.0 <= self.now_ms()).then_some(async move {
+            if let Err(error) = ring.ask(Request::Tick).await {
+                tracing::debug!(%error, "time did not pass");
+            }
+        })
     }
 
     /// This member.
@@ -298,7 +439,7 @@ impl Ring {
         if bytes.len() > COMMAND_BYTES_MAX {
             return Err(ProposeError::TooLong(bytes.len()));
         }
-        match self.raft.client_write(Payload(Bytes::from(bytes))).await {
+        match self.raft.client_write(Payload::new(Origin::default(), &bytes)).await {
             Ok(response) => Ok(response.data),
             Err(RaftError::APIError(
                 ClientWriteError::ForwardToLeader(to) | ClientWriteError::LogEntryDiscarded(to),

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   thread `ring`: Raft, its peers' listener      thread `main`: clients' listener, upstream
-//!   thread `log-writer`: every write to disk
+//!   thread `log-writer`: the log                  thread `etcd`: the listener of etcd's clients
+//!   thread `checkpoints`: the state behind the log
 //! ```
 //!
 //! Raft has a runtime and a listener of its own, so that a flood of edges cannot delay heartbeats
@@ -19,6 +20,7 @@ use satrap_host::{
     runtime,
 };
 use satrap_proto::v1::{control_server::ControlServer, sync_server::SyncServer};
+use satrap_regional_api::backend::Backend;
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval},
@@ -27,6 +29,7 @@ use tokio::{
 use crate::{
     config::Config,
     control::{ControlError, ControlService, Sources},
+    etcd::{self, EtcdError},
     limits::{
         FOLLOW_REQUEST_BYTES_MAX, STATUS_BYTES_MAX, SUBMIT_BYTES_MAX, SUBMIT_TIMEOUT,
         UPDATE_MESSAGE_BYTES_MAX,
@@ -68,6 +71,9 @@ pub enum RunError {
     /// The ring.
     #[error(transparent)]
     Ring(#[from] RingError),
+    /// The listener for clients of etcd.
+    #[error(transparent)]
+    Etcd(#[from] EtcdError),
     /// An address or name in the configuration.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -104,6 +110,8 @@ pub struct Member {
     pub client_address: SocketAddr,
     /// Where peers reach it.
     pub peer_address: SocketAddr,
+    /// Where clients of etcd reach it, if anywhere.
+    pub etcd_address: Option<SocketAddr>,
 }
 
 /// Runs a member until SIGINT or SIGTERM.
@@ -147,7 +155,12 @@ pub async fn start(
     fs::create_dir_all(&config.data_dir).map_err(system(config.data_dir.display()))?;
     let credentials = Credentials::load(config.credentials.clone())?;
     check_identity(&config, &credentials)?;
-    let (ring, peer_address) = start_ring(&config, &credentials, group, placement).await?;
+    let (ring, peer_address, services) =
+        start_ring(&config, &credentials, group, placement).await?;
+    let etcd_address = match &config.etcd {
+        Some(etcd) => Some(etcd::start(etcd, services, group).await?),
+        None => None,
+    };
     let clients = client_rule(&config);
     let limits =
         Limits { request_timeout: SUBMIT_TIMEOUT + Duration::from_secs(5), ..Limits::EDGES };
@@ -182,7 +195,7 @@ pub async fn start(
     group.spawn("clients", server.serve_with_incoming_shutdown(listener, shutdown.requested()));
     group.spawn("upstream", upstream.run(shutdown.clone()));
     group.spawn("credentials", reload(credentials, shutdown));
-    Ok(Member { ring, client_address, peer_address })
+    Ok(Member { ring, client_address, peer_address, etcd_address })
 }
 
 fn check_identity(config: &Config, credentials: &Credentials) -> Result<(), RunError> {
@@ -203,12 +216,15 @@ fn client_rule(config: &Config) -> PeerRule {
     PeerRule::AnyOf(edges.chain([PeerRule::AnyMember, PeerRule::Operator]).collect())
 }
 
+/// A ring, where it listens, and its services' end once it belongs to the ring.
+type StartedRing = (Ring, SocketAddr, oneshot::Receiver<Backend>);
+
 async fn start_ring(
     config: &Config,
     credentials: &Credentials,
     group: &TaskGroup,
     placement: Placement,
-) -> Result<(Ring, SocketAddr), RunError> {
+) -> Result<StartedRing, RunError> {
     let (started, ready) = oneshot::channel();
     let body = drive_ring(config.clone(), credentials.clone(), group.clone(), started);
     match placement {
@@ -228,7 +244,7 @@ async fn drive_ring(
     config: Config,
     credentials: Credentials,
     group: TaskGroup,
-    started: oneshot::Sender<(Ring, SocketAddr)>,
+    started: oneshot::Sender<StartedRing>,
 ) -> Result<(), RunError> {
     let rule = PeerRule::Member(config.region.to_string());
     let listener =
@@ -236,11 +252,12 @@ async fn drive_ring(
     let listener = listener.map_err(system(config.peer_listen))?;
     let address = listener.local_address().map_err(system("peer listener"))?;
     let parts = Ring::open(config.ring_setup(), &credentials, &group).await?;
-    if started.send((parts.ring(), address)).is_err() {
+    let (backend, services) = oneshot::channel();
+    if started.send((parts.ring(), address, services)).is_err() {
         // Whoever was waiting gave up, and stops the group.
         tracing::warn!("the ring started after nobody waited for it");
     }
-    Ok(serve::run(parts, listener, Limits::PEERS, group.shutdown()).await?)
+    Ok(serve::run(parts, listener, Limits::PEERS, backend, group.shutdown()).await?)
 }
 
 /// Certificates live shorter than processes.

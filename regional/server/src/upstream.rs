@@ -282,7 +282,7 @@ impl Upstream {
         match self.ring.propose(&Command::Adopt { update, now }).await? {
             Reply::Adopted(height) => Ok(Adoption::Adopted(height)),
             // Overtaken by an earlier leader's proposal; apply has logged the reason.
-            Reply::Refused { .. } | Reply::Blank => Ok(Adoption::NothingNew),
+            Reply::Refused { .. } | Reply::Blank | Reply::Batch => Ok(Adoption::NothingNew),
         }
     }
 }

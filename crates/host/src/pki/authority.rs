@@ -122,17 +122,18 @@ impl From<rcgen::Error> for PkiError {
     }
 }
 
-fn validity(now_ns: u64, ttl: Duration) -> trust::Validity {
+pub(super) fn validity(now_ns: u64, ttl: Duration) -> trust::Validity {
     let now_s = i64::try_from(now_ns / NS_PER_S).expect("2^64 ns are fewer than 2^63 s");
     let ttl_s = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
     trust::Validity { not_before_s: now_s - BACKDATE_S, not_after_s: now_s.saturating_add(ttl_s) }
 }
 
+pub(super) fn date(unix_s: i64) -> Result<OffsetDateTime, PkiError> {
+    OffsetDateTime::from_unix_timestamp(unix_s)
+        .map_err(|_| PkiError::Malformed("the certificate would expire after the year 9999"))
+}
+
 fn params(uri: &str, validity: trust::Validity) -> Result<CertificateParams, PkiError> {
-    let date = |unix_s| {
-        OffsetDateTime::from_unix_timestamp(unix_s)
-            .map_err(|_| PkiError::Malformed("the certificate would expire after the year 9999"))
-    };
     let mut params = CertificateParams::default();
     params.not_before = date(validity.not_before_s)?;
     params.not_after = date(validity.not_after_s)?;

@@ -1,76 +1,57 @@
-//! What a member keeps on disk, and how it is read back.
+//! What a member finds on its disk when it starts, and how the state is written there and read back.
 //!
-//! One redb file holds the log, the vote, the newest snapshot and who this member is. The disk may
-//! tear, lose or flip what was written, and an operator may start a member on the wrong directory;
-//! both must be noticed before the member votes, because a vote given on forgotten state can elect
-//! a leader that lacks committed entries.
+//! The log (`satrap-regional-storage`'s WAL) holds votes and entries; beside it lies the state as of
+//! the last checkpoint. A member starts from the checkpoint and applies what the log has after it.
 //!
 //! # Invariants
 //!
-//! - **S1** Every record carries a checksum over its key and bytes, checked on read at start. A bad
-//!   record stops the member; it is never skipped.
-//! - **S2** The log has no hole: it starts right after what was purged, or at its first entry.
-//! - **S3** The directory belongs to one ring and one member. Its instance id is drawn when it is
-//!   created, so a member that lost its disk comes back with another one and its peers notice.
-//!
-//! # Deliberately absent
-//!
-//! No repair: a damaged member is rebuilt from its peers, not from guesses.
+//! - **S1** Nothing read is used before its digest matched; the storage checks that.
+//! - **S3** The directory belongs to one ring, one member and one instance. A member that lost its
+//!   disk comes back with another instance id, and its peers notice.
+//! - **S4** The certified replica in a checkpoint is verified again like a stranger's, whether it
+//!   comes from the own disk or from a peer.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 use bytes::Bytes;
-use redb::{Database, ReadableTable, TableDefinition, WriteTransaction};
-use satrap_certify::Digest;
-use satrap_host::{
-    rng,
-    store::{self, StoreError},
+use satrap_certify::{Genesis, Rejection};
+use satrap_merkle::codec::{DecodeError, Reader, Writer};
+use satrap_regional_core::{
+    Keyspace, Region,
+    keyspace::{Changes, Pages, RestoreError},
+    kv::{Event, KeyValue, Stamp},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use satrap_regional_storage::{
+    Checkpoint, Config, History, InstanceId, Mark, Member, Owner, Reserve, Row, State,
+    StorageError, Version, Wal, files::Files, snapshot::Received,
+};
 
-use super::types::{Entry, LogId, MemberName, SnapshotMeta, Vote, decode, encode};
-use crate::limits::STORE_CACHE_BYTES;
+use super::types::{CodecError, Entry, LogId, MemberName, Membership, Vote, decode, encode};
 
-const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
-const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
-const PEERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("peers");
-const SNAPSHOT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshot");
-
-const FORMAT: u32 = 1;
-const CRC_BYTES: usize = 4;
-
-/// Distinguishes a member from its namesake on another disk.
-pub type InstanceId = [u8; 16];
+/// The page of the certified replica; all others are the keyspace's.
+const REGION_PAGE: &str = "region";
 
 /// Why the data of this member cannot be used. Always fatal.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// From the database.
+    /// From the files.
     #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A record is not what was written (S1, S2).
-    #[error("{path}: {what}; move the file away, and let this member rejoin under a new name")]
-    Damaged {
-        /// The database.
-        path: PathBuf,
-        /// Which record and what about it.
-        what: String,
-    },
-    /// S3
-    #[error(
-        "{path} holds the data of member `{member}` of another ring or another member; check \
-         `data_dir`, `region`, `name` and `genesis`"
-    )]
-    Foreign {
-        /// The database.
-        path: PathBuf,
-        /// Whose it is.
-        member: MemberName,
-    },
+    Storage(#[from] StorageError),
+    /// The directory cannot be used.
+    #[error("data directory: {0}")]
+    Directory(#[from] io::Error),
+    /// A record is of another release.
+    #[error("{0}; run the release that wrote this data")]
+    Codec(#[from] CodecError),
+    /// The state contradicts itself.
+    #[error("the stored state is not one ({0}); replace this member (`satrap member replace`)")]
+    State(#[from] RestoreError),
+    /// S4
+    #[error("the stored replica does not verify: {0}")]
+    Replica(Rejection),
+    /// A version or a page does not decode.
+    #[error("the stored state does not decode: {0}")]
+    Decode(#[from] DecodeError),
 }
 
 impl From<DiskError> for io::Error {
@@ -79,23 +60,21 @@ impl From<DiskError> for io::Error {
     }
 }
 
-/// Whose data it is (S3).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Owner {
-    /// Digest of genesis and region.
-    pub ring: Digest,
-    /// The member.
-    pub member: MemberName,
-}
-
-/// The open database.
-#[derive(Debug)]
+/// The open directory.
 pub struct Disk {
-    database: Database,
-    path: PathBuf,
+    /// The log.
+    pub wal: Wal,
+    /// The state.
+    pub state: Arc<State>,
+    /// Notices a full disk early.
+    pub reserve: Arc<Reserve>,
+    /// What the log holds.
+    pub log: Loaded,
+    /// What the state was at the last checkpoint.
+    pub restored: Restored,
 }
 
-/// What was on disk.
+/// What the log held.
 #[derive(Debug, Default)]
 pub struct Loaded {
     /// Of this directory (S3).
@@ -112,229 +91,199 @@ pub struct Loaded {
     pub peers: BTreeMap<MemberName, InstanceId>,
 }
 
-/// One change, already encoded.
+/// Both states of a ring and how far they got.
 #[derive(Debug)]
-pub enum Record {
-    /// Sealed entries by index.
-    Append(Vec<(u64, Vec<u8>)>),
-    /// The new vote.
-    Vote(Vote),
-    /// A new lower bound of what is committed.
-    Committed(LogId),
-    /// Remove everything from this index on.
-    Truncate(u64),
-    /// Remove everything up to here.
-    Purge(LogId),
-    /// Replace the snapshot.
-    Snapshot(SnapshotMeta, Bytes),
-    /// Remember a peer.
-    Peer(MemberName, InstanceId),
+pub struct Restored {
+    /// Verified again (S4).
+    pub region: Region,
+    /// The coordination state.
+    pub keyspace: Keyspace,
+    /// The last entry in them.
+    pub applied: Option<LogId>,
+    /// The membership at that entry.
+    pub membership: Membership,
+}
+
+impl Restored {
+    /// Before any entry.
+    #[must_use]
+    pub fn genesis(genesis: &Genesis) -> Self {
+        Self {
+            region: Region::genesis(genesis),
+            keyspace: Keyspace::new(),
+            applied: None,
+            membership: Membership::default(),
+        }
+    }
 }
 
 impl Disk {
-    /// Opens or creates the data of `owner`.
+    /// Opens or creates the data of `owner` in `files`; `fresh` becomes the instance of a directory
+    /// that is created.
     ///
     /// # Errors
     ///
     /// [`DiskError`]; the member must not start.
-    pub fn open(path: &Path, owner: &Owner) -> Result<(Self, Loaded), DiskError> {
-        let database = store::open(path, STORE_CACHE_BYTES)?;
-        let disk = Self { database, path: path.to_owned() };
-        disk.create_tables()?;
-        let instance = disk.claim(owner)?;
-        let (vote, committed) = (disk.meta("vote")?, disk.meta::<LogId>("committed")?);
-        let purged: Option<LogId> = disk.meta("purged")?;
-        let entries = disk.read_log(purged.as_ref())?;
-        let peers = disk.read_peers()?;
-        Ok((disk, Loaded { instance, vote, committed, purged, entries, peers }))
-    }
-
-    fn create_tables(&self) -> Result<(), StoreError> {
-        store::write(&self.database, |txn| {
-            txn.open_table(LOG)?;
-            txn.open_table(META)?;
-            txn.open_table(PEERS)?;
-            txn.open_table(SNAPSHOT)?;
-            Ok(())
-        })
-    }
-
-    /// S3: reads whose data this is, or writes it into a new file.
-    fn claim(&self, owner: &Owner) -> Result<InstanceId, DiskError> {
-        type Identity = (u32, Digest, MemberName, InstanceId);
-        if let Some((format, ring, member, instance)) = self.meta::<Identity>("identity")? {
-            if format != FORMAT {
-                return Err(self.damaged(format!("format {format}, this release reads {FORMAT}")));
-            }
-            if (ring, &member) != (owner.ring, &owner.member) {
-                return Err(DiskError::Foreign { path: self.path.clone(), member });
-            }
-            return Ok(instance);
+    pub fn open(
+        files: Arc<dyn Files>,
+        config: Config,
+        owner: &Owner,
+        fresh: InstanceId,
+        genesis: &Genesis,
+    ) -> Result<Self, DiskError> {
+        let Member { reserve, wal, recovered, state } = Member::open(files, config, owner, fresh)?;
+        if let Some(cut) = &recovered.cut {
+            tracing::warn!(?cut, "the log ended in a write that was never acknowledged");
         }
-        let mut instance = InstanceId::default();
-        rng::fill(&mut instance);
-        let identity: Identity = (FORMAT, owner.ring, owner.member.clone(), instance);
-        store::write(&self.database, |txn| put_meta(txn, "identity", &identity))?;
-        Ok(instance)
-    }
-
-    /// Commits `records` in order, all or nothing.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`]: the process must stop.
-    pub fn commit(&self, records: &[Record]) -> Result<(), StoreError> {
-        store::write(&self.database, |txn| records.iter().try_for_each(|r| r.put(txn)))
-    }
-
-    /// The newest snapshot.
-    ///
-    /// # Errors
-    ///
-    /// [`DiskError::Damaged`] if its content does not have the digest it was written with.
-    pub fn snapshot(&self) -> Result<Option<(SnapshotMeta, Bytes)>, DiskError> {
-        let rows = store::read(&self.database, |txn| {
-            let table = txn.open_table(SNAPSHOT)?;
-            let row = |key| Ok::<_, StoreError>(table.get(key)?.map(|v| v.value().to_vec()));
-            Ok::<_, StoreError>(row("header")?.zip(row("content")?))
-        })?;
-        let Some((header, content)) = rows else { return Ok(None) };
-        let (meta, digest): (SnapshotMeta, Digest) =
-            self.unseal("snapshot header", b"header", &header)?;
-        if blake3::hash(&content) != digest {
-            return Err(self.damaged("the snapshot does not have its digest".into()));
-        }
-        Ok(Some((meta, content.into())))
-    }
-
-    fn meta<T: DeserializeOwned>(&self, key: &'static str) -> Result<Option<T>, DiskError> {
-        let row = store::read(&self.database, |txn| {
-            let table = txn.open_table(META)?;
-            Ok::<_, StoreError>(table.get(key)?.map(|row| row.value().to_vec()))
-        })?;
-        row.map(|row| self.unseal(key, key.as_bytes(), &row)).transpose()
-    }
-
-    /// S1, S2
-    fn read_log(&self, purged: Option<&LogId>) -> Result<Vec<(Entry, usize)>, DiskError> {
-        let rows = store::read(&self.database, |txn| {
-            let table = txn.open_table(LOG)?;
-            let rows = table.iter()?.map(|row| row.map(|(k, v)| (k.value(), v.value().to_vec())));
-            rows.collect::<Result<Vec<_>, _>>().map_err(StoreError::from)
-        })?;
-        let mut entries: Vec<(Entry, usize)> = Vec::with_capacity(rows.len());
-        let mut next = purged.map(|id| id.index + 1);
-        for (index, row) in rows {
-            let entry: Entry = self.unseal("log entry", &index.to_be_bytes(), &row)?;
-            if entry.log_id.index != index || next.is_some_and(|next| next != index) {
-                return Err(self.damaged(format!("log entry {index} is not where it belongs")));
-            }
-            next = Some(index + 1);
-            entries.push((entry, row.len()));
-        }
-        Ok(entries)
-    }
-
-    fn read_peers(&self) -> Result<BTreeMap<MemberName, InstanceId>, DiskError> {
-        let rows = store::read(&self.database, |txn| {
-            let table = txn.open_table(PEERS)?;
-            let rows = table
-                .iter()?
-                .map(|row| row.map(|(k, v)| (k.value().to_owned(), v.value().to_vec())));
-            rows.collect::<Result<Vec<_>, _>>().map_err(StoreError::from)
-        })?;
-        rows.iter().map(|(name, row)| self.unseal("peer", name.as_bytes(), row)).collect()
-    }
-
-    fn unseal<T: DeserializeOwned>(
-        &self,
-        what: &'static str,
-        key: &[u8],
-        row: &[u8],
-    ) -> Result<T, DiskError> {
-        let Some((crc, bytes)) = row.split_first_chunk::<CRC_BYTES>() else {
-            return Err(self.damaged(format!("{what} is too short")));
+        let restored = load(&state, genesis)?;
+        let id = |mark: Option<Mark>| mark.map(|mark| decode("log id", &mark.id)).transpose();
+        let entries = recovered.entries.into_iter().map(|(_, bytes)| {
+            let entry: Entry = decode("log entry", &bytes)?;
+            Ok((entry, bytes.len()))
+        });
+        let name = |name: &String| decode::<MemberName>("peer", &encode(name));
+        let peers = recovered.peers.iter().map(|(peer, instance)| Ok((name(peer)?, *instance)));
+        let log = Loaded {
+            instance: recovered.instance,
+            vote: recovered.vote.map(|vote| decode("vote", &vote)).transpose()?,
+            committed: id(recovered.committed)?,
+            purged: id(recovered.purged)?,
+            entries: entries.collect::<Result<_, CodecError>>()?,
+            peers: peers.collect::<Result<_, CodecError>>()?,
         };
-        if u32::from_be_bytes(*crc) != checksum(key, bytes) {
-            return Err(self.damaged(format!("{what} {key:?} fails its checksum")));
-        }
-        decode(what, bytes).map_err(|error| self.damaged(error.to_string()))
-    }
-
-    fn damaged(&self, what: String) -> DiskError {
-        DiskError::Damaged { path: self.path.clone(), what }
+        Ok(Self { wal, state: Arc::new(state), reserve, log, restored })
     }
 }
 
-fn checksum(key: &[u8], bytes: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(key);
-    hasher.update(bytes);
-    hasher.finalize()
-}
-
-fn seal<T: Serialize>(key: &[u8], value: &T) -> Vec<u8> {
-    let bytes = encode(value);
-    let mut row = checksum(key, &bytes).to_be_bytes().to_vec();
-    row.extend_from_slice(&bytes);
-    row
-}
-
-/// The record of `entry`.
-#[must_use]
-pub fn seal_entry(entry: &Entry) -> (u64, Vec<u8>) {
-    let index = entry.log_id.index;
-    (index, seal(&index.to_be_bytes(), entry))
-}
-
-fn put_meta<T: Serialize>(
-    txn: &WriteTransaction,
-    key: &'static str,
-    value: &T,
-) -> Result<(), StoreError> {
-    txn.open_table(META)?.insert(key, seal(key.as_bytes(), value).as_slice())?;
-    Ok(())
-}
-
-impl Record {
-    /// About how many bytes this writes.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        match self {
-            Self::Append(entries) => entries.iter().map(|(_, row)| row.len()).sum(),
-            Self::Snapshot(_, content) => content.len(),
-            _ => 64,
-        }
+/// Reads a state back, from the own disk or one that was received.
+///
+/// # Errors
+///
+/// [`DiskError`] says what about it is wrong.
+pub fn load(state: &State, genesis: &Genesis) -> Result<Restored, DiskError> {
+    let mut rows = Rows::default();
+    let loaded = state.load::<DiskError>(|row| rows.take(&row))?;
+    match loaded {
+        Some(loaded) => rows.restore(&loaded.applied, genesis),
+        None => Ok(Restored::genesis(genesis)),
     }
+}
 
-    fn put(&self, txn: &WriteTransaction) -> Result<(), StoreError> {
-        match self {
-            Self::Append(entries) => {
-                let mut table = txn.open_table(LOG)?;
-                for (index, row) in entries {
-                    table.insert(index, row.as_slice())?;
-                }
+/// Reads a snapshot that has arrived beside `state`, before it is put in place.
+///
+/// # Errors
+///
+/// As [`load`].
+pub fn load_received(
+    state: &State,
+    received: &Received,
+    genesis: &Genesis,
+) -> Result<Restored, DiskError> {
+    let mut rows = Rows::default();
+    let loaded = state.load_received::<DiskError>(received, |row| rows.take(&row))?;
+    loaded.map_or(Ok(Restored::genesis(genesis)), |loaded| rows.restore(&loaded.applied, genesis))
+}
+
+/// The rows of a state while they are read.
+#[derive(Default)]
+pub struct Rows {
+    pages: Pages,
+    events: Vec<Event>,
+}
+
+impl Rows {
+    /// Takes the next row.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError::Decode`].
+    pub fn take(&mut self, row: &Row<'_>) -> Result<(), DiskError> {
+        match row {
+            Row::Page { name, bytes } => {
+                self.pages.insert((*name).to_owned(), bytes.to_vec());
             }
-            Self::Vote(vote) => put_meta(txn, "vote", vote)?,
-            Self::Committed(id) => put_meta(txn, "committed", id)?,
-            Self::Truncate(from) => {
-                txn.open_table(LOG)?.retain_in::<u64, _>(*from.., |_, _| false)?
-            }
-            Self::Purge(upto) => {
-                txn.open_table(LOG)?.retain_in::<u64, _>(..=upto.index, |_, _| false)?;
-                put_meta(txn, "purged", upto)?;
-            }
-            Self::Snapshot(meta, content) => {
-                let header = (meta, Digest::from(blake3::hash(content)));
-                let mut table = txn.open_table(SNAPSHOT)?;
-                table.insert("header", seal(b"header", &header).as_slice())?;
-                table.insert("content", &content[..])?;
-            }
-            Self::Peer(name, instance) => {
-                let row = seal(name.as_str().as_bytes(), &(name, instance));
-                txn.open_table(PEERS)?.insert(name.as_str(), row.as_slice())?;
-            }
+            Row::Version(version) => self.events.push(Arc::new(read_version(version)?)),
         }
         Ok(())
     }
+
+    /// Makes a state of all rows (S4).
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError`] says what about them is wrong.
+    pub fn restore(mut self, applied: &Mark, genesis: &Genesis) -> Result<Restored, DiskError> {
+        let (applied, membership) = decode("applied mark", &applied.id)?;
+        let region = match self.pages.remove(REGION_PAGE) {
+            Some(page) => Region::restore(genesis, &page).map_err(DiskError::Replica)?,
+            None => Region::genesis(genesis),
+        };
+        let keyspace = Keyspace::restore(&self.pages, self.events.into_iter())?;
+        Ok(Restored { region, keyspace, applied, membership })
+    }
+}
+
+/// What a checkpoint covers, as the storage keeps it.
+#[must_use]
+pub fn applied_mark(applied: Option<LogId>, membership: &Membership) -> Mark {
+    let index = applied.map_or(0, |id| id.index);
+    Mark { index, id: encode(&(applied, membership)).into() }
+}
+
+/// Reads an [`applied_mark`].
+///
+/// # Errors
+///
+/// [`CodecError`] if another release wrote it.
+pub fn read_applied(mark: &Mark) -> Result<(Option<LogId>, Membership), CodecError> {
+    decode("applied mark", &mark.id)
+}
+
+/// What has changed, ready to be stored; `region` if the replica did.
+///
+/// # Errors
+///
+/// [`StorageError`] if a version or page is larger than the storage takes.
+pub fn checkpoint(
+    applied: Mark,
+    compacted: u64,
+    changes: Changes,
+    region: Option<&Region>,
+) -> Result<Checkpoint, StorageError> {
+    let mut history = History::default();
+    for event in &changes.events {
+        let body = version_body(event);
+        let revision = event.mod_revision.cast_unsigned();
+        history.push(Version { revision, key: event.key(), body: &body })?;
+    }
+    let mut pages: Vec<(String, Option<Bytes>)> =
+        changes.pages.into_iter().map(|(name, page)| (name, Some(page.into()))).collect();
+    pages.extend(region.map(|region| (REGION_PAGE.to_owned(), Some(region.snapshot().into()))));
+    Ok(Checkpoint { applied, compacted, history, pages })
+}
+
+/// All of a version but its key and main revision.
+fn version_body(kv: &KeyValue) -> Vec<u8> {
+    let mut w = Writer::default();
+    w.u32(kv.sub_revision);
+    for number in [kv.create_revision, kv.version, kv.lease] {
+        w.u64(number.cast_unsigned());
+    }
+    w.encoded(kv.value());
+    w.finish()
+}
+
+fn read_version(version: &Version<'_>) -> Result<KeyValue, DecodeError> {
+    let mut r = Reader::new(version.body);
+    let sub_revision = r.u32()?;
+    let mut number = || r.u64().map(u64::cast_signed);
+    let stamp = Stamp {
+        sub_revision,
+        mod_revision: version.revision.cast_signed(),
+        create_revision: number()?,
+        version: number()?,
+        lease: number()?,
+    };
+    let value = &version.body[version.body.len() - r.remaining()..];
+    Ok(KeyValue::new(version.key, value, stamp))
 }

@@ -12,14 +12,16 @@
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt as _};
+use openraft::raft::SnapshotResponse;
 use satrap_certify::Digest;
 use satrap_proto::v1::RingFrame;
+use satrap_regional_storage::InstanceId;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tonic::Status;
 
 use super::{
-    disk::InstanceId,
-    types::{SnapshotMeta, Vote, decode, encode},
+    types::{SnapshotMeta, Types, Vote, decode, encode},
+    waiters::Origin,
 };
 use crate::limits::RING_CHUNK_BYTES;
 
@@ -44,6 +46,12 @@ pub enum Kind {
     Transfer = 5,
     /// Who are you, and has this ring been founded? Sent before the first election.
     Hello = 6,
+    /// Append what clients asked of the sender.
+    Propose = 7,
+    /// How far must the sender have applied to read what is committed now?
+    ReadIndex = 8,
+    /// Change the ring, or let the sender in.
+    Order = 9,
 }
 
 /// Who sends: on every message and every reply.
@@ -85,15 +93,72 @@ pub struct Welcome {
     pub founded: bool,
 }
 
-/// The body of [`Kind::Snapshot`], except that the content follows it as it is.
+/// The body of [`Kind::Propose`]: one entry, but for the leader's time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forwarded {
+    /// Who answers its clients.
+    pub origin: Origin,
+    /// Only a leader of this term may append it.
+    pub term: u64,
+    /// What they asked for.
+    pub proposals: Proposals,
+}
+
+/// What fills one entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proposals {
+    /// How many.
+    pub count: usize,
+    /// Canonically encoded, one after the other.
+    pub encoded: Bytes,
+}
+
+/// What is known about an entry that was handed in; also the answer to [`Kind::Propose`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fate {
+    /// The leader has applied it.
+    Applied,
+    /// No log holds it, and none will.
+    NotAppended,
+    /// It may be in a log.
+    Unknown,
+}
+
+/// What a leader answers to [`Kind::ReadIndex`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReadIndexReply {
+    /// Apply up to here, then read.
+    Index(Option<u64>),
+    /// The member that was asked does not lead, or cannot show that it does.
+    NotLeading,
+}
+
+/// The body of [`Kind::ReadIndex`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReadProof {
+    /// A quorum confirms that the leader leads, after the question was asked.
+    Quorum,
+    /// A quorum confirmed it so lately that nobody else can lead.
+    Lease,
+}
+
+/// The body of [`Kind::Snapshot`], the first message of a stream; frames of the snapshot follow as
+/// they are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotHead {
     /// Of the leader that sends it.
     pub vote: Vote,
     /// What it covers.
     pub meta: SnapshotMeta,
-    /// BLAKE3 of the content.
-    pub digest: Digest,
+}
+
+/// What the receiver answers at the end of a stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SnapshotReply {
+    /// Go on with this frame.
+    Next(u64),
+    /// It is installed, or its leader is not one any more.
+    Done(SnapshotResponse<Types>),
 }
 
 /// Writes one message for the instance `to`.
@@ -147,38 +212,6 @@ pub fn is_hello(bytes: &[u8]) -> bool {
 /// [`FrameError::Body`].
 pub fn body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
     Ok(decode("ring message", bytes)?)
-}
-
-/// A snapshot message: a length, the head, the content.
-pub fn pack_snapshot(
-    sender: &Sender,
-    to: &InstanceId,
-    head: &SnapshotHead,
-    content: &[u8],
-) -> Vec<u8> {
-    let head = encode(head);
-    let mut message = pack(sender, to, Kind::Snapshot, &());
-    let length = u32::try_from(head.len()).expect("a membership of few members is short");
-    message.extend_from_slice(&length.to_be_bytes());
-    message.extend_from_slice(&head);
-    message.extend_from_slice(content);
-    message
-}
-
-/// Reads a snapshot message; the content shares memory with `message`.
-///
-/// # Errors
-///
-/// [`FrameError`].
-pub fn open_snapshot(
-    own: &Sender,
-    message: &Bytes,
-) -> Result<(InstanceId, SnapshotHead, Bytes), FrameError> {
-    let (instance, rest) = open(own, Kind::Snapshot, message)?;
-    let (length, rest) = rest.split_first_chunk::<4>().ok_or(FrameError::Header)?;
-    let length = u32::from_be_bytes(*length) as usize;
-    let (head, content) = rest.split_at_checked(length).ok_or(FrameError::Header)?;
-    Ok((instance, body(head)?, message.slice_ref(content)))
 }
 
 /// Cuts a message into frames that share its memory.
@@ -240,19 +273,11 @@ mod tests {
 
     #[test]
     fn long_messages_travel_in_pieces_up_to_the_limit() {
-        let head = SnapshotHead {
-            vote: Vote::new_committed(1, 1.into()),
-            meta: SnapshotMeta::default(),
-            digest: [3; 32],
-        };
-        let content = vec![5; 2 * RING_CHUNK_BYTES];
-        let message = pack_snapshot(&SENDER, &SENDER.instance, &head, &content);
-        let bytes = message.len();
-        let frames: Vec<_> = split(message).map(Ok).collect();
+        let message = vec![5; 2 * RING_CHUNK_BYTES + 1];
+        let frames: Vec<_> = split(message.clone()).map(Ok).collect();
         assert_eq!(frames.len(), 3);
-        let joined = block_on(join(stream::iter(frames.clone()), bytes)).unwrap();
-        let (_, read, data) = open_snapshot(&SENDER, &joined).unwrap();
-        assert_eq!((read, &data[..]), (head, &content[..]));
+        let bytes = message.len();
+        assert_eq!(block_on(join(stream::iter(frames.clone()), bytes)).unwrap(), message);
         let refused = block_on(join(stream::iter(frames), bytes - 1)).unwrap_err();
         assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
     }

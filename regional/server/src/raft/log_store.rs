@@ -21,14 +21,15 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bytes::Bytes;
 use openraft::{
     LogState, OptionalSend, RaftLogReader,
     storage::{IOFlushed, RaftLogStorage},
 };
 
 use super::{
-    disk::{Loaded, Record, seal_entry},
-    types::{Entry, LogId, Types, Vote},
+    disk::Loaded,
+    types::{Entry, LogId, Types, Vote, encode},
     writer::WriteHandle,
 };
 use crate::limits::APPEND_BATCH_BYTES;
@@ -179,7 +180,7 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        self.writer.write(Record::Vote(vote.clone())).await?;
+        self.writer.vote(vote).await?;
         self.log().vote = Some(vote.clone());
         Ok(())
     }
@@ -202,9 +203,9 @@ impl RaftLogStorage<Types> for LogStore {
         {
             let mut log = self.log();
             for entry in entries {
-                let row = seal_entry(&entry);
-                log.push(entry, row.1.len())?;
-                rows.push(row);
+                let (index, bytes) = (entry.log_id.index, Bytes::from(encode(&entry)));
+                log.push(entry, bytes.len())?;
+                rows.push((index, bytes));
             }
         }
         self.writer.append(rows, callback).await
@@ -218,7 +219,7 @@ impl RaftLogStorage<Types> for LogStore {
             let removed: usize = log.entries.drain(position..).map(|stored| stored.bytes).sum();
             log.bytes -= removed;
         }
-        self.writer.write(Record::Truncate(from)).await
+        self.writer.truncate(from).await
     }
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
@@ -229,6 +230,6 @@ impl RaftLogStorage<Types> for LogStore {
             log.bytes -= removed;
             log.purged = log.purged.max(Some(log_id));
         }
-        self.writer.write(Record::Purge(log_id)).await
+        self.writer.purge(&log_id).await
     }
 }

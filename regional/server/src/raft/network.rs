@@ -9,9 +9,12 @@
 //! - A pre-vote that cannot be delivered is an error, never a grant: an isolated member must not
 //!   elect itself.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
 use openraft::{
     RaftNetworkFactory, RaftNetworkV2,
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
@@ -22,12 +25,17 @@ use openraft::{
     },
 };
 use satrap_proto::v1::{RingFrame, ring_client::RingClient};
+use satrap_regional_storage::{limits::FRAME_BYTES_MAX, snapshot::Reader};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::time::timeout;
+use tokio::{task, time::timeout};
 use tonic::{Code, Request, Status, transport::Channel};
 
 use super::{
-    frames::{self, Kind, SnapshotHead, Welcome},
+    frames::{
+        self, Fate, Forwarded, Kind, ReadIndexReply, ReadProof, SnapshotHead, SnapshotReply,
+        Welcome,
+    },
+    members::{Order, OrderReply},
     peers::{Link, Peers},
     state_machine::SnapshotContent,
     types::{MemberName, MemberNode, Snapshot, Types, Vote},
@@ -36,8 +44,10 @@ use crate::limits::{RING_CHUNK_BYTES, RING_FRAME_BYTES_MAX};
 
 /// An append of entries may wait for one fsync of the follower, and then some.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
-/// Verification and fsync of a snapshot at the receiver.
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Verification and fsync at the receiver: of a snapshot, or of a part of it.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Frames in one stream; the receiver has made most of them durable before it asks for more.
+const SNAPSHOT_STREAM_FRAMES: usize = 64;
 /// The slowest link between two zones that still counts as working.
 const BYTES_PER_S_MIN: u64 = 2 * 1024 * 1024;
 
@@ -55,6 +65,42 @@ fn transfer_time(bytes: usize) -> Duration {
     Duration::from_millis(bytes as u64 * 1000 / BYTES_PER_S_MIN)
 }
 
+/// Frames of a snapshot from `next` on, at most `frames_max`; each is read from disk on another
+/// thread when its turn has come.
+fn read_frames(
+    reader: Arc<Mutex<Reader>>,
+    next: u64,
+    frames_max: usize,
+) -> impl Stream<Item = RingFrame> + Send {
+    let seeking = Some(next);
+    futures::stream::unfold((reader, seeking), |(reader, seek)| async move {
+        let work = reader.clone();
+        let read = task::spawn_blocking(move || {
+            let mut reader = work.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(number) = seek {
+                reader.seek(number)?;
+            }
+            reader.frame()
+        });
+        match read.await {
+            Ok(Ok(Some(frame))) => {
+                Some((RingFrame { payload: frame.bytes.into() }, (reader, None)))
+            }
+            Ok(Ok(None)) => None,
+            // The stream ends early; the receiver says what it lacks, and openraft tries again.
+            Ok(Err(error)) => {
+                tracing::error!(%error, "cannot read the snapshot");
+                None
+            }
+            Err(error) => {
+                tracing::error!(%error, "the snapshot reader stopped");
+                None
+            }
+        }
+    })
+    .take(frames_max)
+}
+
 fn client(channel: Channel) -> RingClient<Channel> {
     RingClient::new(channel).max_decoding_message_size(RING_FRAME_BYTES_MAX)
 }
@@ -70,7 +116,7 @@ fn rpc_error(status: &Status) -> RPCError<Types> {
 }
 
 impl PeerSender {
-    fn link(&self) -> Result<&Link, Status> {
+    fn link(&self) -> Result<Link, Status> {
         let missing =
             || Status::failed_precondition(format!("`{}` is not configured", self.target));
         self.peers.link(&self.target).ok_or_else(missing)
@@ -106,14 +152,16 @@ impl PeerSender {
         frame: RingFrame,
         wait: Duration,
     ) -> Result<R, Status> {
-        let mut ring = client(self.link()?.urgent.clone());
+        let mut ring = client(self.link()?.urgent);
         let reply = async {
             match kind {
                 Kind::Append => ring.append_one(frame).await,
                 Kind::Vote => ring.vote(frame).await,
                 Kind::PreVote | Kind::Hello => ring.pre_vote(frame).await,
                 Kind::Transfer => ring.transfer_leader(frame).await,
-                Kind::Snapshot => unreachable!("snapshots are streamed"),
+                Kind::ReadIndex => ring.read_index(frame).await,
+                Kind::Order => ring.order(frame).await,
+                Kind::Propose | Kind::Snapshot => unreachable!("sent on the bulk connection"),
             }
         };
         let reply = timeout(wait, reply).await.map_err(|_| self.late(kind, wait))??;
@@ -127,7 +175,7 @@ impl PeerSender {
     /// Entries, in one frame or many.
     async fn append_bulk(&self, message: Vec<u8>) -> Result<AppendEntriesResponse<Types>, Status> {
         let wait = APPEND_TIMEOUT + transfer_time(message.len());
-        let mut ring = client(self.link()?.bulk.clone());
+        let mut ring = client(self.link()?.bulk);
         let reply = async {
             if message.len() <= RING_CHUNK_BYTES {
                 let frame = RingFrame { payload: message.into() };
@@ -140,6 +188,71 @@ impl PeerSender {
         };
         let reply = timeout(wait, reply).await.map_err(|_| self.late(Kind::Append, wait))??;
         self.read(Kind::Append, &reply).await
+    }
+
+    /// Sends frames until the receiver has them all. It says where to go on, so that a transfer that
+    /// was cut off costs only what was lost.
+    async fn send_snapshot(
+        &self,
+        head: &SnapshotHead,
+        reader: &Arc<Mutex<Reader>>,
+    ) -> Result<SnapshotResponse<Types>, Status> {
+        let mut next = 0;
+        loop {
+            // The header alone, at first: it tells the receiver what is coming.
+            let frames_max = if next == 0 { 1 } else { SNAPSHOT_STREAM_FRAMES };
+            let head = RingFrame { payload: self.pack(Kind::Snapshot, head).into() };
+            let rows = read_frames(reader.clone(), next, frames_max);
+            let frames = futures::stream::once(async { head }).chain(rows);
+            let mut ring = client(self.link()?.bulk);
+            let bytes = frames_max * FRAME_BYTES_MAX;
+            let wait = SNAPSHOT_TIMEOUT + transfer_time(bytes);
+            let reply = timeout(wait, ring.install_snapshot(Request::new(frames))).await;
+            let reply = reply.map_err(|_| self.late(Kind::Snapshot, wait))??;
+            match self.read(Kind::Snapshot, &reply.into_inner()).await? {
+                SnapshotReply::Next(frame) => next = frame,
+                SnapshotReply::Done(response) => return Ok(response),
+            }
+        }
+    }
+
+    /// Asks the leader to append an entry; returns when it has applied it.
+    pub async fn propose(&self, forwarded: Forwarded) -> Fate {
+        let frame = RingFrame { payload: self.pack(Kind::Propose, &forwarded).into() };
+        let Ok(link) = self.link() else { return Fate::NotAppended };
+        let reply = async {
+            let reply = client(link.bulk).propose(frame).await?;
+            self.read(Kind::Propose, &reply.into_inner()).await
+        };
+        match reply.await {
+            Ok(fate) => fate,
+            Err(status) => {
+                tracing::debug!(leader = %self.target, %status, "the fate of an entry is unknown");
+                Fate::Unknown
+            }
+        }
+    }
+
+    /// How far this member must apply before it reads.
+    ///
+    /// # Errors
+    ///
+    /// A [`Status`] if `target` cannot be asked.
+    pub async fn read_index(
+        &self,
+        proof: ReadProof,
+        wait: Duration,
+    ) -> Result<ReadIndexReply, Status> {
+        self.ask(Kind::ReadIndex, &proof, wait).await
+    }
+
+    /// Asks the leader to change the ring.
+    ///
+    /// # Errors
+    ///
+    /// A [`Status`] if `target` cannot be asked or did not answer.
+    pub async fn order(&self, order: &Order, wait: Duration) -> Result<OrderReply, Status> {
+        self.ask(Kind::Order, order, wait).await
     }
 
     /// Whether `target` has seen this ring founded.
@@ -163,7 +276,10 @@ impl Network {
 impl RaftNetworkFactory<Types> for Network {
     type Network = PeerSender;
 
-    async fn new_client(&mut self, target: MemberName, _node: &MemberNode) -> PeerSender {
+    async fn new_client(&mut self, target: MemberName, node: &MemberNode) -> PeerSender {
+        if let Err(error) = self.0.reach(&target, &node.url) {
+            tracing::error!(member = %target, %error, "cannot be reached");
+        }
         self.sender(target)
     }
 }
@@ -210,21 +326,15 @@ impl RaftNetworkV2<Types> for PeerSender {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        let content: Bytes = snapshot.snapshot.bytes;
-        let digest = blake3::hash(&content).into();
-        let head = SnapshotHead { vote, meta: snapshot.meta, digest };
-        let to = self.peers.instance_of(&self.target);
-        let message = frames::pack_snapshot(self.peers.own(), &to, &head, &content);
-        let wait = SNAPSHOT_TIMEOUT + transfer_time(message.len());
-        let send = async {
-            let mut ring = client(self.link()?.bulk.clone());
-            let frames = tokio_stream::iter(frames::split(message));
-            let reply = timeout(wait, ring.install_snapshot(Request::new(frames))).await;
-            let reply = reply.map_err(|_| self.late(Kind::Snapshot, wait))??;
-            self.read(Kind::Snapshot, &reply.into_inner()).await
+        let SnapshotContent::Stored(reader) = snapshot.snapshot else {
+            let why = "a snapshot that arrived is sent on from the disk only";
+            return Err(NetworkError::from_string(why).into());
         };
+        let head = SnapshotHead { vote, meta: snapshot.meta };
         tokio::select! {
-            reply = send => reply.map_err(|status| rpc_error(&status).into()),
+            reply = self.send_snapshot(&head, &reader) => {
+                reply.map_err(|status| rpc_error(&status).into())
+            }
             closed = cancel => Err(closed.into()),
         }
     }

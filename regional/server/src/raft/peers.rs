@@ -5,6 +5,10 @@
 //! lacks committed entries. So each member remembers the instance id of every peer it meets, and
 //! refuses a namesake from another disk, as sender and as receiver.
 //!
+//! Whom there is to reach is what the ring's membership says, and before the ring is founded what the
+//! configuration says. Addresses come from the same place; this member's own overrides win, because
+//! only it knows what lies between.
+//!
 //! # What this covers, and what not
 //!
 //! - Covered: one member at a time loses its disk, at any moment after its peers met it. It cannot
@@ -22,10 +26,11 @@ use satrap_host::{
     mtls::{self, ConnectError, Credentials, PeerRule},
     pki::{PkiError, Role, SpiffeId},
 };
+use satrap_regional_storage::InstanceId;
 use tonic::transport::Channel;
 
 use super::{
-    disk::{InstanceId, Record},
+    RingSetup,
     frames::{ANY_INSTANCE, Sender},
     types::MemberName,
     writer::WriteHandle,
@@ -40,13 +45,41 @@ pub struct Link {
     pub bulk: Channel,
 }
 
+/// Where this member lives and how it dials.
+#[derive(Clone)]
+pub struct Dialer {
+    /// The realm's chain.
+    pub chain: String,
+    /// This ring's region.
+    pub region: String,
+    /// Who this member is and whom it believes.
+    pub credentials: Credentials,
+    /// Addresses that only this member uses.
+    pub overrides: BTreeMap<MemberName, String>,
+}
+
+impl Dialer {
+    /// As configured.
+    #[must_use]
+    pub fn new(setup: &RingSetup, credentials: &Credentials) -> Self {
+        let overrides = setup.peer_url_overrides.iter();
+        Self {
+            chain: setup.genesis.realm().chain_id().to_owned(),
+            region: setup.region.to_string(),
+            credentials: credentials.clone(),
+            overrides: overrides.map(|(name, url)| (name.into(), url.clone())).collect(),
+        }
+    }
+}
+
 /// The other members, as seen from here. Clones share what is known.
 #[derive(Clone)]
 pub struct Peers(Arc<Inner>);
 
 struct Inner {
     own: Sender,
-    links: BTreeMap<MemberName, Link>,
+    dialer: Dialer,
+    links: Mutex<BTreeMap<MemberName, (String, Link)>>,
     met: Mutex<BTreeMap<MemberName, InstanceId>>,
     writer: WriteHandle,
 }
@@ -65,8 +98,8 @@ pub enum PeerError {
 /// A peer with the right name and another disk.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "member `{name}` lost its disk: it presents instance {}, but was met as {}; it may not take \
-     part under this name, replace it by a member with a new one",
+    "member `{name}` lost its disk: it presents instance {}, but was met as {}; replace it \
+     (`satrap member replace`), its old vote and log must not be taken for its new ones",
     hex::encode(offered),
     hex::encode(met)
 )]
@@ -87,28 +120,22 @@ pub enum Refusal {
     Stopping(#[from] std::io::Error),
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Critical sections only move values, so what is locked is whole even after a panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Peers {
-    /// Peers at `urls` in `region`, of which some were `met` before.
-    ///
-    /// # Errors
-    ///
-    /// [`PeerError`] names what is wrong in the configuration.
+    /// Nobody to reach yet; some were `met` before.
+    #[must_use]
     pub fn new(
         own: Sender,
-        (chain, region): (&str, &str),
-        urls: &BTreeMap<MemberName, String>,
-        credentials: &Credentials,
-        (met, writer): (BTreeMap<MemberName, InstanceId>, WriteHandle),
-    ) -> Result<Self, PeerError> {
-        let link = |(name, url): (&MemberName, &String)| {
-            let role = Role::Member { region: region.to_owned(), name: name.to_string() };
-            let rule = PeerRule::Exactly(SpiffeId::new(chain, role)?);
-            let urgent = mtls::connect_lazy(url, credentials, rule.clone())?;
-            let bulk = mtls::connect_lazy(url, credentials, rule)?;
-            Ok::<_, PeerError>((name.clone(), Link { urgent, bulk }))
-        };
-        let links = urls.iter().map(link).collect::<Result<_, _>>()?;
-        Ok(Self(Arc::new(Inner { own, links, met: Mutex::new(met), writer })))
+        dialer: Dialer,
+        met: BTreeMap<MemberName, InstanceId>,
+        writer: WriteHandle,
+    ) -> Self {
+        let (links, met) = (Mutex::default(), Mutex::new(met));
+        Self(Arc::new(Inner { own, dialer, links, met, writer }))
     }
 
     /// What this member puts on its messages.
@@ -117,25 +144,46 @@ impl Peers {
         &self.0.own
     }
 
-    /// How to reach `name`, if it is a member.
-    #[must_use]
-    pub fn link(&self, name: &MemberName) -> Option<&Link> {
-        self.0.links.get(name)
+    /// How to reach `name`, which listens at `url` unless this member's configuration says otherwise.
+    /// Connects anew only if that changed.
+    ///
+    /// # Errors
+    ///
+    /// [`PeerError`] says what is wrong with the address or the name.
+    pub fn reach(&self, name: &MemberName, url: &str) -> Result<Link, PeerError> {
+        let Dialer { chain, region, credentials, overrides } = &self.0.dialer;
+        let url = overrides.get(name).map_or(url, String::as_str);
+        let mut links = lock(&self.0.links);
+        if let Some((known, link)) = links.get(name)
+            && known == url
+        {
+            return Ok(link.clone());
+        }
+        let role = Role::Member { region: region.clone(), name: name.to_string() };
+        let rule = PeerRule::Exactly(SpiffeId::new(chain, role)?);
+        let urgent = mtls::connect_lazy(url, credentials, rule.clone())?;
+        let bulk = mtls::connect_lazy(url, credentials, rule)?;
+        let link = Link { urgent, bulk };
+        links.insert(name.clone(), (url.to_owned(), link.clone()));
+        Ok(link)
     }
 
-    /// The other members.
-    pub fn names(&self) -> impl Iterator<Item = &MemberName> {
-        self.0.links.keys()
+    /// How to reach `name`, if it was reached before.
+    #[must_use]
+    pub fn link(&self, name: &MemberName) -> Option<Link> {
+        lock(&self.0.links).get(name).map(|(_, link)| link.clone())
+    }
+
+    /// The members that were reached.
+    #[must_use]
+    pub fn names(&self) -> Vec<MemberName> {
+        lock(&self.0.links).keys().cloned().collect()
     }
 
     /// The instance under which `name` was met, to address messages to.
     #[must_use]
     pub fn instance_of(&self, name: &MemberName) -> InstanceId {
-        self.met().get(name).copied().unwrap_or(ANY_INSTANCE)
-    }
-
-    fn met(&self) -> MutexGuard<'_, BTreeMap<MemberName, InstanceId>> {
-        self.0.met.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.met).get(name).copied().unwrap_or(ANY_INSTANCE)
     }
 
     /// Lets `name` with `instance` in, if it is who was met before; remembers it if nobody was.
@@ -144,17 +192,31 @@ impl Peers {
     ///
     /// [`Refusal::LostDisk`] blames the peer.
     pub async fn meet(&self, name: &MemberName, instance: InstanceId) -> Result<(), Refusal> {
-        let met = self.met().get(name).copied();
+        let met = lock(&self.0.met).get(name).copied();
         if met.is_none() {
             // On disk before it counts, so that a restart does not forget whom we believed.
-            self.0.writer.write(Record::Peer(name.clone(), instance)).await?;
+            self.0.writer.peer(name, Some(instance)).await?;
         }
-        let met = *self.met().entry(name.clone()).or_insert(instance);
+        let met = *lock(&self.0.met).entry(name.clone()).or_insert(instance);
         if met != instance {
             let lost = LostDisk { name: name.clone(), offered: instance, met };
             tracing::error!("{lost}");
             return Err(lost.into());
         }
+        Ok(())
+    }
+
+    /// Forgets `name`, which is no member any more: a new member may come under that name.
+    ///
+    /// # Errors
+    ///
+    /// If this process is stopping.
+    pub async fn forget(&self, name: &MemberName) -> std::io::Result<()> {
+        if lock(&self.0.met).contains_key(name) {
+            self.0.writer.peer(name, None).await?;
+        }
+        lock(&self.0.met).remove(name);
+        lock(&self.0.links).remove(name);
         Ok(())
     }
 }

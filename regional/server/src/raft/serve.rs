@@ -2,13 +2,17 @@
 //!
 //! ```text
 //!   first start ── all members present, none founded ──▶ founded ──▶ serving
+//!   first start ── a ring is there, and expects this member ──▶ joined ──▶ serving
 //!   serving ── shutdown ──▶ leadership handed over ──▶ raft stopped ──▶ listener closed
 //! ```
 //!
 //! The order of stopping matters: the successor's election needs this member's vote, so its
 //! listener closes last. A rolling restart then costs no election timeout.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use openraft::{async_runtime::WatchReceiver as _, errors::Fatal};
 use satrap_host::{
@@ -16,18 +20,26 @@ use satrap_host::{
     mtls::{Limits, Listener, server_builder},
 };
 use satrap_proto::v1::ring_server::RingServer;
-use tokio::time::sleep;
+use satrap_regional_api::backend::{Backend, RingEnd};
+use tokio::{
+    sync::oneshot,
+    time::{MissedTickBehavior, interval, sleep},
+};
 
 use super::{
-    Ring, RingError, RingParts, Timing, compaction,
+    Leading, Ring, RingError, RingParts, RingSetup, Timing, compaction, dispatch,
+    members::{Fault, Order, OrderReply, founder_id},
     network::Network,
+    peers::Peers,
     ring_service::RingService,
     types::{MemberName, MemberNode},
 };
-use crate::limits::RING_FRAME_BYTES_MAX;
+use crate::limits::{CALLS_MAX, RING_FRAME_BYTES_MAX};
 
 /// Between attempts to meet all members before the first election.
 const FOUND_RETRY: Duration = Duration::from_millis(250);
+/// How old what services see of the ring may be, beside leader, term and members.
+const VIEW_INTERVAL: Duration = Duration::from_millis(250);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves peers and keeps the log short until `shutdown`, then hands over and stops.
@@ -39,13 +51,12 @@ pub async fn run(
     parts: RingParts,
     listener: Listener,
     limits: Limits,
+    backend: oneshot::Sender<Backend>,
     shutdown: Shutdown,
 ) -> Result<(), RingError> {
-    let RingParts { ring, log, peers, setup } = parts;
+    let RingParts { ring, log, peers, files, setup } = parts;
     let raft = ring.raft.clone();
-    let region = setup.region.to_string();
-    let service =
-        RingService::new(raft.clone(), peers.clone(), region, setup.genesis.clone(), ring.views());
+    let service = RingService::new(ring.clone(), peers.clone(), files, &setup);
     let service = RingServer::new(service)
         .max_decoding_message_size(RING_FRAME_BYTES_MAX)
         .max_encoding_message_size(RING_FRAME_BYTES_MAX);
@@ -59,13 +70,20 @@ pub async fn run(
         let stopped = compaction::run(raft.clone(), log, setup.compaction).await;
         stopped.or_else(|fatal| ignore_stop(fatal, &shutdown))
     };
-    let (network, members) = (Network(peers), setup.members_as_nodes());
     let live = async {
         tokio::select! {
-            founded = found(&ring, &network, &members) => founded?,
+            entered = enter(&ring, &setup) => entered?,
             () = shutdown.requested() => {}
         }
         watch_fatal(&ring, &shutdown).await
+    };
+    let with_services = async {
+        tokio::select! {
+            () = serve_services(&ring, &setup, backend, &shutdown) => {}
+            () = follow_membership(&ring, &peers) => {}
+            () = shutdown.requested() => {}
+        }
+        Ok(())
     };
     let stop = async {
         shutdown.requested().await;
@@ -76,7 +94,7 @@ pub async fn run(
         closed.request();
         Ok(())
     };
-    tokio::try_join!(serve, compact, live, stop).map(|_| ())
+    tokio::try_join!(serve, compact, live, with_services, stop).map(|_| ())
 }
 
 fn ignore_stop(fatal: Fatal<super::types::Types>, shutdown: &Shutdown) -> Result<(), RingError> {
@@ -100,44 +118,151 @@ async fn watch_fatal(ring: &Ring, shutdown: &Shutdown) -> Result<(), RingError> 
     }
 }
 
-/// Founds the ring, if this member is the one to do it and nobody has.
+/// Serves what this member's clients ask, once it belongs to the ring.
+async fn serve_services(
+    ring: &Ring,
+    setup: &RingSetup,
+    backend: oneshot::Sender<Backend>,
+    shutdown: &Shutdown,
+) {
+    let identity = ring.identity().await;
+    let (services, end) = Backend::new(identity, ring.shared.keyspace.clone(), CALLS_MAX);
+    let RingEnd { calls, publisher } = end;
+    publisher.applied(*ring.applied.borrow());
+    publisher.ring(ring.view(&ring.checkpoints));
+    if backend.send(services).is_err() {
+        tracing::warn!("the ring serves nobody: its services gave up waiting");
+    }
+    let mut applied = ring.applied.clone();
+    let mut servers = ring.raft.server_metrics();
+    let show = async {
+        let mut ticks = interval(VIEW_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                changed = applied.changed() => match changed {
+                    Ok(()) => publisher.applied(*applied.borrow_and_update()),
+                    Err(_) => return,
+                },
+                changed = servers.changed() => match changed {
+                    Ok(()) => publisher.ring(ring.view(&ring.checkpoints)),
+                    Err(_) => return,
+                },
+                _ = ticks.tick() => publisher.ring(ring.view(&ring.checkpoints)),
+            }
+        }
+    };
+    tokio::select! {
+        () = dispatch::run(ring.clone(), calls, shutdown.clone()) => {}
+        () = show => {}
+        () = ring.tend(&setup.client_urls) => {}
+        () = take_time(ring) => {}
+    }
+}
+
+/// A member that begins to lead takes a grace off the ring's clock.
+async fn take_time(ring: &Ring) {
+    while ring.until(Leading::Yes).await {
+        ring.clock().lead(2 * ring.timing.election_max);
+        if !ring.until(Leading::No).await {
+            return;
+        }
+    }
+}
+
+/// Keeps the links to all members, and forgets those that left.
+async fn follow_membership(ring: &Ring, peers: &Peers) {
+    let mut metrics = ring.raft.server_metrics();
+    let mut before = BTreeSet::new();
+    loop {
+        drop(metrics.borrow_and_update());
+        let nodes = ring.nodes();
+        for (name, node) in nodes.iter().filter(|(name, _)| *name != ring.name) {
+            if let Err(error) = peers.reach(name, &node.url) {
+                tracing::error!(member = %name, %error, "cannot be reached");
+            }
+        }
+        let now: BTreeSet<_> = nodes.into_iter().map(|(name, _)| name).collect();
+        for left in before.difference(&now) {
+            tracing::info!(member = %left, "has left the ring");
+            if peers.forget(left).await.is_err() {
+                return;
+            }
+        }
+        before = now;
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Gets this member into the ring: founds it, joins it, or waits to be taken in.
 ///
 /// The member whose name sorts first founds, and only once every other member has answered that it
 /// knows of no ring. Were a majority enough, a founder that lost its disk could found a second ring
 /// together with a member that had not yet been reached by the first one.
-async fn found(
-    ring: &Ring,
-    network: &Network,
-    members: &BTreeMap<MemberName, MemberNode>,
-) -> Result<(), RingError> {
-    let founder = members.keys().next() == Some(&ring.name);
-    if !founder || ring.raft.is_initialized().await? {
-        return Ok(());
-    }
+async fn enter(ring: &Ring, setup: &RingSetup) -> Result<(), RingError> {
+    let founder = ring.configured.keys().next() == Some(&ring.name);
     for attempt in 0_u64.. {
-        match survey(network).await {
-            Ok(Survey::NobodyFounded) => {
+        if ring.raft.is_initialized().await? {
+            return Ok(());
+        }
+        let quiet = attempt % 40 != 0;
+        match survey(&ring.network).await {
+            Ok(Survey::NobodyFounded) if founder => {
+                let members = founders(ring);
                 tracing::info!(members = members.len(), "founding the ring");
-                if let Err(error) = ring.raft.initialize(members.clone()).await {
+                if let Err(error) = ring.raft.initialize(members).await {
                     tracing::warn!(%error, "this ring was founded by another start");
                 }
                 return Ok(());
             }
+            Ok(Survey::NobodyFounded) => {}
             Ok(Survey::Founded(by)) => {
-                tracing::error!(
-                    "`{by}` is part of a founded ring, but this member has no data: its disk was \
-                     lost; replace it by a member with a new name"
-                );
-                return Ok(());
+                let joined = join(ring, setup, &by).await;
+                if let Err(why) = joined
+                    && !quiet
+                {
+                    tracing::warn!(
+                        "`{by}` belongs to a founded ring; this member cannot join: {why}"
+                    );
+                }
             }
-            Err(why) if attempt % 40 == 0 => {
-                tracing::info!("waiting for all members before founding the ring: {why}");
-            }
+            Err(why) if !quiet => tracing::info!("waiting for the other members: {why}"),
             Err(_) => {}
         }
         sleep(FOUND_RETRY).await;
     }
     Ok(())
+}
+
+/// Asks to be let in by the leader, which `by` may know.
+async fn join(ring: &Ring, setup: &RingSetup, by: &MemberName) -> Result<(), String> {
+    let url = setup.members.get(&setup.name).cloned().unwrap_or_default();
+    let order = Order::Join { name: ring.name.clone(), url };
+    let mut asked = ring.network.0.names();
+    asked.sort_by_key(|name| name != by);
+    let mut last = String::new();
+    for name in asked {
+        match ring.network.sender(name.clone()).order(&order, HELLO_TIMEOUT).await {
+            Ok(OrderReply::Done) => return Ok(()),
+            Ok(OrderReply::Refused(Fault::NotInvited)) => {
+                return Err("nobody expects it at its address; `satrap member add` first".into());
+            }
+            Ok(reply) => last = format!("`{name}`: {reply:?}"),
+            Err(status) => last = format!("`{name}`: {}", status.message()),
+        }
+    }
+    Err(last)
+}
+
+fn founders(ring: &Ring) -> BTreeMap<MemberName, MemberNode> {
+    let node = |(name, url): (&MemberName, &String)| {
+        let id = founder_id(&ring.ring, name);
+        (name.clone(), MemberNode { id, url: url.clone(), learner: false })
+    };
+    ring.configured.iter().map(node).collect()
 }
 
 enum Survey {
@@ -154,7 +279,7 @@ async fn survey(network: &Network) -> Result<Survey, String> {
             welcome.map(|w| (name.clone(), w)).map_err(|e| format!("`{name}`: {}", e.message()))
         }
     };
-    let welcomes = futures::future::join_all(network.0.names().map(ask)).await;
+    let welcomes = futures::future::join_all(network.0.names().iter().map(ask)).await;
     // Whoever knows of a ring ends the matter, also if others are away.
     if let Some((name, _)) = welcomes.iter().flatten().find(|(_, welcome)| welcome.founded) {
         return Ok(Survey::Founded(name.clone()));
@@ -183,14 +308,5 @@ async fn hand_over(ring: &Ring, timing: Timing) {
     );
     if let Err(error) = taken.await {
         tracing::warn!(%error, "nobody took over; the ring will elect a leader");
-    }
-}
-
-impl super::RingSetup {
-    fn members_as_nodes(&self) -> BTreeMap<MemberName, MemberNode> {
-        let node = |(name, url): (&satrap_certify::Label, &String)| {
-            (MemberName::from(name), MemberNode { url: url.clone() })
-        };
-        self.members.iter().map(node).collect()
     }
 }

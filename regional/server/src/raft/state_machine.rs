@@ -1,157 +1,202 @@
-//! Applies committed entries to the [`Region`], and turns it into snapshots and back.
+//! Applies committed entries, answers whoever waits for them, and gives and takes snapshots.
 //!
-//! The region lives in memory; what survives a restart is the newest snapshot plus the log after
-//! it. Decisions are [`Region`]'s: this module moves bytes and counts indices.
+//! Two states are held in memory: the certified replica, which only verified updates move, and the
+//! keyspace, which clients move. Decisions are theirs: this module moves bytes and counts indices.
+//! The snapshot is the checkpoint on disk (see [`super::checkpoint`]), so none is ever built.
 //!
 //! # Invariants
 //!
 //! - **M1** A snapshot is on disk before openraft hears of it, hence before any log it covers is
 //!   purged.
-//! - **M2** A snapshot becomes state only by [`Region::restore`], which verifies all of it, whether
-//!   it came from a peer or from the own disk.
+//! - **M2** A snapshot from a peer becomes state only after all of its rows had their digests and its
+//!   replica was verified again.
 //! - **M3** A command that does not decode or does not verify changes nothing, on every member alike.
+//! - **M4** A client is answered after its entry was applied here, never before.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+};
 
-use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder,
     storage::{EntryResponder, RaftStateMachine},
 };
-use satrap_certify::{Genesis, Rejection};
-use satrap_merkle::codec::Canonical as _;
-use satrap_regional_core::{Command, Outcome, Region};
+use satrap_certify::{Rejection, Timestamp, Update};
+use satrap_host::clock;
+use satrap_merkle::codec::DecodeError;
+use satrap_regional_api::backend::AppliedMark;
+use satrap_regional_core::{Batch, Command, Outcome, Region};
+use satrap_regional_storage::snapshot::{Reader, Received};
 use tokio::{
-    sync::{Mutex, watch},
+    sync::{oneshot, watch},
     task,
 };
 
 use super::{
-    disk::{Disk, Record},
+    checkpoint::{CheckpointRequest, Checkpoints, Shared},
+    clock::RingClock,
+    disk::{Restored, read_applied},
     types::{LogId, Membership, Payload, Reply, Snapshot, SnapshotMeta, Types},
-    writer::WriteHandle,
+    waiters::{Origin, Waiters},
 };
 
-/// Commands longer than this are verified on another thread: hashing megabytes on this one would
+/// Updates longer than this are verified on another thread: hashing megabytes on this one would
 /// delay heartbeats.
 const INLINE_COMMAND_BYTES_MAX: usize = 64 * 1024;
 
 /// A snapshot in transit.
-#[derive(Clone, Debug)]
-pub struct SnapshotContent {
-    /// [`Region::snapshot`].
-    pub bytes: Bytes,
-    /// The state in `bytes`, if whoever made this has verified it already.
-    pub verified: Option<Arc<Region>>,
+pub enum SnapshotContent {
+    /// The checkpoint on this member's disk, ready to be sent.
+    Stored(Arc<Mutex<Reader>>),
+    /// What a peer sent, verified (M2).
+    Arrived(Box<Arrived>),
 }
 
-/// Where snapshots are kept.
-#[derive(Clone)]
-pub struct SnapshotStore {
-    disk: Arc<Disk>,
-    writer: WriteHandle,
-    /// What the newest one covers. Held while writing, so that a build that took long cannot
-    /// replace a newer snapshot that was installed meanwhile, whose log is already purged.
-    newest: Arc<Mutex<Option<LogId>>>,
+/// A snapshot that was received whole.
+pub struct Arrived {
+    /// The file beside the state.
+    pub received: Received,
+    /// What is in it.
+    pub restored: Restored,
+}
+
+/// What apply publishes.
+pub struct Published {
+    /// The certified replica, again after every change.
+    pub views: watch::Sender<Arc<Region>>,
+    /// How far the keyspace is.
+    pub applied: watch::Sender<AppliedMark>,
 }
 
 /// The state machine of one member.
 pub struct StateMachine {
-    genesis: Arc<Genesis>,
-    region: Arc<Region>,
-    applied: Option<LogId>,
-    membership: Membership,
-    snapshots: SnapshotStore,
-    published: watch::Sender<Arc<Region>>,
+    shared: Shared,
+    checkpoints: Checkpoints,
+    requests: mpsc::SyncSender<CheckpointRequest>,
+    clock: Arc<Mutex<RingClock>>,
+    waiters: Waiters,
+    published: Published,
 }
 
-/// A consistent view of the state, to be written as a snapshot.
+/// Asks for a checkpoint, which is the snapshot.
 pub struct SnapshotBuilder {
-    region: Arc<Region>,
-    meta: SnapshotMeta,
-    snapshots: SnapshotStore,
-}
-
-fn invalid(rejection: &Rejection) -> io::Error {
-    let why = format!("snapshot refused by rule {}: {rejection}", rejection.rule());
-    io::Error::new(io::ErrorKind::InvalidData, why)
+    checkpoints: Checkpoints,
+    requests: mpsc::SyncSender<CheckpointRequest>,
 }
 
 async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     task::spawn_blocking(work).await.map_err(io::Error::other)
 }
 
-impl SnapshotStore {
-    /// Snapshots on `disk`, written through `writer`.
-    #[must_use]
-    pub fn new(disk: Arc<Disk>, writer: WriteHandle) -> Self {
-        Self { disk, writer, newest: Arc::default() }
-    }
-
-    async fn load(&self) -> io::Result<Option<(SnapshotMeta, Bytes)>> {
-        let disk = self.disk.clone();
-        let held = off_thread(move || disk.snapshot()).await??;
-        if let Some((meta, _)) = &held {
-            let mut newest = self.newest.lock().await;
-            *newest = (*newest).max(meta.last_log_id);
-        }
-        Ok(held)
-    }
-
-    async fn save(&self, meta: SnapshotMeta, bytes: Bytes) -> io::Result<()> {
-        let mut newest = self.newest.lock().await;
-        if meta.last_log_id >= *newest {
-            let covers = meta.last_log_id;
-            self.writer.write(Record::Snapshot(meta, bytes)).await?;
-            *newest = covers;
-        }
-        Ok(())
-    }
+fn refused(rejection: &Rejection) -> Reply {
+    let (rule, why) = (rejection.rule().to_owned(), rejection.to_string());
+    tracing::error!(rule, why, "the log holds a command that does not verify");
+    Reply::Refused { rule, why }
 }
 
 impl StateMachine {
-    /// The state before any entry; openraft brings it up to date from snapshot and log.
+    /// A machine that goes on with `shared`.
     #[must_use]
     pub fn new(
-        genesis: Arc<Genesis>,
-        snapshots: SnapshotStore,
-    ) -> (Self, watch::Receiver<Arc<Region>>) {
-        let region = Arc::new(Region::genesis(&genesis));
-        let (published, views) = watch::channel(region.clone());
-        let (applied, membership) = (None, Membership::default());
-        (Self { genesis, region, applied, membership, snapshots, published }, views)
+        shared: Shared,
+        checkpoints: Checkpoints,
+        requests: mpsc::SyncSender<CheckpointRequest>,
+        clock: Arc<Mutex<RingClock>>,
+        waiters: Waiters,
+    ) -> (Self, watch::Receiver<Arc<Region>>, watch::Receiver<AppliedMark>) {
+        let standing = shared.standing();
+        let mark = mark(&shared, standing.applied);
+        let (views, view) = watch::channel(standing.region);
+        let (applied, marks) = watch::channel(mark);
+        let published = Published { views, applied };
+        (Self { shared, checkpoints, requests, clock, waiters, published }, view, marks)
     }
 
-    async fn apply_payload(&mut self, payload: Payload) -> io::Result<Reply> {
-        let region = self.region.clone();
-        let short = payload.0.len() <= INLINE_COMMAND_BYTES_MAX;
-        let work = move || apply_to(region, &payload.0);
-        let (region, reply) = if short { work() } else { off_thread(work).await? };
-        if let Some(region) = region {
-            self.region = region.clone();
-            self.published.send_replace(region);
+    async fn apply_payload(&mut self, log_id: LogId, payload: &Payload) -> io::Result<Reply> {
+        let command = payload
+            .open()
+            .ok_or(DecodeError::Truncated)
+            .and_then(|(origin, bytes)| Ok((origin, bytes.len(), Command::from_shared(&bytes)?)));
+        match command {
+            Ok((origin, _, Command::Batch(batch))) => {
+                self.apply_batch(log_id, origin, &batch);
+                Ok(Reply::Batch)
+            }
+            Ok((_, bytes, Command::Adopt { update, now })) => {
+                self.adopt(log_id, bytes, *update, now).await
+            }
+            // M3
+            Err(error) => {
+                self.stand(log_id, None);
+                Ok(refused(&error.into()))
+            }
         }
-        Ok(reply)
+    }
+
+    fn apply_batch(&mut self, log_id: LogId, origin: Origin, batch: &Batch) {
+        let (mut keyspace, mut standing) = self.shared.lock();
+        let replies = keyspace.apply(batch);
+        let revision = keyspace.store().revision();
+        standing.applied = Some(log_id);
+        drop((keyspace, standing));
+        let term = log_id.committed_leader_id().term;
+        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        clock.applied(batch.time.0, clock::monotonic());
+        drop(clock);
+        // M4
+        self.waiters.fulfill(origin, term, replies);
+        self.published.applied.send_replace(AppliedMark { revision, index: log_id.index, term });
+    }
+
+    async fn adopt(
+        &mut self,
+        log_id: LogId,
+        bytes: usize,
+        update: Update,
+        now: Timestamp,
+    ) -> io::Result<Reply> {
+        let region = self.shared.standing().region;
+        let work = move || {
+            let mut next = Arc::unwrap_or_clone(region);
+            let outcome = next.adopt(&update, now);
+            (next, outcome)
+        };
+        let short = bytes <= INLINE_COMMAND_BYTES_MAX;
+        let (next, outcome) = if short { work() } else { off_thread(work).await? };
+        match outcome {
+            Outcome::Adopted(height) => {
+                let next = Arc::new(next);
+                self.stand(log_id, Some(next.clone()));
+                self.published.views.send_replace(next);
+                Ok(Reply::Adopted(height))
+            }
+            Outcome::Refused(rejection) => {
+                self.stand(log_id, None);
+                Ok(refused(&rejection))
+            }
+        }
+    }
+
+    /// The entry was applied and did not concern the keyspace.
+    fn stand(&self, log_id: LogId, region: Option<Arc<Region>>) {
+        let (keyspace, mut standing) = self.shared.lock();
+        let revision = keyspace.store().revision();
+        standing.applied = Some(log_id);
+        if let Some(region) = region {
+            (standing.region, standing.region_changed) = (region, true);
+        }
+        drop((keyspace, standing));
+        let term = log_id.committed_leader_id().term;
+        self.published.applied.send_replace(AppliedMark { revision, index: log_id.index, term });
     }
 }
 
-/// M3
-fn apply_to(region: Arc<Region>, command: &[u8]) -> (Option<Arc<Region>>, Reply) {
-    let refused = |rejection: &Rejection| {
-        let (rule, why) = (rejection.rule().to_owned(), rejection.to_string());
-        tracing::error!(rule, why, "the log holds a command that does not verify");
-        (None, Reply::Refused { rule, why })
-    };
-    let command = match Command::from_canonical(command) {
-        Ok(command) => command,
-        Err(error) => return refused(&error.into()),
-    };
-    let mut next = Arc::unwrap_or_clone(region);
-    match next.apply(&command) {
-        Outcome::Adopted(height) => (Some(Arc::new(next)), Reply::Adopted(height)),
-        Outcome::Refused(rejection) => refused(&rejection),
-    }
+fn mark(shared: &Shared, applied: Option<LogId>) -> AppliedMark {
+    let revision = shared.read(|keyspace| keyspace.store().revision());
+    let index = applied.map_or(0, |id| id.index);
+    AppliedMark { revision, index, term: applied.map_or(0, |id| id.committed_leader_id().term) }
 }
 
 impl RaftStateMachine<Types> for StateMachine {
@@ -159,7 +204,8 @@ impl RaftStateMachine<Types> for StateMachine {
     type SnapshotBuilder = SnapshotBuilder;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, Membership)> {
-        Ok((self.applied, self.membership.clone()))
+        let standing = self.shared.standing();
+        Ok((standing.applied, standing.membership))
     }
 
     async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
@@ -168,15 +214,20 @@ impl RaftStateMachine<Types> for StateMachine {
     {
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
-            let reply = match entry.payload {
-                EntryPayload::Blank => Reply::Blank,
-                EntryPayload::Normal(payload) => self.apply_payload(payload).await?,
+            let reply = match &entry.payload {
+                EntryPayload::Blank => {
+                    self.stand(entry.log_id, None);
+                    Reply::Blank
+                }
+                EntryPayload::Normal(payload) => self.apply_payload(entry.log_id, payload).await?,
                 EntryPayload::Membership(membership) => {
-                    self.membership = Membership::new(Some(entry.log_id), membership);
+                    let (keyspace, mut standing) = self.shared.lock();
+                    standing.membership = Membership::new(Some(entry.log_id), membership.clone());
+                    drop((keyspace, standing));
+                    self.stand(entry.log_id, None);
                     Reply::Blank
                 }
             };
-            self.applied = Some(entry.log_id);
             if let Some(responder) = responder {
                 responder.send(reply);
             }
@@ -185,9 +236,8 @@ impl RaftStateMachine<Types> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        let meta =
-            SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() };
-        SnapshotBuilder { region: self.region.clone(), meta, snapshots: self.snapshots.clone() }
+        let (checkpoints, requests) = (self.checkpoints.clone(), self.requests.clone());
+        SnapshotBuilder { checkpoints, requests }
     }
 
     async fn install_snapshot(
@@ -195,51 +245,51 @@ impl RaftStateMachine<Types> for StateMachine {
         meta: &SnapshotMeta,
         snapshot: SnapshotContent,
     ) -> io::Result<()> {
-        let SnapshotContent { bytes, verified } = snapshot;
-        let region = match verified {
-            Some(region) => region,
-            None => restore(self.genesis.clone(), bytes.clone()).await?.map_err(|r| invalid(&r))?,
+        let SnapshotContent::Arrived(arrived) = snapshot else {
+            // openraft does that at start if the snapshot is ahead of the state; ours is the state.
+            return Err(io::Error::other("a snapshot that is to be sent was installed"));
         };
-        let held = self.snapshots.load().await?;
-        if held.is_none_or(|(held, content)| held != *meta || content != bytes) {
-            self.snapshots.save(meta.clone(), bytes).await?;
+        let Arrived { received, restored } = *arrived;
+        if (restored.applied, &restored.membership) != (meta.last_log_id, &meta.last_membership) {
+            let why = "the snapshot's head and content are of different states";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
-        (self.applied, self.membership) = (meta.last_log_id, meta.last_membership.clone());
-        self.region = region.clone();
-        self.published.send_replace(region);
+        let checkpoints = self.checkpoints.clone();
+        off_thread(move || checkpoints.install(received, restored))
+            .await?
+            .map_err(io::Error::other)?;
+        let standing = self.shared.standing();
+        self.published.views.send_replace(standing.region);
+        self.published.applied.send_replace(mark(&self.shared, standing.applied));
         Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        let held = self.snapshots.load().await?;
-        Ok(held.map(|(meta, bytes)| Snapshot {
-            meta,
-            snapshot: SnapshotContent { bytes, verified: None },
-        }))
+        stored(self.checkpoints.clone()).await
     }
 }
 
-/// Verifies a snapshot on another thread (M2).
-///
-/// # Errors
-///
-/// The outer error if the thread failed, the inner one if the snapshot does not verify.
-pub async fn restore(
-    genesis: Arc<Genesis>,
-    bytes: Bytes,
-) -> io::Result<Result<Arc<Region>, Rejection>> {
-    off_thread(move || Region::restore(&genesis, &bytes).map(Arc::new)).await
+/// The newest checkpoint on disk.
+async fn stored(checkpoints: Checkpoints) -> io::Result<Option<Snapshot>> {
+    let reader =
+        off_thread(move || checkpoints.state().reader()).await?.map_err(io::Error::other)?;
+    let Some(reader) = reader else { return Ok(None) };
+    let (last_log_id, last_membership) =
+        read_applied(&reader.header().applied).map_err(io::Error::other)?;
+    let meta = SnapshotMeta { last_log_id, last_membership };
+    Ok(Some(Snapshot { meta, snapshot: SnapshotContent::Stored(Arc::new(Mutex::new(reader))) }))
 }
 
 impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
     type SnapshotData = SnapshotContent;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        let region = self.region.clone();
-        let bytes: Bytes = off_thread(move || region.snapshot()).await?.into();
+        let stopped = || io::Error::other("the checkpoint thread has stopped");
+        let (done, written) = oneshot::channel();
+        let requests = self.requests.clone();
+        off_thread(move || requests.send(done)).await?.map_err(|_| stopped())?;
         // M1
-        self.snapshots.save(self.meta.clone(), bytes.clone()).await?;
-        let snapshot = SnapshotContent { bytes, verified: Some(self.region.clone()) };
-        Ok(Snapshot { meta: self.meta.clone(), snapshot })
+        written.await.map_err(|_| stopped())?;
+        stored(self.checkpoints.clone()).await?.ok_or_else(stopped)
     }
 }

@@ -9,7 +9,7 @@
 
 use std::fmt;
 
-use bytes::Bytes;
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use openraft::{
     StorageError,
     impls::leader_id_std::LeaderId,
@@ -19,9 +19,11 @@ use openraft::{
 };
 use satrap_certify::Label;
 use serde::{
-    Deserialize, Deserializer, Serialize, Serializer,
+    Deserialize, Deserializer, Serialize,
     de::{self, DeserializeOwned},
 };
+
+use super::waiters::Origin;
 
 openraft::declare_raft_types!(
     /// The types of one regional ring.
@@ -88,12 +90,16 @@ impl From<u64> for MemberName {
     }
 }
 
-/// Where a member listens for its peers when the ring was founded; each member's own configuration
-/// overrides it.
+/// What the ring's membership says about a member.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberNode {
-    /// `https://HOST:PORT`.
+    /// The number by which clients know it.
+    pub id: u64,
+    /// Where it listens for its peers, `https://HOST:PORT`; each member's own configuration
+    /// overrides it.
     pub url: String,
+    /// It was asked for as a learner; see `satrap_regional_core::members`.
+    pub learner: bool,
 }
 
 impl fmt::Display for MemberNode {
@@ -102,9 +108,31 @@ impl fmt::Display for MemberNode {
     }
 }
 
-/// A canonically encoded `satrap_regional_core::Command`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Payload(pub Bytes);
+/// Who waits for it, and a canonically encoded `satrap_regional_core::Command`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Payload(Bytes);
+
+impl Payload {
+    /// An entry for `command`; whoever waits for it waits under `origin`.
+    #[must_use]
+    pub fn new(origin: Origin, command: &[u8]) -> Self {
+        let mut bytes = BytesMut::with_capacity(ORIGIN_BYTES + command.len());
+        bytes.put_u64(origin.run);
+        bytes.put_u64(origin.sequence);
+        bytes.put_slice(command);
+        Self(bytes.freeze())
+    }
+
+    /// Both parts again; the command shares memory with the entry. None if it is cut short.
+    #[must_use]
+    pub fn open(&self) -> Option<(Origin, Bytes)> {
+        let mut rest = self.0.clone();
+        let (run, sequence) = (rest.try_get_u64().ok()?, rest.try_get_u64().ok()?);
+        Some((Origin { run, sequence }, rest))
+    }
+}
+
+const ORIGIN_BYTES: usize = 16;
 
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -118,30 +146,6 @@ impl fmt::Display for Payload {
     }
 }
 
-impl Serialize for Payload {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for Payload {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = Payload;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the bytes of a command")
-            }
-
-            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Payload, E> {
-                Ok(Payload(Bytes::copy_from_slice(bytes)))
-            }
-        }
-        deserializer.deserialize_bytes(Visitor)
-    }
-}
-
 /// What applying an entry did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -149,6 +153,8 @@ pub enum Reply {
     Blank,
     /// The replica moved to this height.
     Adopted(u64),
+    /// A batch for the keyspace was applied; its clients have their answers.
+    Batch,
     /// The command was refused; nothing changed.
     Refused {
         /// The number of the rule.
@@ -222,12 +228,17 @@ mod tests {
         let names: BTreeSet<MemberName> = [1, 2, 3].map(MemberName::from).into();
         let nodes: BTreeMap<MemberName, MemberNode> = names
             .iter()
-            .map(|name| (name.clone(), MemberNode { url: format!("https://{name}:1") }))
+            .map(|name| {
+                (
+                    name.clone(),
+                    MemberNode { url: format!("https://{name}:1"), ..MemberNode::default() },
+                )
+            })
             .collect();
         let membership = openraft::Membership::new(vec![names], nodes).unwrap();
         let entries = [
             EntryPayload::Blank,
-            EntryPayload::Normal(Payload(Bytes::from_static(&[0, 255, 7]))),
+            EntryPayload::Normal(Payload::new(Origin::default(), &[0, 255, 7])),
             EntryPayload::Membership(membership.clone()),
         ];
         let entries: Vec<Entry> = (5..)

@@ -1,8 +1,8 @@
 //! The one thread that writes to disk: many waiting operations, one fsync.
 //!
 //! ```text
-//!   openraft ── append, vote, truncate, purge ──▶ queue ──▶ one transaction ──▶ completions
-//!   state machine ── snapshot ──────────────────▶
+//!   openraft ── append, vote, truncate, purge ──▶ queue ──▶ one write, one fsync ──▶ completions
+//!   peers ───── whom we met ────────────────────▶
 //! ```
 //!
 //! An fsync on the Raft thread would delay heartbeats by its duration, and one fsync per append
@@ -11,27 +11,24 @@
 //!
 //! # Invariants
 //!
-//! - **W1** Operations reach the disk in queue order: a vote never overtakes an append, a purge
-//!   never overtakes the snapshot that covers it.
+//! - **W1** Operations reach the disk in queue order: a vote never overtakes an append.
 //! - **W2** Nobody is told that something is on disk before the commit returned.
 //! - **W3** The first failed commit ends the thread, and with it the process: a failed fsync may
 //!   have dropped what it was asked to write, so trying again proves nothing.
-//! - **W4** The committed mark on disk never points past the log on disk. It is written along with
-//!   other operations only, never for its own sake, so it is a lower bound.
+//! - **W4** The committed mark is written along with other operations only, never for its own sake,
+//!   so it is a lower bound.
 
 use std::{
     io,
     sync::{Arc, Mutex, PoisonError},
 };
 
+use bytes::Bytes;
 use openraft::storage::IOFlushed;
-use satrap_host::store::StoreError;
+use satrap_regional_storage::{InstanceId, Mark, Record, StorageError, Wal};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{
-    disk::{Disk, Record},
-    types::{LogId, Types},
-};
+use super::types::{LogId, MemberName, Types, Vote, encode};
 use crate::limits::{GROUP_BYTES_MAX, WRITER_QUEUE_OPS_MAX};
 
 /// Who waits for an operation.
@@ -41,7 +38,7 @@ enum Waiter {
 }
 
 struct Operation {
-    record: Record,
+    records: Vec<Record>,
     waiter: Waiter,
 }
 
@@ -57,15 +54,20 @@ pub struct WriteHandle {
 
 /// The body of the writer thread.
 pub struct Writer {
-    disk: Arc<Disk>,
+    wal: Wal,
     queue: mpsc::Receiver<Operation>,
     committed: CommittedMark,
     committed_on_disk: Option<LogId>,
-    last_on_disk: Option<u64>,
 }
 
 fn stopped() -> io::Error {
     io::Error::other("the log writer has stopped; this member must restart")
+}
+
+/// A position in the log, as the WAL keeps it.
+#[must_use]
+pub fn mark(id: &LogId) -> Mark {
+    Mark { index: id.index, id: encode(id).into() }
 }
 
 impl WriteHandle {
@@ -76,21 +78,53 @@ impl WriteHandle {
     /// If the writer has stopped.
     pub async fn append(
         &self,
-        entries: Vec<(u64, Vec<u8>)>,
+        entries: Vec<(u64, Bytes)>,
         flushed: IOFlushed<Types>,
     ) -> io::Result<()> {
-        let (record, waiter) = (Record::Append(entries), Waiter::Flush(flushed));
-        self.queue.send(Operation { record, waiter }).await.map_err(|_| stopped())
+        let entries = entries.into_iter().map(|(index, bytes)| Record::Append { index, bytes });
+        let (records, waiter) = (entries.collect(), Waiter::Flush(flushed));
+        self.queue.send(Operation { records, waiter }).await.map_err(|_| stopped())
     }
 
-    /// Queues `record` and waits until it is on disk.
+    /// Writes the vote and waits until it is on disk.
     ///
     /// # Errors
     ///
     /// If the writer has stopped.
-    pub async fn write(&self, record: Record) -> io::Result<()> {
+    pub async fn vote(&self, vote: &Vote) -> io::Result<()> {
+        self.write(Record::Vote(encode(vote).into())).await
+    }
+
+    /// Removes the log from `from` on and waits until that is on disk.
+    ///
+    /// # Errors
+    ///
+    /// If the writer has stopped.
+    pub async fn truncate(&self, from: u64) -> io::Result<()> {
+        self.write(Record::Truncate { from }).await
+    }
+
+    /// Removes the log up to `upto` and waits until that is on disk.
+    ///
+    /// # Errors
+    ///
+    /// If the writer has stopped.
+    pub async fn purge(&self, upto: &LogId) -> io::Result<()> {
+        self.write(Record::Purge(mark(upto))).await
+    }
+
+    /// Remembers or forgets a peer's instance and waits until that is on disk.
+    ///
+    /// # Errors
+    ///
+    /// If the writer has stopped.
+    pub async fn peer(&self, name: &MemberName, instance: Option<InstanceId>) -> io::Result<()> {
+        self.write(Record::Peer { name: name.to_string(), instance }).await
+    }
+
+    async fn write(&self, record: Record) -> io::Result<()> {
         let (done, written) = oneshot::channel();
-        let operation = Operation { record, waiter: Waiter::Task(done) };
+        let operation = Operation { records: vec![record], waiter: Waiter::Task(done) };
         self.queue.send(operation).await.map_err(|_| stopped())?;
         written.await.map_err(|_| stopped())
     }
@@ -108,50 +142,45 @@ impl WriteHandle {
 }
 
 impl Writer {
-    /// A writer on `disk`, whose log ends at `last_on_disk`.
+    /// A writer of `wal`, which knows that `committed` is.
     #[must_use]
-    pub fn new(
-        disk: Arc<Disk>,
-        committed: Option<LogId>,
-        last_on_disk: Option<u64>,
-    ) -> (Self, WriteHandle) {
+    pub fn new(wal: Wal, committed: Option<LogId>) -> (Self, WriteHandle) {
         let (sender, queue) = mpsc::channel(WRITER_QUEUE_OPS_MAX);
         let mark = CommittedMark::new(Mutex::new(committed));
         let handle = WriteHandle { queue: sender, committed: mark.clone() };
-        let writer =
-            Self { disk, queue, committed: mark, committed_on_disk: committed, last_on_disk };
-        (writer, handle)
+        (Self { wal, queue, committed: mark, committed_on_disk: committed }, handle)
     }
 
     /// Writes until every [`WriteHandle`] is gone. Blocks; call it on a thread of its own.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]: the process must stop (W3).
-    pub fn run(mut self) -> Result<(), StoreError> {
+    /// [`StorageError`]: the process must stop (W3).
+    pub fn run(mut self) -> Result<(), StorageError> {
         while let Some(first) = self.queue.blocking_recv() {
             self.commit(first)?;
         }
         // Nobody waits any more, but a restart then begins where this run ended.
-        self.committed_record().map_or(Ok(()), |record| self.disk.commit(&[record]))
+        let committed: Vec<_> =
+            self.committed_record().map(|(_, record)| record).into_iter().collect();
+        if committed.is_empty() { Ok(()) } else { self.wal.commit(&committed) }
     }
 
-    fn commit(&mut self, first: Operation) -> Result<(), StoreError> {
-        let mut bytes = first.record.bytes();
-        let (mut records, mut waiters) = (vec![first.record], vec![first.waiter]);
+    fn commit(&mut self, first: Operation) -> Result<(), StorageError> {
+        let size = |records: &[Record]| records.iter().map(Record::encoded_bytes).sum::<usize>();
+        let mut bytes = size(&first.records);
+        let (mut records, mut waiters) = (first.records, vec![first.waiter]);
         while bytes < GROUP_BYTES_MAX
             && let Ok(next) = self.queue.try_recv()
         {
-            bytes += next.record.bytes();
-            records.push(next.record);
+            bytes += size(&next.records);
+            records.extend(next.records);
             waiters.push(next.waiter);
         }
-        for record in &records {
-            self.track(record);
-        }
         let committed = self.committed_record();
-        records.extend(committed);
-        let result = self.disk.commit(&records);
+        let (committed, record) = committed.unzip();
+        records.extend(record);
+        let result = self.wal.commit(&records);
         for waiter in waiters {
             match (waiter, &result) {
                 // W2
@@ -167,29 +196,14 @@ impl Writer {
                 (Waiter::Task(_), Err(_)) => {}
             }
         }
-        if let (Ok(()), Some(Record::Committed(id))) = (&result, records.last()) {
-            self.committed_on_disk = Some(*id);
+        if result.is_ok() {
+            self.committed_on_disk = committed.or(self.committed_on_disk);
         }
         result
     }
 
-    /// Follows where the log on disk will end (W4).
-    fn track(&mut self, record: &Record) {
-        match record {
-            Record::Append(entries) => {
-                self.last_on_disk = entries.last().map(|(index, _)| *index).or(self.last_on_disk);
-            }
-            Record::Truncate(from) => {
-                self.last_on_disk = self.last_on_disk.min(from.checked_sub(1));
-            }
-            Record::Purge(upto) => self.last_on_disk = self.last_on_disk.max(Some(upto.index)),
-            Record::Vote(_) | Record::Committed(_) | Record::Snapshot(..) | Record::Peer(..) => {}
-        }
-    }
-
-    fn committed_record(&self) -> Option<Record> {
-        let noted = *self.committed.lock().unwrap_or_else(PoisonError::into_inner);
-        let noted = noted.filter(|id| Some(id.index) <= self.last_on_disk)?;
-        (Some(noted) > self.committed_on_disk).then_some(Record::Committed(noted))
+    fn committed_record(&self) -> Option<(LogId, Record)> {
+        let noted = (*self.committed.lock().unwrap_or_else(PoisonError::into_inner))?;
+        (Some(noted) > self.committed_on_disk).then(|| (noted, Record::Committed(mark(&noted))))
     }
 }

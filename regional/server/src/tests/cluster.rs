@@ -202,8 +202,10 @@ impl World {
             credentials: self.files(Self::member(name.as_str())),
             members: members.clone(),
             peer_urls: peer_urls.clone(),
+            peer_url_overrides: BTreeMap::new(),
             validators: self.endpoints.clone(),
             other_regions: vec![label("us")],
+            etcd: None,
             timing: Timing::default(),
             compaction: Compaction {
                 max: LogSize { entries: 8, bytes: usize::MAX },

@@ -1,31 +1,51 @@
-//! The log store and the state machine on a real database.
+//! The log store and the state machine on a real disk.
 
-use std::{fs, path::Path, sync::Arc, thread};
+use std::{
+    fs, io,
+    path::Path,
+    sync::{Arc, mpsc},
+    thread,
+};
 
-use bytes::Bytes;
+use futures::Stream;
 use openraft::{
-    EntryPayload, RaftLogReader as _, RaftSnapshotBuilder as _,
+    EntryPayload, OptionalSend, RaftLogReader as _, RaftSnapshotBuilder as _,
     entry::RaftEntry as _,
-    storage::{IOFlushed, RaftLogStorage, RaftStateMachine},
+    storage::{EntryResponder, IOFlushed, RaftLogStorage, RaftStateMachine},
     testing::log::{StoreBuilder, Suite},
     type_config::TypeConfigExt as _,
     vote::leader_id_std::CommittedLeaderId,
 };
-use redb::{ReadableTable as _, TableDefinition};
 use satrap_certify::{Interest, Replica, Timestamp};
-use satrap_host::{clock, runtime, store};
+use satrap_host::{clock, runtime};
 use satrap_merkle::codec::Canonical as _;
-use satrap_regional_core::Command;
+use satrap_regional_core::{
+    Batch, Caller, Command, Proposal, Request, RingTime,
+    digest::StateDigest,
+    kv::{KeyRange, PutRequest, RangeRequest},
+};
+use satrap_regional_storage::{
+    Config, InstanceId, Owner, StateConfig, StorageError, WalConfig,
+    files::DirFiles,
+    limits::SEGMENT_BYTES_MIN,
+    snapshot::{Receiver, Refused},
+};
 use tempfile::TempDir;
 
 use super::realm::{Realm, tampered};
 use crate::{
     limits::APPEND_BATCH_BYTES,
     raft::{
-        disk::{Disk, DiskError, Owner},
+        checkpoint::{Checkpoints, Shared},
+        clock::RingClock,
+        disk::{Disk, DiskError, load_received},
         log_store::{LogSize, LogStore},
-        state_machine::{SnapshotStore, StateMachine},
-        types::{Entry, LogId, MemberName, Payload, RaftStorageError, Types, Vote},
+        state_machine::{Arrived, SnapshotBuilder, SnapshotContent, StateMachine},
+        types::{
+            Entry, LogId, Membership, Payload, RaftStorageError, Snapshot, SnapshotMeta, Types,
+            Vote,
+        },
+        waiters::{Origin, Waiters},
         writer::Writer,
     },
 };
@@ -34,31 +54,78 @@ use crate::{
 struct Member {
     log: LogStore,
     machine: StateMachine,
-    instance: [u8; 16],
-    writer: thread::JoinHandle<()>,
+    shared: Shared,
+    checkpoints: Checkpoints,
+    files: Arc<DirFiles>,
+    instance: InstanceId,
+    threads: Vec<thread::JoinHandle<Result<(), StorageError>>>,
 }
 
 fn owner() -> Owner {
-    Owner { ring: [1; 32], member: MemberName::from(0) }
+    Owner { ring: [1; 32], member: "m0".into() }
+}
+
+/// Small, so that tests see more than one segment.
+fn config() -> Config {
+    Config { wal: WalConfig { segment_bytes: SEGMENT_BYTES_MIN }, ..Config::default() }
 }
 
 fn open(path: &Path, realm: &Realm) -> Result<Member, DiskError> {
-    let (disk, loaded) = Disk::open(path, &owner())?;
-    let disk = Arc::new(disk);
-    let last = loaded.entries.last().map(|(entry, _)| entry.log_id).or(loaded.purged);
-    let (writer, handle) = Writer::new(disk.clone(), loaded.committed, last.map(|id| id.index));
-    let writer = thread::spawn(move || writer.run().unwrap());
-    let instance = loaded.instance;
-    let log = LogStore::new(loaded, handle.clone());
-    let (machine, _) = StateMachine::new(realm.genesis.clone(), SnapshotStore::new(disk, handle));
-    Ok(Member { log, machine, instance, writer })
+    open_as(path, realm, &owner())
+}
+
+fn open_as(path: &Path, realm: &Realm, owner: &Owner) -> Result<Member, DiskError> {
+    let files = Arc::new(DirFiles::open(path)?);
+    let disk = Disk::open(files.clone(), config(), owner, [7; 16], &realm.genesis)?;
+    let (writer, handle) = Writer::new(disk.wal, disk.log.committed);
+    let writer = thread::spawn(move || writer.run());
+    let instance = disk.log.instance;
+    let log = LogStore::new(disk.log, handle);
+    let shared = Shared::new(disk.restored);
+    let checkpoints = Checkpoints::new(shared.clone(), disk.state);
+    let (requests, asked) = mpsc::sync_channel(4);
+    let thread = checkpoints.clone();
+    let checkpointer = thread::spawn(move || thread.run(&asked));
+    let (machine, _, _) = StateMachine::new(
+        shared.clone(),
+        checkpoints.clone(),
+        requests,
+        Arc::new(RingClock::default().into()),
+        Waiters::new(1),
+    );
+    let threads = vec![writer, checkpointer];
+    Ok(Member { log, machine, shared, checkpoints, files, instance, threads })
 }
 
 impl Member {
-    /// Closes the database, as the end of the process would.
+    /// Closes the files, as the end of the process would.
     fn close(self) {
-        drop((self.log, self.machine));
-        self.writer.join().unwrap();
+        let Self { log, machine, threads, .. } = self;
+        drop((log, machine));
+        threads.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
+    }
+
+    async fn snapshot(&mut self) -> Snapshot {
+        self.machine.get_snapshot_builder().await.build_snapshot().await.unwrap()
+    }
+
+    fn receive(&self, frames: &[Vec<u8>], realm: &Realm) -> Box<Arrived> {
+        receive(&self.checkpoints, &self.files, self.instance, frames, realm)
+    }
+
+    /// What is under `key`.
+    fn value(&self, key: &str) -> Option<Vec<u8>> {
+        let request = RangeRequest::of(KeyRange::key(key.to_owned()));
+        let range = self.shared.read(|keyspace| keyspace.range(&Caller::default(), &request));
+        range.unwrap().kvs.first().map(|kv| kv.value().to_vec())
+    }
+
+    fn digest(&self) -> StateDigest {
+        self.shared.read(|keyspace| keyspace.digest())
+    }
+
+    fn height(&self) -> u64 {
+        self.shared.standing().region.replica().height()
     }
 }
 
@@ -70,9 +137,16 @@ fn blank(term: u64, index: u64) -> Entry {
     Entry::new_blank(log_id(term, index))
 }
 
-fn command(term: u64, index: u64, bytes: Vec<u8>) -> Entry {
-    let payload = EntryPayload::Normal(Payload(Bytes::from(bytes)));
+fn command(term: u64, index: u64, bytes: &[u8]) -> Entry {
+    let payload = EntryPayload::Normal(Payload::new(Origin::default(), bytes));
     Entry { log_id: log_id(term, index), payload }
+}
+
+fn put(index: u64, key: &str, value: &[u8]) -> Entry {
+    let request = Request::Put(PutRequest::of(key.to_owned(), value.to_vec()));
+    let proposals = vec![Proposal { caller: Caller::default(), request }];
+    let batch = Command::Batch(Batch { time: RingTime(index), proposals });
+    command(1, index, &batch.to_canonical())
 }
 
 /// Appends and waits until the entries are on disk.
@@ -92,64 +166,144 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     runtime::current_thread().unwrap().block_on(future)
 }
 
-struct Builder(Realm);
+struct Builder(Arc<Realm>);
 
-impl StoreBuilder<Types, LogStore, StateMachine, TempDir> for Builder {
-    async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), RaftStorageError> {
+impl StoreBuilder<Types, LogStore, Shipped, TempDir> for Builder {
+    async fn build(&self) -> Result<(TempDir, LogStore, Shipped), RaftStorageError> {
         let dir = tempfile::tempdir().unwrap();
-        let member = open(&dir.path().join("db"), &self.0).unwrap();
-        Ok((dir, member.log, member.machine))
+        let member = open(dir.path(), &self.0).unwrap();
+        let Member { log, machine, checkpoints, files, instance, .. } = member;
+        Ok((dir, log, Shipped { machine, checkpoints, files, instance, realm: self.0.clone() }))
+    }
+}
+
+/// The state machine, with the network that a snapshot travels through: the suite hands the
+/// sender's snapshot to the receiver as it is.
+struct Shipped {
+    machine: StateMachine,
+    checkpoints: Checkpoints,
+    files: Arc<DirFiles>,
+    instance: InstanceId,
+    realm: Arc<Realm>,
+}
+
+impl RaftStateMachine<Types> for Shipped {
+    type SnapshotData = SnapshotContent;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, Membership)> {
+        self.machine.applied_state().await
+    }
+
+    async fn apply<S>(&mut self, entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + OptionalSend,
+    {
+        self.machine.apply(entries).await
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        self.machine.get_snapshot_builder().await
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotContent,
+    ) -> io::Result<()> {
+        let sent = frames(&snapshot);
+        let arrived = receive(&self.checkpoints, &self.files, self.instance, &sent, &self.realm);
+        self.machine.install_snapshot(meta, SnapshotContent::Arrived(arrived)).await
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        self.machine.get_current_snapshot().await
     }
 }
 
 #[test]
 fn openraft_accepts_the_storage() {
-    block_on(Suite::test_all(Builder(Realm::new()))).unwrap();
+    block_on(Suite::test_all(Builder(Arc::new(Realm::new())))).unwrap();
 }
 
 #[test]
 fn everything_acknowledged_is_there_after_reopening() {
     let (dir, realm) = (tempfile::tempdir().unwrap(), Realm::new());
-    let path = dir.path().join("db");
+    let path = dir.path();
     block_on(async {
-        let mut member = open(&path, &realm).unwrap();
+        let mut member = open(path, &realm).unwrap();
         let log = &mut member.log;
         log.save_vote(&Vote::new(3, 1.into())).await.unwrap();
         append(log, (0..10).map(|i| blank(1, i))).await;
         log.truncate_after(Some(log_id(1, 7))).await.unwrap();
-        append(log, [blank(2, 8), command(2, 9, vec![7; 100])]).await;
-        log.purge(log_id(1, 2)).await.unwrap();
+        append(log, [blank(2, 8), command(2, 9, &[7; 100])]).await;
         // Past the log: a member that was told of a commit before it got the entries.
         log.save_committed(Some(log_id(2, 20))).await.unwrap();
         append(log, [blank(2, 10)]).await;
         let instance = member.instance;
         member.close();
 
-        let mut member = open(&path, &realm).unwrap();
+        let mut member = open(path, &realm).unwrap();
         assert_eq!(member.instance, instance);
         let log = &mut member.log;
         assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new(3, 1.into())));
         let state = log.get_log_state().await.unwrap();
-        assert_eq!(state.last_purged_log_id, Some(log_id(1, 2)));
-        assert_eq!(state.last_log_id, Some(log_id(2, 10)));
-        assert_eq!(indices(log).await, (3..=10).collect::<Vec<_>>());
+        assert_eq!((state.last_purged_log_id, state.last_log_id), (None, Some(log_id(2, 10))));
+        assert_eq!(indices(log).await, (0..=10).collect::<Vec<_>>());
         let tail = log.try_get_log_entries(7..=9).await.unwrap();
-        assert_eq!(tail, [blank(1, 7), blank(2, 8), command(2, 9, vec![7; 100])]);
+        assert_eq!(tail, [blank(1, 7), blank(2, 8), command(2, 9, &[7; 100])]);
         assert_eq!(log.read_committed().await.unwrap(), None, "a mark past the log is not kept");
         log.save_committed(Some(log_id(2, 9))).await.unwrap();
         member.close();
 
-        let mut member = open(&path, &realm).unwrap();
+        let mut member = open(path, &realm).unwrap();
         assert_eq!(member.log.read_committed().await.unwrap(), Some(log_id(2, 9)));
         member.close();
     });
 }
 
-/// A crash copies the file at an arbitrary moment between two commits of the writer.
+#[test]
+fn a_purged_log_begins_where_the_checkpoint_ends() {
+    let (dir, realm) = (tempfile::tempdir().unwrap(), Realm::new());
+    block_on(async {
+        let mut member = open(dir.path(), &realm).unwrap();
+        append(&mut member.log, (0..10).map(|i| blank(1, i))).await;
+        for index in 0..6 {
+            apply(&mut member.machine, blank(1, index)).await;
+        }
+        member.snapshot().await;
+        member.log.purge(log_id(1, 4)).await.unwrap();
+        member.close();
+
+        let mut member = open(dir.path(), &realm).unwrap();
+        let state = member.log.get_log_state().await.unwrap();
+        assert_eq!(state.last_purged_log_id, Some(log_id(1, 4)));
+        assert_eq!(indices(&mut member.log).await, (5..10).collect::<Vec<_>>());
+        assert_eq!(member.machine.applied_state().await.unwrap().0, Some(log_id(1, 5)));
+        // Nothing may purge what no checkpoint covers; a member that did could not start.
+        member.log.purge(log_id(1, 8)).await.unwrap();
+        member.close();
+        let error = open(dir.path(), &realm).err().unwrap().to_string();
+        assert!(error.contains("the log is purged up to Some(8)"), "{error}");
+    });
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for old in fs::read_dir(to).unwrap() {
+        fs::remove_file(old.unwrap().path()).unwrap();
+    }
+    for file in fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}
+
+/// A crash copies the directory at an arbitrary moment between two commits of the writer.
 #[test]
 fn a_crash_at_any_commit_leaves_a_log_without_holes() {
     let (dir, realm) = (tempfile::tempdir().unwrap(), Realm::new());
-    let (path, crashed) = (dir.path().join("db"), dir.path().join("crashed"));
+    let (path, crashed) = (dir.path().join("live"), dir.path().join("crashed"));
     block_on(async {
         let mut member = open(&path, &realm).unwrap();
         for round in 0..12_u64 {
@@ -159,10 +313,14 @@ fn a_crash_at_any_commit_leaves_a_log_without_holes() {
                 member.log.truncate_after(Some(log_id(round + 1, first))).await.unwrap();
             }
             if round % 4 == 3 {
+                for index in first - 2..first {
+                    apply(&mut member.machine, blank(round + 1, index)).await;
+                }
+                member.snapshot().await;
                 member.log.purge(log_id(round + 1, first - 1)).await.unwrap();
             }
             let held = indices(&mut member.log).await;
-            fs::copy(&path, &crashed).unwrap();
+            copy_files(&path, &crashed);
             let mut survivor = open(&crashed, &realm).unwrap();
             assert_eq!(indices(&mut survivor.log).await, held, "round {round}");
             survivor.close();
@@ -171,56 +329,68 @@ fn a_crash_at_any_commit_leaves_a_log_without_holes() {
     });
 }
 
+/// The name of the only file that starts with `prefix`.
+fn file_of(path: &Path, prefix: &str) -> String {
+    let names = fs::read_dir(path).unwrap().map(|file| file.unwrap().file_name());
+    let mut names = names.map(|name| name.into_string().unwrap());
+    names.find(|name| name.starts_with(prefix)).unwrap()
+}
+
 #[test]
-fn damaged_missing_and_foreign_records_stop_the_member() {
-    const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+fn damaged_missing_and_foreign_data_stop_the_member() {
     let (dir, realm) = (tempfile::tempdir().unwrap(), Realm::new());
-    let path = dir.path().join("db");
+    let (intact, path) = (dir.path().join("intact"), dir.path().join("damaged"));
     block_on(async {
-        let mut member = open(&path, &realm).unwrap();
-        append(&mut member.log, (0..5).map(|i| command(1, i, vec![i as u8; 50]))).await;
+        let mut member = open(&intact, &realm).unwrap();
+        append(&mut member.log, (0..3).map(|i| put(i, "k", &[i as u8 + 1; 50]))).await;
+        apply(&mut member.machine, put(0, "k", &[1; 50])).await;
+        member.snapshot().await;
+        append(&mut member.log, [blank(1, 3)]).await;
         member.close();
     });
-    let intact = fs::read(&path).unwrap();
-    type Damage = fn(&mut redb::Table<'_, u64, &[u8]>);
-    let damages: [(&str, Damage); 3] = [
-        ("fails its checksum", |log| {
-            let mut row = log.get(2).unwrap().unwrap().value().to_vec();
-            *row.last_mut().unwrap() ^= 1;
-            log.insert(2, row.as_slice()).unwrap();
-        }),
-        ("is not where it belongs", |log| drop(log.remove(2).unwrap())),
-        ("fails its checksum", |log| {
-            let row = log.get(2).unwrap().unwrap().value().to_vec();
-            log.insert(3, row.as_slice()).unwrap();
-        }),
-    ];
-    for (expected, damage) in damages {
-        fs::write(&path, &intact).unwrap();
-        let database = store::open(&path, 1 << 20).unwrap();
-        store::write(&database, |txn| {
-            damage(&mut txn.open_table(LOG)?);
-            Ok::<_, store::StoreError>(())
-        })
-        .unwrap();
-        drop(database);
-        let error = open(&path, &realm).err().unwrap().to_string();
-        assert!(error.contains(expected), "{error}");
-    }
-    fs::write(&path, &intact).unwrap();
-    let stranger = Owner { member: MemberName::from(9), ..owner() };
-    assert!(matches!(Disk::open(&path, &stranger), Err(DiskError::Foreign { .. })));
+    let (log, state) = (file_of(&intact, "wal-"), file_of(&intact, "state"));
+    let found = |file: &str, needle: &[u8]| {
+        let content = fs::read(path.join(file)).unwrap();
+        content.windows(needle.len()).position(|window| window == needle).unwrap()
+    };
+    let flip = |file: &str, at: usize| {
+        let mut content = fs::read(path.join(file)).unwrap();
+        content[at] ^= 1;
+        fs::write(path.join(file), content).unwrap();
+    };
+    let refused = |why: &str| {
+        let error = open(&path, &realm).err().unwrap_or_else(|| panic!("{why}"));
+        assert!(matches!(error, DiskError::Storage(StorageError::Damaged { .. })), "{error}");
+    };
+    copy_files(&intact, &path);
+    // Not in the last commit, which could have been torn.
+    flip(&log, found(&log, &[2; 50]) + 7);
+    refused("a flipped bit in the log");
+    copy_files(&intact, &path);
+    flip(&state, found(&state, &[1; 50]) + 7);
+    refused("a flipped bit in the state");
+    copy_files(&intact, &path);
+    fs::remove_file(path.join(&log)).unwrap();
+    refused("votes are gone");
+    copy_files(&intact, &path);
+    let stranger = Owner { member: "m9".into(), ..owner() };
+    let error = open_as(&path, &realm, &stranger).err().unwrap();
+    assert!(matches!(error, DiskError::Storage(StorageError::Foreign { .. })), "{error}");
+    let elsewhere = Owner { ring: [2; 32], ..owner() };
+    let error = open_as(&path, &realm, &elsewhere).err().unwrap();
+    assert!(matches!(error, DiskError::Storage(StorageError::Foreign { .. })), "{error}");
+    open(&path, &realm).unwrap().close();
 }
 
 #[test]
 fn requests_are_cut_by_bytes_and_purges_keep_what_fits() {
     let (dir, realm) = (tempfile::tempdir().unwrap(), Realm::new());
     block_on(async {
-        let mut member = open(&dir.path().join("db"), &realm).unwrap();
+        let mut member = open(dir.path(), &realm).unwrap();
         let log = &mut member.log;
         let half = APPEND_BATCH_BYTES / 2 + 1;
         let sizes = [2 * APPEND_BATCH_BYTES, 10, half, half];
-        append(log, (0..).zip(sizes).map(|(i, size)| command(1, i, vec![0; size]))).await;
+        append(log, (0..).zip(sizes).map(|(i, size)| command(1, i, &vec![0; size]))).await;
         let count = async |log: &mut LogStore, start| {
             log.limited_get_log_entries(start, 4).await.unwrap().len()
         };
@@ -253,48 +423,119 @@ async fn apply(machine: &mut StateMachine, entry: Entry) {
     machine.apply(futures::stream::iter([Ok((entry, None))])).await.unwrap();
 }
 
+/// All frames of a snapshot that is to be sent.
+fn frames(snapshot: &SnapshotContent) -> Vec<Vec<u8>> {
+    let SnapshotContent::Stored(reader) = snapshot else {
+        panic!("a snapshot to be sent is stored");
+    };
+    let mut reader = reader.lock().unwrap();
+    reader.seek(0).unwrap();
+    std::iter::from_fn(|| reader.frame().unwrap().map(|frame| frame.bytes)).collect()
+}
+
+/// What the other side makes of `frames`.
+fn receive(
+    to: &Checkpoints,
+    files: &Arc<DirFiles>,
+    instance: InstanceId,
+    frames: &[Vec<u8>],
+    realm: &Realm,
+) -> Box<Arrived> {
+    let state = StateConfig::default();
+    let mut receiver = Receiver::open(files.clone(), state, &owner(), instance).unwrap();
+    for frame in frames {
+        receiver.accept(frame).unwrap();
+    }
+    let received = receiver.finish().unwrap();
+    let restored = load_received(&to.state(), &received, &realm.genesis).unwrap();
+    Box::new(Arrived { received, restored })
+}
+
 #[test]
-fn a_snapshot_carries_the_region_and_survives_reopening() {
+fn a_snapshot_carries_both_states_and_survives_reopening() {
     let (dir, mut realm) = (tempfile::tempdir().unwrap(), Realm::new());
     let genesis = Replica::genesis(&realm.genesis, Interest::Everything);
     realm.publish("pki/trust", "a", &[1; 100_000]);
     let adopted = adopt(&realm, &genesis);
     block_on(async {
         let mut member = open(&dir.path().join("leader"), &realm).unwrap();
-        apply(&mut member.machine, command(1, 1, adopted)).await;
-        let snapshot = member.machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
-        let height = |s: &crate::raft::types::Snapshot| {
-            s.snapshot.verified.as_ref().map(|region| region.replica().height())
-        };
-        assert_eq!(height(&snapshot), Some(1));
+        apply(&mut member.machine, command(1, 0, &adopted)).await;
+        for index in 1..=20 {
+            apply(&mut member.machine, put(index, &format!("k{index}"), &[5; 100_000])).await;
+        }
+        let snapshot = member.snapshot().await;
+        let sent = frames(&snapshot.snapshot);
+        assert!(sent.len() > 4, "it takes several frames");
 
         let mut other = open(&dir.path().join("follower"), &realm).unwrap();
-        let mut sent = snapshot.snapshot.clone();
-        sent.verified = None;
-        other.machine.install_snapshot(&snapshot.meta, sent.clone()).await.unwrap();
-        assert_eq!(other.machine.applied_state().await.unwrap().0, Some(log_id(1, 1)));
-        // A build that was slower than the installation must not replace it.
-        let mut stale = member.machine.get_snapshot_builder().await;
-        apply(&mut member.machine, blank(1, 2)).await;
-        member.machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
-        stale.build_snapshot().await.unwrap();
-        drop(stale);
-        let newest = member.machine.get_current_snapshot().await.unwrap().unwrap();
-        assert_eq!(newest.meta.last_log_id, Some(log_id(1, 2)));
+        let arrived = SnapshotContent::Arrived(other.receive(&sent, &realm));
+        other.machine.install_snapshot(&snapshot.meta, arrived).await.unwrap();
+        assert_eq!(other.machine.applied_state().await.unwrap().0, Some(log_id(1, 20)));
+        assert_eq!((other.height(), other.digest()), (1, member.digest()));
+        // What follows is applied to it, and is in the next snapshot.
+        for member in [&mut member, &mut other] {
+            apply(&mut member.machine, put(21, "k1", b"again")).await;
+        }
+        assert_eq!(other.digest(), member.digest());
+        let newest = other.snapshot().await;
+        assert_eq!(newest.meta.last_log_id, Some(log_id(1, 21)));
+        drop((newest, snapshot));
+        let digest = other.digest();
         member.close();
         other.close();
 
         let mut other = open(&dir.path().join("follower"), &realm).unwrap();
+        assert_eq!((other.height(), other.digest()), (1, digest));
+        assert_eq!(other.value("k1").unwrap(), b"again");
         let held = other.machine.get_current_snapshot().await.unwrap().unwrap();
-        assert_eq!(held.snapshot.bytes, sent.bytes);
-        assert_eq!(held.meta, snapshot.meta);
+        assert_eq!(held.meta.last_log_id, Some(log_id(1, 21)));
+        drop(held);
+        other.close();
+    });
+}
+
+#[test]
+fn a_snapshot_that_is_not_what_it_says_changes_nothing() {
+    let (dir, mut realm) = (tempfile::tempdir().unwrap(), Realm::new());
+    let genesis = Replica::genesis(&realm.genesis, Interest::Everything);
+    realm.publish("pki/trust", "a", b"1");
+    let adopted = adopt(&realm, &genesis);
+    block_on(async {
+        let mut member = open(&dir.path().join("leader"), &realm).unwrap();
+        apply(&mut member.machine, command(1, 0, &adopted)).await;
+        apply(&mut member.machine, put(1, "k", b"1")).await;
+        let mut snapshot = member.snapshot().await;
+        let sent = frames(&snapshot.snapshot);
+
+        let mut other = open(&dir.path().join("follower"), &realm).unwrap();
         // One flipped bit anywhere is refused before it becomes state.
-        let mut bytes = sent.bytes.to_vec();
-        let last = bytes.len() - 1;
-        bytes[last] ^= 1;
-        sent.bytes = bytes.into();
-        let error = other.machine.install_snapshot(&snapshot.meta, sent).await.unwrap_err();
-        assert!(error.to_string().contains("refused by rule"), "{error}");
+        let state = StateConfig::default();
+        let mut receiver =
+            Receiver::open(other.files.clone(), state, &owner(), other.instance).unwrap();
+        for frame in &sent {
+            let mut evil = frame.clone();
+            let middle = evil.len() / 2;
+            evil[middle] ^= 1;
+            receiver.accept(&evil).unwrap_err();
+            receiver.accept(frame).unwrap();
+        }
+        drop(receiver.finish().unwrap());
+        let elsewhere = Owner { ring: [3; 32], ..owner() };
+        let mut receiver =
+            Receiver::open(other.files.clone(), state, &elsewhere, other.instance).unwrap();
+        let error = receiver.accept(&sent[0]).unwrap_err();
+        assert!(error.to_string().contains(&Refused::Ring.to_string()), "{error}");
+        drop(receiver);
+
+        // A head that promises another index than the rows have.
+        let arrived = SnapshotContent::Arrived(other.receive(&sent, &realm));
+        snapshot.meta.last_log_id = Some(log_id(1, 9));
+        let error = other.machine.install_snapshot(&snapshot.meta, arrived).await.unwrap_err();
+        assert!(error.to_string().contains("of different states"), "{error}");
+        assert_eq!(other.machine.applied_state().await.unwrap().0, None);
+        assert_eq!((other.height(), other.value("k")), (0, None));
+        drop(snapshot);
+        member.close();
         other.close();
     });
 }
@@ -308,14 +549,13 @@ fn a_command_that_does_not_verify_changes_nothing() {
     let forged =
         Command::Adopt { update: Box::new(tampered(update)), now: Timestamp(clock::now()) };
     block_on(async {
-        let mut member = open(&dir.path().join("db"), &realm).unwrap();
-        apply(&mut member.machine, command(1, 1, forged.to_canonical())).await;
-        apply(&mut member.machine, command(1, 2, b"noise".to_vec())).await;
+        let mut member = open(dir.path(), &realm).unwrap();
+        let before = member.digest();
+        apply(&mut member.machine, command(1, 1, &forged.to_canonical())).await;
+        apply(&mut member.machine, command(1, 2, b"noise")).await;
         let (applied, _) = member.machine.applied_state().await.unwrap();
         assert_eq!(applied, Some(log_id(1, 2)));
-        let snapshot = member.machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
-        let region = snapshot.snapshot.verified.unwrap();
-        assert_eq!(region.replica().height(), 0);
+        assert_eq!((member.height(), member.digest()), (0, before));
         member.close();
     });
 }

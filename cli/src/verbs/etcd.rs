@@ -1,0 +1,92 @@
+//! `satrap etcd`: points a client of etcd at a region.
+//!
+//! # Deliberately absent
+//!
+//! Verbs for keys: etcdctl and every other client of etcd works, and people know them.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+
+use crate::{
+    error::CliError,
+    output::Output,
+    realm::{Description, description::Client},
+};
+
+/// What to do.
+#[derive(clap::Subcommand, Debug)]
+pub enum Verb {
+    /// Print the environment of etcdctl for a region: `eval "$(satrap etcd env)"`
+    Env(Args),
+}
+
+/// Arguments of `env`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The realm's directory
+    #[arg(long, value_name = "DIR", default_value = ".satrap")]
+    realm: PathBuf,
+    /// The region; the first one if not given
+    #[arg(long, value_name = "NAME")]
+    region: Option<String>,
+}
+
+/// What a client of etcd needs.
+#[derive(Serialize)]
+struct Environment {
+    region: String,
+    endpoints: Vec<String>,
+    ca: PathBuf,
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+/// Prints.
+///
+/// # Errors
+///
+/// If there is no such realm or region, or it serves no clients of etcd.
+pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
+    let Verb::Env(args) = verb;
+    output.show(&environment(&args.realm, args.region.as_deref())?)
+}
+
+fn environment(realm: &Path, region: Option<&str>) -> Result<Environment, CliError> {
+    let absolute = std::path::absolute(realm).map_err(|e| CliError::usage(e.to_string()))?;
+    let description = Description::load(&absolute).map_err(|error| {
+        CliError::usage(format!(
+            "no realm in {}: {error}; name its directory with --realm, or make one with `satrap dev`",
+            realm.display()
+        ))
+    })?;
+    let wanted = |name: &str| region.is_none_or(|wanted| wanted == name);
+    let found = description.regions.into_iter().find(|r| wanted(&r.name)).ok_or_else(|| {
+        CliError::usage(format!("no region `{}` in this realm", region.unwrap_or_default()))
+    })?;
+    let Some(Client { ca, cert, key }) = found.etcd else {
+        return Err(CliError::usage(format!(
+            "region `{}` serves no clients of etcd: its members have no `etcd_url`",
+            found.name
+        )));
+    };
+    let endpoints = found.members.into_iter().filter_map(|member| member.etcd_url).collect();
+    Ok(Environment { region: found.name, endpoints, ca, cert, key })
+}
+
+impl fmt::Display for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { endpoints, ca, cert, key, .. } = self;
+        let mut line = |name: &str, value: String| {
+            // Single quotes keep everything but themselves.
+            writeln!(f, "export ETCDCTL_{name}='{}'", value.replace('\'', r"'\''"))
+        };
+        line("ENDPOINTS", endpoints.join(","))?;
+        line("CACERT", ca.display().to_string())?;
+        line("CERT", cert.display().to_string())?;
+        line("KEY", key.display().to_string())
+    }
+}

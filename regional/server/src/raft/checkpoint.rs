@@ -1,0 +1,252 @@
+//! Brings the state to disk behind the log, and gives back what is not needed any more.
+//!
+//! The log makes writes durable; a checkpoint only bounds how much log there is. So it runs on a
+//! thread of its own and takes whatever changed since the last one in a single transaction, a few
+//! times a second under load and not at all when nothing happens. In the same rhythm it drops a
+//! little of what was compacted, from memory and from disk, so that no compaction is ever a pause.
+//!
+//! # Invariants
+//!
+//! - **K1** State, membership and index of a checkpoint belong together: they are taken under the
+//!   lock under which entries are applied.
+//! - **K2** The disk drops a version only for a compaction that is on disk itself. Otherwise a crash
+//!   would restart into a state that misses what it does not know to be compacted.
+//! - **K3** The first failed write ends the thread, and with it the process.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use satrap_regional_core::{Keyspace, Region, kv};
+use satrap_regional_storage::{State, StorageError, snapshot::Received};
+
+use super::{
+    disk::{self, Restored, applied_mark},
+    types::{LogId, Membership},
+};
+use crate::limits::{DISK_RECLAIM_BYTES, MEMORY_RECLAIM_VERSIONS};
+
+/// Between checkpoints while there is something to write.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Everything applied, shared between who applies, who reads and who writes it down.
+#[derive(Clone)]
+pub struct Shared {
+    /// The lock that K1 speaks of.
+    pub keyspace: Arc<RwLock<Keyspace>>,
+    standing: Arc<Mutex<Standing>>,
+    /// How many snapshots took the place of entries.
+    installs: Arc<AtomicU64>,
+}
+
+/// What stands beside the keyspace.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// The certified replica.
+    pub region: Arc<Region>,
+    /// The last entry applied.
+    pub applied: Option<LogId>,
+    /// The membership at that entry.
+    pub membership: Membership,
+    /// The replica changed since the last checkpoint.
+    pub region_changed: bool,
+}
+
+impl Shared {
+    /// The state that was on disk.
+    #[must_use]
+    pub fn new(restored: Restored) -> Self {
+        let Restored { region, keyspace, applied, membership } = restored;
+        let region = Arc::new(region);
+        let standing = Standing { region, applied, membership, region_changed: false };
+        Self {
+            keyspace: Arc::new(RwLock::new(keyspace)),
+            standing: Arc::new(Mutex::new(standing)),
+            installs: Arc::default(),
+        }
+    }
+
+    /// Locks both, to change them together (K1).
+    pub fn lock(&self) -> (RwLockWriteGuard<'_, Keyspace>, MutexGuard<'_, Standing>) {
+        // A panic while applying stops the process; nobody uses what it left.
+        let keyspace = self.keyspace.write().unwrap_or_else(PoisonError::into_inner);
+        (keyspace, self.standing.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How many snapshots took the place of entries.
+    #[must_use]
+    pub fn installs(&self) -> u64 {
+        self.installs.load(Ordering::Acquire)
+    }
+
+    /// Looks at the keyspace.
+    pub fn read<R>(&self, f: impl FnOnce(&Keyspace) -> R) -> R {
+        f(&self.keyspace.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What stands beside the keyspace now.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces everything, by a snapshot that is on disk already.
+    pub fn replace(&self, restored: Restored) {
+        let Restored { region, keyspace, applied, membership } = restored;
+        let (mut held, mut standing) = self.lock();
+        let region = Arc::new(region);
+        *standing = Standing { region, applied, membership, region_changed: false };
+        // Freed after the lock: dropping millions of keys takes a while.
+        let old = std::mem::replace(&mut *held, keyspace);
+        drop((held, standing));
+        drop(old);
+    }
+}
+
+/// Asks for a checkpoint now; answered when what was applied before is on disk.
+pub type CheckpointRequest = tokio::sync::oneshot::Sender<()>;
+
+/// Writes checkpoints. Clones are the same one.
+#[derive(Clone)]
+pub struct Checkpoints(Arc<Mutex<Checkpointer>>);
+
+impl Checkpoints {
+    /// Continues after what `shared` was restored from.
+    #[must_use]
+    pub fn new(shared: Shared, state: Arc<State>) -> Self {
+        Self(Arc::new(Mutex::new(Checkpointer::new(shared, state))))
+    }
+
+    /// The body of the checkpoint thread: serves `requests` until all senders are gone.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`]: the process must stop (K3).
+    pub fn run(&self, requests: &mpsc::Receiver<CheckpointRequest>) -> Result<(), StorageError> {
+        loop {
+            let request = match requests.recv_timeout(CHECKPOINT_INTERVAL) {
+                Ok(request) => Some(request),
+                Err(mpsc::RecvTimeoutError::Timeout) => None,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return self.step(),
+            };
+            match request {
+                Some(request) => self.serve(request)?,
+                None => self.step()?,
+            }
+        }
+    }
+
+    /// Writes a checkpoint for whoever asked, even if it is of nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`]: the process must stop (K3).
+    pub fn serve(&self, request: CheckpointRequest) -> Result<(), StorageError> {
+        let mut held = self.lock();
+        if held.state.applied()?.is_none() {
+            held.write()?;
+        }
+        held.step()?;
+        drop(held);
+        // Whoever asked may have been cancelled; the checkpoint stands.
+        let _ = request.send(());
+        Ok(())
+    }
+
+    /// Writes what changed, if anything did, and reclaims a little.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`]: the process must stop (K3).
+    pub fn step(&self) -> Result<(), StorageError> {
+        self.lock().step()
+    }
+
+    /// Puts a snapshot in the place of disk and memory.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`]: the process must stop (K3).
+    pub fn install(&self, received: Received, restored: Restored) -> Result<(), StorageError> {
+        let mut held = self.lock();
+        held.state.replace(received)?;
+        held.written = restored.applied;
+        held.compacted = restored.keyspace.store().compacted();
+        held.shared.replace(restored);
+        held.shared.installs.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// The state on disk.
+    #[must_use]
+    pub fn state(&self) -> Arc<State> {
+        self.lock().state.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Checkpointer> {
+        // A panic in a checkpoint ends its thread, and with it the process.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Checkpointer {
+    shared: Shared,
+    state: Arc<State>,
+    written: Option<LogId>,
+    compacted: i64,
+}
+
+impl Checkpointer {
+    fn new(shared: Shared, state: Arc<State>) -> Self {
+        let written = shared.standing().applied;
+        let compacted = shared.read(|keyspace| keyspace.store().compacted());
+        Self { shared, state, written, compacted }
+    }
+
+    fn step(&mut self) -> Result<(), StorageError> {
+        if self.shared.standing().applied != self.written {
+            self.write()?;
+        }
+        self.reclaim()
+    }
+
+    fn write(&mut self) -> Result<(), StorageError> {
+        let (mut keyspace, mut standing) = self.shared.lock();
+        // K1
+        let changes = keyspace.take_changes();
+        let compacted = keyspace.store().compacted();
+        let taken = standing.clone();
+        standing.region_changed = false;
+        drop((keyspace, standing));
+        let mark = applied_mark(taken.applied, &taken.membership);
+        let region = taken.region_changed.then_some(&*taken.region);
+        let on_disk = u64::try_from(compacted).unwrap_or(0);
+        self.state.checkpoint(&disk::checkpoint(mark, on_disk, changes, region)?)?;
+        (self.written, self.compacted) = (taken.applied, compacted);
+        Ok(())
+    }
+
+    fn reclaim(&mut self) -> Result<(), StorageError> {
+        let (mut keyspace, standing) = self.shared.lock();
+        drop(standing);
+        keyspace.reclaim(MEMORY_RECLAIM_VERSIONS);
+        drop(keyspace);
+        if self.compacted <= 0 {
+            return Ok(());
+        }
+        let compacted = self.compacted;
+        self.state.reclaim(DISK_RECLAIM_BYTES, |key, revision| {
+            // K2
+            let needed = |store: &kv::Store| {
+                store.compacted() != compacted || store.holds(key, revision.cast_signed())
+            };
+            self.shared.read(|keyspace| needed(keyspace.store()))
+        })?;
+        Ok(())
+    }
+}

@@ -1,0 +1,142 @@
+//! Who waits for which entry of the log.
+//!
+//! A member answers its clients from its own apply, whether it leads or not. So a client that wrote
+//! through a follower then finds its write there, and a reply never travels between members. An
+//! entry carries its [`Origin`]: which run of which process proposed it.
+//!
+//! # Invariants
+//!
+//! - **A1** A waiter is answered once: by the apply of its entry, or by whoever gives up first.
+//! - **A2** A run's number is drawn at random when it starts, so an entry of an earlier run of this
+//!   member, applied again after a restart, answers nobody.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use satrap_regional_api::backend::{Applied, AppliedMany, Unavailable};
+use satrap_regional_core::Reply;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+/// Where one client's answer goes.
+#[derive(Debug)]
+pub enum Answer {
+    /// To one proposal.
+    One(oneshot::Sender<Result<Applied, Unavailable>>),
+    /// To this many, in a row.
+    Many(usize, oneshot::Sender<Result<AppliedMany, Unavailable>>),
+}
+
+impl Answer {
+    /// Whether the client went away.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        match self {
+            Self::One(reply) => reply.is_closed(),
+            Self::Many(_, reply) => reply.is_closed(),
+        }
+    }
+
+    /// Takes what belongs to this client from `replies`. A client that went away changes nothing
+    /// about what was applied, so nobody minds if it cannot be told.
+    fn fulfill(self, term: u64, replies: &mut impl Iterator<Item = Reply>) {
+        match self {
+            Self::One(answer) => {
+                if let Some(reply) = replies.next() {
+                    let _ = answer.send(Ok(Applied { reply, term }));
+                }
+            }
+            Self::Many(count, answer) => {
+                let replies = replies.take(count).collect();
+                let _ = answer.send(Ok(AppliedMany { replies, term }));
+            }
+        }
+    }
+
+    fn give_up(self, why: Unavailable) {
+        match self {
+            Self::One(answer) => drop(answer.send(Err(why))),
+            Self::Many(_, answer) => drop(answer.send(Err(why))),
+        }
+    }
+}
+
+/// Which run of a process proposed an entry, and which of its entries it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Zero: nobody waits.
+    pub run: u64,
+    /// Counts that run's entries.
+    pub sequence: u64,
+}
+
+/// The waiting clients of one run. Clones share them.
+#[derive(Clone)]
+pub struct Waiters(Arc<Inner>);
+
+struct Inner {
+    run: u64,
+    sequence: AtomicU64,
+    groups: Mutex<BTreeMap<u64, Group>>,
+}
+
+struct Group {
+    answers: Vec<Answer>,
+    /// Fires when the group is answered.
+    _answered: oneshot::Sender<()>,
+}
+
+impl Waiters {
+    /// Nobody waits yet; `run` is random (A2).
+    #[must_use]
+    pub fn new(run: u64) -> Self {
+        let (sequence, groups) = (AtomicU64::new(1), Mutex::default());
+        Self(Arc::new(Inner { run, sequence, groups }))
+    }
+
+    fn groups(&self) -> MutexGuard<'_, BTreeMap<u64, Group>> {
+        // Critical sections only move values, so the map is whole even after a panic.
+        self.0.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers the clients of one entry, in the order of its proposals. The receiver completes
+    /// when they were answered.
+    #[must_use]
+    pub fn expect(&self, answers: Vec<Answer>) -> (Origin, oneshot::Receiver<()>) {
+        let sequence = self.0.sequence.fetch_add(1, Ordering::Relaxed);
+        let (_answered, done) = oneshot::channel();
+        self.groups().insert(sequence, Group { answers, _answered });
+        (Origin { run: self.0.run, sequence }, done)
+    }
+
+    /// Whether an entry is of this run, so that somebody may wait for it.
+    #[must_use]
+    pub fn own(&self, origin: Origin) -> bool {
+        origin.run == self.0.run
+    }
+
+    /// The entry was applied and answered so (A1).
+    pub fn fulfill(&self, origin: Origin, term: u64, replies: Vec<Reply>) {
+        if !self.own(origin) {
+            return;
+        }
+        let group = self.groups().remove(&origin.sequence);
+        let mut replies = replies.into_iter();
+        for answer in group.into_iter().flat_map(|group| group.answers) {
+            answer.fulfill(term, &mut replies);
+        }
+    }
+
+    /// Nobody will answer: `why` (A1).
+    pub fn give_up(&self, origin: Origin, why: Unavailable) {
+        let group = self.groups().remove(&origin.sequence);
+        for answer in group.into_iter().flat_map(|group| group.answers) {
+            answer.give_up(why);
+        }
+    }
+}
