@@ -5,9 +5,11 @@
 //! cargo run --release -p satrap-bench -- propagation            # loopback
 //! cargo run --release -p satrap-bench -- propagation --matrix   # five continents
 //! cargo run --release -p satrap-bench -- idle
+//! cargo run --release -p satrap-bench -- etcd --etcd PATH     # the ring beside etcd
 //! ```
 
 mod certificate;
+mod etcd;
 mod idle;
 mod matrix;
 mod propagation;
@@ -36,6 +38,8 @@ enum What {
         #[arg(long, default_value_t = 100)]
         publishes: usize,
     },
+    /// The ring beside etcd: throughput, watches, restart, failover, compaction.
+    Etcd(etcd::Args),
     /// Memory of an idle edge and CPU of an idle validator.
     Idle {
         /// How long to watch.
@@ -51,6 +55,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         What::Propagation { matrix, publishes } => {
             satrap_host::runtime::current_thread()?.block_on(propagation::run(matrix, publishes))
         }
+        What::Etcd(args) => satrap_host::runtime::current_thread()?.block_on(etcd::run(args)),
         What::Idle { seconds } => {
             satrap_host::runtime::current_thread()?.block_on(idle::run(seconds))
         }

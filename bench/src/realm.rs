@@ -71,7 +71,14 @@ fn plan(regions: usize) -> io::Result<RealmPlan> {
     let validators = (0..VALIDATOR_SITES.len()).map(&mut validator).collect();
     let mut member = |zone: &str| {
         let ((client_listen, client_url), (peer_listen, peer_url)) = (port(), port());
-        MemberPlan { name: label(zone), client_listen, client_url, peer_listen, peer_url }
+        MemberPlan {
+            name: label(zone),
+            client_listen,
+            client_url,
+            peer_listen,
+            peer_url,
+            etcd: None,
+        }
     };
     let sites = &matrix::SITES[..regions];
     let regions = sites.iter().map(|site| RegionPlan {

@@ -1,0 +1,93 @@
+//! Satrap's ring beside etcd: the same client program, three members each, fsync on, in one run.
+//!
+//! ```sh
+//! cargo build --release && cargo run --release -p satrap-bench -- etcd --etcd PATH-TO-ETCD
+//! ```
+//!
+//! Machines are shared and noisy, so the two systems take turns and what counts are ratios of medians
+//! over the rounds. Both run plaintext on loopback towards clients; Satrap's members talk mTLS among
+//! themselves, etcd's plaintext, because that is how each is usually benchmarked.
+
+mod cluster;
+mod compaction;
+mod failover;
+mod load;
+mod scale;
+mod table;
+mod throughput;
+mod watch;
+mod wire;
+
+use std::{error::Error, path::PathBuf};
+
+use clap::Args as ClapArgs;
+
+pub use cluster::{Cluster, System};
+
+/// Result of everything here: whatever goes wrong ends the benchmark.
+pub type Bench<T> = Result<T, Box<dyn Error>>;
+
+/// What to measure, and against what.
+#[derive(ClapArgs, Clone, Debug)]
+pub struct Args {
+    /// The etcd program
+    #[arg(long)]
+    etcd: PathBuf,
+    /// The satrap program
+    #[arg(long, default_value = "target/release/satrap")]
+    satrap: PathBuf,
+    /// How often each system gets its turn
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds of each measurement
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
+    /// Keys for `scale`, revisions for `compaction`
+    #[arg(long, default_value_t = 1_000_000)]
+    keys: u64,
+    /// Leaders killed in `failover`
+    #[arg(long, default_value_t = 50)]
+    kills: usize,
+    /// Which measurements
+    #[arg(value_enum, default_values_t = [Part::Throughput, Part::Watch, Part::Scale, Part::Failover, Part::Compaction])]
+    parts: Vec<Part>,
+}
+
+/// One group of measurements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// Puts and reads at 1, 64, 256 and 1 000 clients
+    Throughput,
+    /// Memory and delay of many watches
+    Watch,
+    /// Restart and snapshot with many keys
+    Scale,
+    /// From the death of a leader to the next acknowledged write
+    Failover,
+    /// Puts while much is compacted and defragmented
+    Compaction,
+}
+
+/// Runs the wanted parts.
+///
+/// # Errors
+///
+/// If a process cannot be started, or answers with an error where none is expected.
+pub async fn run(args: Args) -> Bench<()> {
+    for part in &args.parts {
+        match part {
+            Part::Throughput => throughput::run(&args).await?,
+            Part::Watch => watch::run(&args).await?,
+            Part::Scale => scale::run(&args).await?,
+            Part::Failover => failover::run(&args).await?,
+            Part::Compaction => compaction::run(&args).await?,
+        }
+    }
+    Ok(())
+}
+
+impl Args {
+    fn systems(&self) -> [System; 2] {
+        [System::Etcd(self.etcd.clone()), System::Satrap(self.satrap.clone())]
+    }
+}
