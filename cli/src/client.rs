@@ -12,6 +12,7 @@
 //!   most once, because it names the version it applies to.
 
 mod connection;
+pub mod etcd;
 
 pub use connection::{Connection, read_genesis};
 

@@ -9,9 +9,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use satrap_certify::Genesis;
 use serde::Serialize;
 
 use crate::{
+    client::{etcd::EtcdClient, read_genesis},
     error::CliError,
     output::Output,
     realm::{Description, description::Client},
@@ -25,7 +27,7 @@ pub enum Verb {
 }
 
 /// Arguments of `env`.
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// The realm's directory
     #[arg(long, value_name = "DIR", default_value = ".satrap")]
@@ -33,6 +35,28 @@ pub struct Args {
     /// The region; the first one if not given
     #[arg(long, value_name = "NAME")]
     region: Option<String>,
+}
+
+impl Args {
+    /// A client of the region's ring.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`], or if its credentials cannot be used.
+    pub fn client(&self) -> Result<EtcdClient, CliError> {
+        let Environment { endpoints, ca, cert, key, .. } =
+            environment(&self.realm, self.region.as_deref())?;
+        EtcdClient::open(&Client { ca, cert, key }, endpoints)
+    }
+
+    /// The root of trust of the realm.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such realm, or its genesis cannot be read.
+    pub fn genesis(&self) -> Result<Genesis, CliError> {
+        read_genesis(&described(&self.realm)?.genesis)
+    }
 }
 
 /// What a client of etcd needs.
@@ -55,14 +79,18 @@ pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
     output.show(&environment(&args.realm, args.region.as_deref())?)
 }
 
-fn environment(realm: &Path, region: Option<&str>) -> Result<Environment, CliError> {
+fn described(realm: &Path) -> Result<Description, CliError> {
     let absolute = std::path::absolute(realm).map_err(|e| CliError::usage(e.to_string()))?;
-    let description = Description::load(&absolute).map_err(|error| {
+    Description::load(&absolute).map_err(|error| {
         CliError::usage(format!(
             "no realm in {}: {error}; name its directory with --realm, or make one with `satrap dev`",
             realm.display()
         ))
-    })?;
+    })
+}
+
+fn environment(realm: &Path, region: Option<&str>) -> Result<Environment, CliError> {
+    let description = described(realm)?;
     let wanted = |name: &str| region.is_none_or(|wanted| wanted == name);
     let found = description.regions.into_iter().find(|r| wanted(&r.name)).ok_or_else(|| {
         CliError::usage(format!("no region `{}` in this realm", region.unwrap_or_default()))

@@ -8,7 +8,10 @@ pub mod etcd;
 pub mod get;
 pub mod govern;
 pub mod init;
+pub mod member;
 pub mod publish;
+pub mod recover;
+pub mod snapshot;
 pub mod status;
 pub mod submit;
 pub mod verify;
@@ -59,6 +62,15 @@ pub enum Verb {
     /// Point a client of etcd at a region
     #[command(subcommand)]
     Etcd(etcd::Verb),
+    /// Save the state of a ring to a file, check such a file, or make a new ring from it
+    #[command(subcommand)]
+    Snapshot(snapshot::Verb),
+    /// Add, remove or replace members of a running ring
+    #[command(subcommand)]
+    Member(member::Verb),
+    /// After the loss of a majority: compare the survivors, and make one of them the ring
+    #[command(subcommand)]
+    Recover(recover::Verb),
     /// Run a whole realm on this machine and watch a real config travel through it
     Dev(dev::Args),
     /// Run a validator
@@ -92,6 +104,9 @@ impl Verb {
             Self::Blocks(args) => blocks::run(&args, output),
             Self::Govern(verb) => govern::run(&verb, output),
             Self::Etcd(verb) => etcd::run(&verb, output),
+            Self::Snapshot(verb) => snapshot::run(&verb, output),
+            Self::Member(verb) => member::run(&verb, output),
+            Self::Recover(verb) => recover::run(&verb, output),
             Self::Dev(args) => run_dev(args, output),
             Self::Validator(daemon::Validator::Run(args)) => daemon::validator(&args),
             Self::Region(daemon::Region::Run(args)) => daemon::region(&args),

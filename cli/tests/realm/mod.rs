@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+pub mod ring;
+
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -149,6 +151,11 @@ impl Process {
 impl TestRealm {
     /// Creates the realm of `plan` and starts all its processes.
     pub fn start(plan: RealmPlan) -> Self {
+        Self::start_of(plan, |_| true)
+    }
+
+    /// As [`TestRealm::start`], but only those of one kind: `validator`, `region` or `edge`.
+    pub fn start_of(plan: RealmPlan, wanted: impl Fn(&str) -> bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("realm");
         let files = create(&plan, &root).unwrap();
@@ -175,7 +182,7 @@ impl TestRealm {
             let child = Process::spawn(&args, &log);
             Process { name, args, log, child }
         };
-        let processes = all.map(process).collect();
+        let processes = all.filter(|(verb, _)| wanted(verb)).map(process).collect();
         Self { processes, plan, genesis, credentials, keys, files, _dir: dir }
     }
 

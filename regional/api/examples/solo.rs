@@ -1,6 +1,7 @@
 //! Serves the API of a ring of one member without log or disk, in plaintext on this host:
 //! `solo [ADDRESS]`, by default 127.0.0.1:2379. For trying clients; everything is lost at exit.
 
+#[allow(dead_code, reason = "tests use more of it")]
 #[path = "../tests/common/solo.rs"]
 mod solo;
 

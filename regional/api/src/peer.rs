@@ -62,6 +62,8 @@ impl Credentials {
                 match (&self.token, &self.common_name) {
                     (Some(token), _) => {
                         let token = token.to_str().map_err(|_| Refusal::InvalidAuthToken)?;
+                        // Some clients of the JSON gateway say what kind of token it is.
+                        let token = token.strip_prefix("Bearer ").unwrap_or(token);
                         auth.caller_of_token(token, keyspace.now())
                     }
                     (None, Some(name)) => Ok(auth.caller_of_user(name)),

@@ -1,5 +1,7 @@
 //! The listener, the calls that go straight on HTTP/2, and the JSON gateway, driven over sockets.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails the test that called it")]
+
 #[allow(dead_code, reason = "each test binary uses its share of it")]
 mod common;
 #[path = "front/gateway.rs"]

@@ -1,5 +1,7 @@
 //! The services behind tonic, driven by generated clients over a ring of one member.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails the test that called it")]
+
 #[path = "services/calls.rs"]
 mod calls;
 #[allow(dead_code, reason = "each test binary uses its share of it")]

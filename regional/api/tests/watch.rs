@@ -1,5 +1,8 @@
 //! Watches over a real socket, with generated clients.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails the test that called it")]
+
+#[allow(dead_code, reason = "each test binary uses its share of it")]
 mod common;
 #[path = "watch/etcd.rs"]
 mod etcd;

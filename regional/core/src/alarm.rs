@@ -1,7 +1,7 @@
 //! Which members are out of space or corrupt, and what the ring refuses because of it.
 //!
 //! As in etcd: while any member has NOSPACE nobody writes keys or grants leases; while any member
-//! is CORRUPT nothing is served at all, because nobody can say which copy is right.
+//! is CORRUPT nothing is written at all, because nobody can say which copy is right.
 
 use satrap_merkle::codec::{Canonical, DecodeError, Reader, Writer};
 

@@ -38,7 +38,7 @@ pub struct PrefixLimits {
 /// Sets limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum QuotaRequest {
-    /// Of the whole keyspace, history included; zero is "no limit".
+    /// Of the whole keyspace, history included; zero brings the default back.
     Total {
         /// Bytes.
         bytes_max: u64,
@@ -80,11 +80,14 @@ fn live_bytes(key: &[u8], value: &[u8]) -> u64 {
     key.len() as u64 + value.len() as u64
 }
 
+/// etcd's default.
+pub const TOTAL_BYTES_MAX_DEFAULT: u64 = 2 * 1024 * 1024 * 1024;
+
 impl Quotas {
-    /// Limit on the whole keyspace; zero if there is none.
+    /// Limit on the whole keyspace.
     #[must_use]
     pub fn total_bytes_max(&self) -> u64 {
-        self.rows.get(&Bytes::new()).map_or(0, |limits| limits.bytes_max)
+        self.rows.get(&Bytes::new()).map_or(TOTAL_BYTES_MAX_DEFAULT, |limits| limits.bytes_max)
     }
 
     /// Prefixes with a quota, their limits and what they hold, in order of prefix.
@@ -219,7 +222,7 @@ impl Quotas {
     /// Whether this much more fits the total; nothing always does.
     pub(crate) fn admit_total(&self, held: u64, cost: u64) -> Result<(), Refusal> {
         let max = self.total_bytes_max();
-        if max != 0 && cost != 0 && held.saturating_add(cost) >= max {
+        if cost != 0 && held.saturating_add(cost) >= max {
             return Err(Refusal::NoSpace);
         }
         Ok(())

@@ -20,6 +20,31 @@ pub enum RecoveryKind {
     Forced = 1,
 }
 
+/// The minute that epochs count from: the beginning of 2025, UTC.
+const EPOCH_ZERO_UNIX_MIN: u64 = 28_928_160;
+/// More revisions than a ring can write in a minute, as a power of two: over a million a second.
+/// With 24 bits of minutes above it every revision is exact in a 64-bit float too, which is what
+/// some clients keep it in.
+const REVISIONS_PER_MINUTE_BITS: u32 = 26;
+
+/// The epoch of a recovery that is made at this time, in nanoseconds since 1970. `None` if the clock
+/// is not set.
+#[must_use]
+pub fn epoch_at(unix_ns: u64) -> Option<u32> {
+    let minutes = (unix_ns / 60_000_000_000).checked_sub(EPOCH_ZERO_UNIX_MIN)?;
+    u32::try_from(minutes).ok().filter(|epoch| *epoch > 0)
+}
+
+/// Where the revisions of an epoch begin.
+///
+/// No ring writes faster than this grows, so it is above every revision that any history of the ring
+/// can have reached by then: also one that began with an earlier restore of the same snapshot,
+/// which this one cannot know of.
+#[must_use]
+pub fn leap_of(epoch: u32) -> Revision {
+    i64::from(epoch) << REVISIONS_PER_MINUTE_BITS
+}
+
 /// One cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecoveryRecord {
@@ -110,5 +135,21 @@ impl Row for RecoveryRecord {
 
     fn decode_key(r: &mut Reader<'_>) -> Result<u32, DecodeError> {
         r.u32()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const YEAR_NS: u64 = 365 * 24 * 3600 * 1_000_000_000;
+
+    #[test]
+    fn epochs_are_minutes_and_revisions_stay_exact_in_floats() {
+        assert_eq!(epoch_at(0), None);
+        let first = epoch_at(55 * YEAR_NS + 30 * 24 * 3600 * 1_000_000_000).unwrap();
+        assert_eq!(epoch_at(56 * YEAR_NS + 30 * 24 * 3600 * 1_000_000_000), Some(first + 525_600));
+        assert!(leap_of((1 << 24) - 1) + leap_of(1) < 1 << 53);
+        assert!(leap_of(first + 1) - leap_of(first) > 60 * 1_000_000);
     }
 }

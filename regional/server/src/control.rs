@@ -23,9 +23,10 @@ use satrap_host::{
 use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{
     BundleStatus, GovernanceReply, GovernanceRequest, LightBlockReply, LightBlocksRequest,
-    MemberInfo, RegionStatus, StatusReply, StatusRequest, SubmitReply, SubmitRequest,
+    MemberInfo, RecoveryInfo, RegionStatus, StatusReply, StatusRequest, SubmitReply, SubmitRequest,
     control_client::ControlClient, control_server, status_reply::Tier,
 };
+use satrap_regional_core::recovery::{RecoveryKind, RecoveryRecord};
 use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status, transport::Channel};
 
@@ -214,6 +215,7 @@ impl ControlService {
             reports: inner.reports.newest().into_values().map(|k| k.bytes.into()).collect(),
             refusals: refusals.map(|(rule, count)| (rule.to_owned(), count)).collect(),
             connected_edges: inner.reports.connected(&inner.region),
+            recoveries: inner.ring.read(|keys| keys.recoveries().map(recovery).collect()),
         }
     }
 
@@ -232,6 +234,28 @@ impl ControlService {
         };
         let channels = self.0.members.iter().filter_map(|(_, channel)| channel.as_ref());
         join_all(channels.map(ask)).await.into_iter().flatten().collect()
+    }
+}
+
+fn recovery(record: &RecoveryRecord) -> RecoveryInfo {
+    RecoveryInfo {
+        kind: kind_name(record.kind).to_owned(),
+        epoch: record.epoch,
+        kept: record.kept,
+        leap: record.leap,
+        trusted: record.trusted.clone(),
+        lost: record.lost.clone(),
+        reason: record.reason.clone(),
+        signatures: record.signature.clone().into(),
+    }
+}
+
+/// The word for people and scripts.
+#[must_use]
+pub fn kind_name(kind: RecoveryKind) -> &'static str {
+    match kind {
+        RecoveryKind::Restored => "restored",
+        RecoveryKind::Forced => "forced",
     }
 }
 

@@ -22,7 +22,7 @@ use satrap_regional_api::{
     Backend,
     api::Api,
     front::{ALPN, BindError, Front, Security},
-    services,
+    introspect, services,
 };
 use tokio::{
     sync::oneshot,
@@ -190,6 +190,7 @@ pub async fn start(
             // Without a ring there is nothing to serve; the ring says why it stopped.
             let Some(backend) = backend else { return Ok::<_, EtcdError>(()) };
             let routes = services::routes(&backend, services::Settings::default());
+            let routes = introspect::add(routes);
             let serve = front.serve(Arc::new(Api::new(backend)), routes, shutdown.requested());
             tokio::select! {
                 () = serve => {}

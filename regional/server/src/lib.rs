@@ -19,6 +19,7 @@ pub mod config;
 pub mod control;
 pub mod etcd;
 pub mod limits;
+pub mod offline;
 pub mod raft;
 pub mod refusals;
 pub mod reports;

@@ -54,6 +54,10 @@ pub const SNAPSHOT_CHUNKS_MAX: usize = 8;
 /// Upstream validators in the configuration.
 pub const VALIDATORS_MAX: usize = satrap_certify::limits::VALIDATORS_MAX;
 
+/// Every so many entries, each member takes the digest of its keyspace, to be compared.
+pub const DIGEST_EVERY_ENTRIES: u64 = 64;
+/// Digests that are kept for members that lag.
+pub const DIGESTS_MAX: usize = 64;
 /// Versions that one checkpoint drops from memory; bounds how long it holds the lock.
 pub const MEMORY_RECLAIM_VERSIONS: usize = 2_000;
 /// History that one checkpoint reads again to drop what was compacted.

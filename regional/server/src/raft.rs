@@ -17,18 +17,24 @@
 //! off from deposing a healthy leader when it returns. A read relies on the lease only if its client
 //! asked for that.
 
+pub mod boot;
 pub mod checkpoint;
 pub mod clock;
 pub mod compaction;
 pub mod disk;
 pub mod dispatch;
 pub mod frames;
+pub mod health;
+pub mod inbox;
 pub mod log_store;
 pub mod members;
 pub mod network;
+pub mod orders;
 pub mod peers;
+pub mod platform;
 pub mod proposals;
 pub mod reads;
+pub mod rebuild;
 pub mod ring_service;
 pub mod serve;
 pub mod state_machine;
@@ -40,51 +46,43 @@ use std::{
     collections::BTreeMap,
     future::Future,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use openraft::{
-    ConfigError, Raft, SnapshotPolicy,
+    ConfigError, Raft,
     async_runtime::WatchReceiver as _,
     errors::{ClientWriteError, Fatal, RaftError},
 };
 use satrap_certify::{Digest, Genesis, Label};
-use satrap_host::{TaskGroup, clock as host_clock, mtls::Credentials, rng};
 use satrap_merkle::codec::{Canonical as _, Writer as CanonicalWriter};
-use satrap_regional_api::backend::{AppliedMark, MemberIdentity};
+use satrap_regional_api::backend::MemberIdentity;
 use satrap_regional_core::{Command, Keyspace, Region, Request};
-use satrap_regional_storage::{Config, InstanceId, Owner, files::DirFiles};
+use satrap_regional_storage::{Owner, Reserve, files::Files};
 use tokio::sync::watch;
 
 use self::{
     checkpoint::{Checkpoints, Shared},
     clock::RingClock,
-    disk::{Disk, DiskError},
-    frames::Sender,
+    disk::DiskError,
     log_store::LogStore,
     members::cluster_id,
     network::Network,
-    peers::{Dialer, PeerError, Peers},
-    state_machine::StateMachine,
+    peers::{PeerError, Peers},
+    platform::{Platform, Real},
+    state_machine::{Marks, StateMachine},
     types::{Payload, Types},
     waiters::{Origin, Waiters},
-    writer::Writer,
 };
 pub use self::{
     compaction::Compaction,
     types::{MemberName, Reply},
 };
-use crate::limits::{COMMAND_BYTES_MAX, LOG_ENTRIES_MAX};
+use crate::limits::COMMAND_BYTES_MAX;
 
 /// How late the leader notices that something is due.
 pub const EXPIRY_INTERVAL: Duration = Duration::from_millis(100);
-/// Requests for checkpoints that wait for the one under way.
-const CHECKPOINT_REQUESTS_MAX: usize = 4;
-
-/// How long a leader waits for a snapshot to be installed.
-const INSTALL_SNAPSHOT_TIMEOUT_MS: u64 = 60_000;
-
 /// Raft's clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
@@ -144,7 +142,7 @@ pub enum RingError {
     Timing(#[from] ConfigError),
     /// openraft stopped.
     #[error("raft: {0}")]
-    Raft(#[from] Fatal<Types>),
+    Raft(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The operating system refused a thread.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
@@ -168,9 +166,8 @@ pub enum ProposeError {
 }
 
 /// A handle to one member's Raft. Clones share it; it works from any runtime.
-#[derive(Clone)]
-pub struct Ring {
-    raft: Raft<Types, StateMachine>,
+pub struct Ring<P: Platform = Real> {
+    raft: Raft<Types<P>, StateMachine<P>>,
     name: MemberName,
     /// Digest of genesis and region.
     ring: Digest,
@@ -179,7 +176,7 @@ pub struct Ring {
     /// Who is configured; counts until there is a membership.
     configured: Arc<BTreeMap<MemberName, String>>,
     views: watch::Receiver<Arc<Region>>,
-    applied: watch::Receiver<AppliedMark>,
+    applied: Marks<P>,
     shared: Shared,
     checkpoints: Checkpoints,
     clock: Arc<Mutex<RingClock>>,
@@ -187,14 +184,37 @@ pub struct Ring {
     network: Network,
     /// When the last proof began that this member's state was the newest.
     fresh_at: Arc<Mutex<Option<Duration>>>,
+    reserve: Arc<Reserve>,
+}
+
+impl<P: Platform> Clone for Ring<P> {
+    fn clone(&self) -> Self {
+        Self {
+            raft: self.raft.clone(),
+            name: self.name.clone(),
+            ring: self.ring,
+            region_name: self.region_name.clone(),
+            timing: self.timing,
+            configured: self.configured.clone(),
+            views: self.views.clone(),
+            applied: self.applied.clone(),
+            shared: self.shared.clone(),
+            checkpoints: self.checkpoints.clone(),
+            clock: self.clock.clone(),
+            waiters: self.waiters.clone(),
+            network: self.network.clone(),
+            fresh_at: self.fresh_at.clone(),
+            reserve: self.reserve.clone(),
+        }
+    }
 }
 
 /// What must be driven for a [`Ring`] to live; see [`serve`].
-pub struct RingParts {
-    ring: Ring,
-    log: LogStore,
+pub struct RingParts<P: Platform = Real> {
+    ring: Ring<P>,
+    log: LogStore<P>,
     peers: Peers,
-    files: Arc<dyn satrap_regional_storage::files::Files>,
+    files: Arc<dyn Files>,
     setup: RingSetup,
 }
 
@@ -217,6 +237,12 @@ pub struct RingStatus {
     pub lag: BTreeMap<MemberName, u64>,
 }
 
+/// Whose data this is.
+#[must_use]
+pub fn owner(setup: &RingSetup) -> Owner {
+    Owner { ring: ring_id(setup), member: setup.name.to_string() }
+}
+
 /// What a data directory and every message belong to: one region of one realm.
 #[must_use]
 pub fn ring_id(setup: &RingSetup) -> Digest {
@@ -226,22 +252,10 @@ pub fn ring_id(setup: &RingSetup) -> Digest {
     blake3::hash(&w.finish()).into()
 }
 
-fn raft_config(setup: &RingSetup) -> Result<Arc<openraft::Config>, ConfigError> {
-    let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    let config = openraft::Config {
-        cluster_name: setup.region.to_string(),
-        heartbeat_interval: ms(setup.timing.heartbeat),
-        election_timeout_min: ms(setup.timing.election_min),
-        election_timeout_max: ms(setup.timing.election_max),
-        install_snapshot_timeout: INSTALL_SNAPSHOT_TIMEOUT_MS,
-        enable_pre_vote: Some(true),
-        // `compaction` decides both, because openraft counts entries and not bytes.
-        snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: u64::MAX,
-        replication_lag_threshold: 2 * LOG_ENTRIES_MAX,
-        ..openraft::Config::default()
-    };
-    config.validate().map(Arc::new)
+impl<P: Platform> From<Fatal<Types<P>>> for RingError {
+    fn from(fatal: Fatal<Types<P>>) -> Self {
+        Self::Raft(Box::new(fatal))
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -249,84 +263,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Ring {
-    /// Opens the data of this member and starts its Raft on the present runtime. It takes part once
-    /// [`serve::run`] drives the parts.
-    ///
-    /// # Errors
-    ///
-    /// [`RingError`]; nothing was sent or voted then.
-    pub async fn open(
-        setup: RingSetup,
-        credentials: &Credentials,
-        group: &TaskGroup,
-    ) -> Result<RingParts, RingError> {
-        let name = MemberName::from(&setup.name);
-        let config = raft_config(&setup)?;
-        let ring = ring_id(&setup);
-        let owner = Owner { ring, member: name.to_string() };
-        let files = Arc::new(DirFiles::open(&setup.data_dir).map_err(DiskError::Directory)?);
-        let mut fresh = InstanceId::default();
-        rng::fill(&mut fresh);
-        let disk = Disk::open(files.clone(), Config::default(), &owner, fresh, &setup.genesis)?;
-        let Disk { wal, state, log: mut loaded, restored, .. } = disk;
-        let (writer, handle) = Writer::new(wal, loaded.committed);
-        group.spawn_thread("log-writer", move || writer.run())?;
-
-        let own = Sender { ring, instance: loaded.instance };
-        let urls = setup.members.iter().map(|(name, url)| (MemberName::from(name), url.clone()));
-        let configured: BTreeMap<_, _> = urls.collect();
-        let dialer = Dialer::new(&setup, credentials);
-        let peers = Peers::new(own, dialer, std::mem::take(&mut loaded.peers), handle.clone());
-        for (peer, url) in configured.iter().filter(|(peer, _)| **peer != name) {
-            peers.reach(peer, url)?;
-        }
-
-        let clock = Arc::new(Mutex::new(RingClock::default()));
-        if restored.keyspace.now().0 > 0 {
-            lock(&clock).applied(restored.keyspace.now().0, host_clock::monotonic());
-        }
-        let shared = Shared::new(restored);
-        let checkpoints = Checkpoints::new(shared.clone(), state);
-        let (requests, checkpoint_requests) = mpsc::sync_channel(CHECKPOINT_REQUESTS_MAX);
-        let thread = checkpoints.clone();
-        group.spawn_thread("checkpoints", move || thread.run(&checkpoint_requests))?;
-
-        let mut run = [0; 8];
-        rng::fill(&mut run);
-        let waiters = Waiters::new(u64::from_be_bytes(run).max(1));
-        let log = LogStore::new(loaded, handle);
-        let machine = StateMachine::new(
-            shared.clone(),
-            checkpoints.clone(),
-            requests,
-            clock.clone(),
-            waiters.clone(),
-        );
-        let (machine, views, applied) = machine;
-        let network = Network(peers.clone());
-        let raft = Raft::new(name.clone(), config, network.clone(), log.clone(), machine).await?;
-        let (region_name, timing) = (setup.region.to_string(), setup.timing);
-        let configured = Arc::new(configured);
-        let ring = Self {
-            raft,
-            name,
-            ring,
-            region_name,
-            timing,
-            configured,
-            views,
-            applied,
-            shared,
-            checkpoints,
-            clock,
-            waiters,
-            network,
-            fresh_at: Arc::default(),
-        };
-        Ok(RingParts { ring, log, peers, files, setup })
-    }
-
+impl<P: Platform> Ring<P> {
     /// The region as this member has applied it, again after every change.
     #[must_use]
     pub fn views(&self) -> watch::Receiver<Arc<Region>> {
@@ -376,7 +313,7 @@ impl Ring {
 
     /// What makes time pass, if something is due and this member leads.
     #[must_use]
-    pub fn tick_if_due(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
+    pub fn tick_if_due(&self) -> Option<impl Future<Output = ()> + Send + use<P>> {
         if !self.leads() {
             return None;
         }
@@ -480,10 +417,10 @@ pub enum Leading {
     No,
 }
 
-impl RingParts {
+impl<P: Platform> RingParts<P> {
     /// The handle for everybody else.
     #[must_use]
-    pub fn ring(&self) -> Ring {
+    pub fn ring(&self) -> Ring<P> {
         self.ring.clone()
     }
 }

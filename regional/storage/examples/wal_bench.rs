@@ -27,16 +27,35 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// Commits per second of `commit`, which gets the index of its first entry.
-fn rate(next: &mut u64, batch: u64, mut commit: impl FnMut(u64) -> Outcome<()>) -> Outcome<f64> {
-    let start = now();
+/// Microseconds that this thread has spent on a processor.
+fn cpu_us() -> Outcome<f64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    let spent_ns: f64 = text.split_whitespace().next().ok_or("no schedstat")?.parse()?;
+    Ok(spent_ns / 1e3)
+}
+
+/// What one round found.
+#[derive(Clone, Copy)]
+struct Rate {
+    commits_per_s: f64,
+    /// Counts alike on a busy machine and an idle one, unlike the rate.
+    cpu_us_per_commit: f64,
+}
+
+/// The rate of `commit`, which gets the index of its first entry.
+fn rate(next: &mut u64, batch: u64, mut commit: impl FnMut(u64) -> Outcome<()>) -> Outcome<Rate> {
+    let (start, cpu_start) = (now(), cpu_us()?);
     let mut commits = 0;
     while start.elapsed().as_secs_f64() < ROUND_SECONDS {
         commit(*next)?;
         *next += batch;
         commits += 1;
     }
-    Ok(f64::from(commits) / start.elapsed().as_secs_f64())
+    let commits = f64::from(commits);
+    Ok(Rate {
+        commits_per_s: commits / start.elapsed().as_secs_f64(),
+        cpu_us_per_commit: (cpu_us()? - cpu_start) / commits,
+    })
 }
 
 struct WalSide {
@@ -54,7 +73,7 @@ impl WalSide {
         Ok(Self { wal, next: 1 })
     }
 
-    fn round(&mut self, batch: u64, entry: &Bytes) -> Outcome<f64> {
+    fn round(&mut self, batch: u64, entry: &Bytes) -> Outcome<Rate> {
         if let Some(job) = self.wal.spare_job() {
             let spare = job.run()?;
             self.wal.add_spare(spare);
@@ -79,7 +98,7 @@ struct RedbSide {
 }
 
 impl RedbSide {
-    fn round(&mut self, batch: u64, entry: &Bytes) -> Outcome<f64> {
+    fn round(&mut self, batch: u64, entry: &Bytes) -> Outcome<Rate> {
         let database = &self.database;
         rate(&mut self.next, batch, |first| {
             let mut txn = database.begin_write()?;
@@ -100,6 +119,17 @@ impl RedbSide {
     }
 }
 
+fn print(name: &str, batch: u64, rounds: &mut [Rate]) {
+    rounds.sort_by(|a, b| a.commits_per_s.total_cmp(&b.commits_per_s));
+    let Rate { commits_per_s, cpu_us_per_commit } = rounds[rounds.len() / 2];
+    let entries_per_s = commits_per_s * batch as f64;
+    let cpu_us_per_entry = cpu_us_per_commit / batch as f64;
+    println!(
+        "{name:<4} batch {batch:>3}: {commits_per_s:>7.0} commits/s {entries_per_s:>9.0} entries/s \
+         {cpu_us_per_commit:>7.1} us CPU/commit {cpu_us_per_entry:>6.2} us CPU/entry"
+    );
+}
+
 fn main() -> Outcome<()> {
     let root = env::args().nth(1).unwrap_or_else(|| "wal_bench_data".into());
     let root = Path::new(&root);
@@ -109,28 +139,14 @@ fn main() -> Outcome<()> {
     let database = Database::create(root.join("log.redb"))?;
     let mut redb = RedbSide { database, next: 1 };
     println!("entries of {ENTRY_BYTES} bytes, middle of {ROUNDS} rounds of {ROUND_SECONDS} s");
-    println!(
-        "{:>5} {:>16} {:>16} {:>16} {:>16} {:>6}",
-        "batch", "wal commits/s", "wal entries/s", "redb commits/s", "redb entries/s", "ratio"
-    );
     for batch in BATCHES {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             ours.push(wal.round(batch, &entry)?);
             theirs.push(redb.round(batch, &entry)?);
         }
-        let middle = |rates: &mut Vec<f64>| {
-            rates.sort_by(f64::total_cmp);
-            rates[ROUNDS / 2]
-        };
-        let (ours, theirs) = (middle(&mut ours), middle(&mut theirs));
-        let entries = |rate: f64| rate * batch as f64;
-        println!(
-            "{batch:>5} {ours:>16.0} {:>16.0} {theirs:>16.0} {:>16.0} {:>6.1}",
-            entries(ours),
-            entries(theirs),
-            ours / theirs
-        );
+        print("wal", batch, &mut ours);
+        print("redb", batch, &mut theirs);
     }
     println!("log: {:?}", wal.wal.size());
     drop((wal, redb));

@@ -147,6 +147,15 @@ impl SimDisk {
         (inner.power, inner.faults) = (true, Faults::default());
     }
 
+    /// Ends the process that uses the disk, as SIGKILL does: what it wrote is there, synced or not,
+    /// and is only durable once somebody syncs. Open files are dead, and no fault is set any more.
+    pub fn kill(&self) {
+        let inner = &mut *self.inner();
+        inner.images.values_mut().for_each(|image| image.handles = 0);
+        inner.boot += 1;
+        (inner.power, inner.faults) = (true, Faults::default());
+    }
+
     /// Flips the bits of `mask` in a byte, as rot does: durably, and without anybody writing.
     ///
     /// # Panics

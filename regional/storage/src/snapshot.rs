@@ -37,12 +37,12 @@ use redb::ReadTransaction;
 
 pub(crate) use self::receive::INCOMING;
 pub use self::{
-    file::{Edit, FileError, PageReader, Restore, Status, restore, save, status, verify},
+    file::{Edit, FileError, PageReader, Restore, Status, read, restore, save, status, verify},
     receive::{Accepted, Received, Receiver},
 };
 use self::{
     frame::{Chain, Kind, PAYLOAD_BYTES_MAX},
-    stream::encode_row,
+    stream::row_prefix,
 };
 use crate::{
     Mark, RingDigest, State, StorageError,
@@ -276,22 +276,23 @@ impl Filling {
 
     /// Adds a row, or what fits of it if it is longer than a frame; says whether that is all of it.
     fn add(&mut self, table: Table, key: &[u8], row: &[u8]) -> Result<bool, StorageError> {
-        // A row is checked before any of it leaves.
-        unseal(table, key, row)?;
-        let encoded = encode_row(table, key, row);
-        let rest = &encoded[self.skip..];
-        if self.skip == 0 && !self.payload.is_empty() && rest.len() > self.room() {
-            // Receivers can pause between rows only.
-            return Ok(false);
+        let prefix = row_prefix(table, key, row);
+        if self.skip == 0 {
+            // A row is checked before any of it leaves.
+            unseal(table, key, row)?;
+            if !self.payload.is_empty() && prefix.len() + row.len() > self.room() {
+                // Receivers can pause between rows only.
+                return Ok(false);
+            }
         }
-        let taken = rest.len().min(self.room());
-        self.payload.extend_from_slice(&rest[..taken]);
-        if taken == rest.len() {
-            self.skip = 0;
-            return Ok(true);
+        let whole = prefix.len() + row.len();
+        let end = whole.min(self.skip + self.room());
+        for (start, part) in [(0, &prefix[..]), (prefix.len(), row)] {
+            let inside = |at: usize| at.clamp(start, start + part.len()) - start;
+            self.payload.extend_from_slice(&part[inside(self.skip)..inside(end)]);
         }
-        self.skip += taken;
-        Ok(false)
+        self.skip = if end == whole { 0 } else { end };
+        Ok(end == whole)
     }
 }
 

@@ -16,7 +16,7 @@ const RESERVE: &str = "reserve";
 /// How much is held back, and when to say so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpaceConfig {
-    /// Size of the reserve file.
+    /// Size of the reserve file; 0 to keep none.
     pub reserve_bytes: u64,
     /// Less than this free is [`Space::Low`].
     pub low_bytes: u64,
@@ -72,6 +72,7 @@ impl Reserve {
     /// [`StorageError::Io`]
     pub fn open(files: Arc<dyn Files>, config: SpaceConfig) -> Result<Self, StorageError> {
         let held = match files.open(RESERVE) {
+            _ if config.reserve_bytes == 0 => true,
             Ok(file) => {
                 file.len().map_err(StorageError::io(RESERVE, "size"))? == config.reserve_bytes
             }
@@ -110,7 +111,7 @@ impl Reserve {
     /// [`StorageError::Io`]
     pub fn release(&self) -> Result<bool, StorageError> {
         let mut held = self.held();
-        if !*held {
+        if !*held || self.config.reserve_bytes == 0 {
             return Ok(false);
         }
         self.files.remove(RESERVE).map_err(StorageError::io(RESERVE, "remove"))?;

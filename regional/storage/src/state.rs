@@ -42,6 +42,7 @@ pub use self::{
     reclaim::{Reclaimed, Scrubbed},
 };
 pub(crate) use self::{
+    chunk::versions as chunk_versions,
     engine::{create, guarded, open as open_database, write},
     put::put_page,
     rows::{

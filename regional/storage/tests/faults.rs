@@ -208,6 +208,23 @@ fn holes_and_contradictions_are_refused_and_change_nothing() {
     assert!(history.push(Version { revision: 8, key: b"k", body: b"" }).is_err());
 }
 
+/// What was truncated must not keep a segment in use.
+#[test]
+fn truncated_entries_hold_no_segment() {
+    let sim = SimDisk::new(1);
+    let (mut wal, _) = open_wal(disk(&sim)).unwrap();
+    for index in 1..=40 {
+        wal.commit(&[entry(index, 10_000)]).unwrap();
+    }
+    wal.commit(&[Record::Truncate { from: 3 }]).unwrap();
+    for index in 3..=15 {
+        wal.commit(&[entry(index, 10_000)]).unwrap();
+    }
+    let before = wal.size().segments;
+    wal.commit(&[Record::Purge(mark(3))]).unwrap();
+    assert!(before >= 4 && wal.size().segments <= 2, "{before} then {:?}", wal.size());
+}
+
 #[test]
 fn limits_hold_at_and_over() {
     let sim = SimDisk::new(1);

@@ -9,7 +9,7 @@ use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{RegionStatus, StatusReply, ValidatorStatus, status_reply::Tier};
 
 use super::view::{
-    BundleView, EdgeView, EvidenceView, MemberView, Realm, RegionView, RunningView, ValidatorView,
+    BundleView, EdgeView, EvidenceView, MemberView, Realm, RecoveryView, RegionView, RunningView, ValidatorView,
 };
 use crate::{
     client::{Client, Endpoint},
@@ -137,6 +137,10 @@ fn member(realm: &mut Realm, endpoint: &Endpoint, r: &RegionStatus) {
     }
     view.refusals = r.refusals.iter().map(|(rule, n)| (rule.clone(), *n)).collect();
     view.refusals.sort();
+    // A member that lags knows fewer.
+    if r.recoveries.len() > view.recoveries.len() {
+        view.recoveries = r.recoveries.iter().map(RecoveryView::of).collect();
+    }
     let lag = |name: &str| r.members.iter().find(|m| m.name == name).map_or(0, |m| m.lag);
     view.members.push(MemberView {
         name: r.member.clone(),

@@ -66,6 +66,9 @@ impl Realm {
                 let name = &region.name;
                 writeln!(f, "  {name} refused {times} from upstream by rule {rule}")?;
             }
+            for recovery in &region.recoveries {
+                writeln!(f, "  {} {recovery}", region.name)?;
+            }
         }
         Ok(())
     }

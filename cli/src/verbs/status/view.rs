@@ -1,5 +1,8 @@
 //! What `status` shows, as `--json` prints it.
 
+use std::fmt;
+
+use satrap_proto::v1::RecoveryInfo;
 use serde::Serialize;
 
 /// One picture of a realm.
@@ -71,6 +74,55 @@ pub struct RegionView {
     pub members: Vec<MemberView>,
     /// What members refused from upstream, by rule.
     pub refusals: Vec<(String, u64)>,
+    /// Every time the history of its keys was cut, oldest first.
+    pub recoveries: Vec<RecoveryView>,
+}
+
+/// One cut in the history of a ring.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RecoveryView {
+    /// `restored` from a snapshot, or `forced` after the loss of a quorum.
+    pub kind: String,
+    /// Minutes since the beginning of 2025, UTC, when it was made.
+    pub epoch: u32,
+    /// Writes after this revision that were acknowledged may be lost.
+    pub kept: i64,
+    /// The history goes on above this revision.
+    pub leap: i64,
+    /// Members whose state counts.
+    pub trusted: Vec<String>,
+    /// Members whose state was given up.
+    pub lost: Vec<String>,
+    /// In the words of whoever did it.
+    pub reason: String,
+}
+
+impl RecoveryView {
+    /// As a member tells it.
+    #[must_use]
+    pub fn of(told: &RecoveryInfo) -> Self {
+        Self {
+            kind: told.kind.clone(),
+            epoch: told.epoch,
+            kept: told.kept,
+            leap: told.leap,
+            trusted: told.trusted.clone(),
+            lost: told.lost.clone(),
+            reason: told.reason.clone(),
+        }
+    }
+}
+
+impl fmt::Display for RecoveryView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, epoch, kept, leap, trusted, lost, reason } = self;
+        write!(f, "{kind}, epoch {epoch}: writes after revision {kept} may be lost, ")?;
+        write!(f, "revisions go on above {leap}")?;
+        if !trusted.is_empty() {
+            write!(f, "; trusted {}; lost {}", trusted.join(", "), lost.join(", "))?;
+        }
+        write!(f, " ({reason})")
+    }
 }
 
 /// One member of a ring.

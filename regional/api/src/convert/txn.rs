@@ -44,15 +44,22 @@ fn request_op(op: pb::RequestOp, ops_max: usize) -> Result<RequestOp, Refusal> {
     }
 }
 
-/// `None` if it holds for every key. Numbers that no version of etcd has a name for make etcd
-/// compare nothing, which is then "equal".
+/// `None` if it holds for whatever there is. Numbers that no version of etcd has a name for make etcd
+/// compare nothing: an unknown target is equal to what is given, and an unknown comparison holds.
 fn compare(compare: pb::Compare) -> Option<Compare> {
     use pb::compare::{CompareResult as Result, CompareTarget as Target, TargetUnion as Given};
-    let result = match Result::try_from(compare.result).ok()? {
-        Result::Equal => CompareResult::Equal,
-        Result::Greater => CompareResult::Greater,
-        Result::Less => CompareResult::Less,
-        Result::NotEqual => CompareResult::NotEqual,
+    let range = KeyRange { start: compare.key, end: compare.range_end };
+    let result = match Result::try_from(compare.result) {
+        Ok(Result::Equal) => CompareResult::Equal,
+        Ok(Result::Greater) => CompareResult::Greater,
+        Ok(Result::Less) => CompareResult::Less,
+        Ok(Result::NotEqual) => CompareResult::NotEqual,
+        // Except that a value is never compared with that of a key that does not exist.
+        Err(_) if compare.target == i32::from(Target::Value) => {
+            let (result, target) = (CompareResult::Greater, CompareTarget::Version(0));
+            return Some(Compare { range, result, target });
+        }
+        Err(_) => return None,
     };
     // What is given for another target than the named one counts as not given.
     let target = match (Target::try_from(compare.target), compare.target_union) {
@@ -70,15 +77,12 @@ fn compare(compare: pb::Compare) -> Option<Compare> {
         (Ok(Target::Lease), _) => CompareTarget::Lease(0),
         (Err(_), _) if result == CompareResult::Equal => return None,
         // No version is below zero.
-        (Err(_), _) => return Some(never(compare.key, compare.range_end)),
+        (Err(_), _) => {
+            let (result, target) = (CompareResult::Less, CompareTarget::Version(0));
+            return Some(Compare { range, result, target });
+        }
     };
-    let range = KeyRange { start: compare.key, end: compare.range_end };
     Some(Compare { range, result, target })
-}
-
-fn never(start: bytes::Bytes, end: bytes::Bytes) -> Compare {
-    let (result, target) = (CompareResult::Less, CompareTarget::Version(0));
-    Compare { range: KeyRange { start, end }, result, target }
 }
 
 /// What a transaction did. Only the outermost header is complete, as in etcd: those inside hold a

@@ -71,6 +71,7 @@ where
     let mut under_way = FuturesUnordered::new();
     let Rate { per_s, burst } = serving.api.connection_rate;
     let mut bucket = TokenBucket::new(burst, per_s, clock::monotonic());
+    let serving = Arc::new(serving);
     let mut stopped = serving.stopped.clone();
     // An error means that whoever could stop us is gone, which is the same.
     let mut stop = pin!(async move { drop(stopped.wait_for(|stopped| *stopped).await) });

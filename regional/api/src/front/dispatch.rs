@@ -1,6 +1,8 @@
 //! Decides by path who answers a request, and sees to what holds for all: deadlines, learners,
 //! clients that want a leader.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
@@ -69,7 +71,7 @@ fn route(path: &str) -> Route {
 
 /// Answers one request. Whoever drops this has given up on the stream.
 pub(super) async fn handle(
-    serving: Serving,
+    serving: Arc<Serving>,
     admitted: Result<(), Status>,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
@@ -90,7 +92,7 @@ pub(super) async fn handle(
                 let exchange = exchange(&serving, request, respond);
                 Box::pin(carry(&serving, dialect, exchange)).await
             }
-            Route::Generic => Box::pin(generic(serving, request, respond)).await,
+            Route::Generic => Box::pin(generic(&serving, request, respond)).await,
         }
     } else {
         let request = request.map(StreamBody);
@@ -208,14 +210,14 @@ async fn carry(serving: &Serving, dialect: Dialect, exchange: Exchange) -> Resul
 
 /// Through the generic stack.
 async fn generic(
-    serving: Serving,
+    serving: &Serving,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
 ) -> Result<(), Gone> {
     let mut request = request.map(StreamBody);
     let credentials = Credentials::new(&serving.peer, request.headers());
     request.extensions_mut().insert(credentials);
-    let Ok(response) = serving.routes.oneshot(request).await;
+    let Ok(response) = serving.routes.clone().oneshot(request).await;
     bridge::send(response, respond).await
 }
 

@@ -8,7 +8,7 @@ use satrap_regional_core::{Caller, Refusal};
 use tonic::Status;
 
 use super::admin;
-use super::gate::Gate;
+use super::gate::{Gate, mismatch};
 use crate::backend::{AdminReply, AdminRequest, Member};
 use crate::status::refused;
 
@@ -42,7 +42,7 @@ impl ClusterService {
     ) -> Result<Vec<pb::Member>, Status> {
         match self.change(caller, request).await? {
             AdminReply::Members(members) => Ok(to_pb(members)),
-            other => unreachable!("BUG: a change of members was answered with {other:?}"),
+            other => Err(mismatch(&other)),
         }
     }
 }
@@ -76,7 +76,7 @@ impl cluster_server::Cluster for ClusterService {
                 members: to_pb(members),
             }
             .into()),
-            other => unreachable!("BUG: a new member was answered with {other:?}"),
+            other => Err(mismatch(&other)),
         }
     }
 

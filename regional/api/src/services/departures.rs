@@ -214,3 +214,25 @@ impl Drop for Ticket {
         self.shared.board().forget(&self.key, self.number);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::RwLock;
+
+    use satrap_regional_core::Keyspace;
+
+    use super::*;
+    use crate::backend::MemberIdentity;
+
+    #[test]
+    fn the_room_has_as_many_places_as_it_says() {
+        let identity = MemberIdentity { cluster_id: 1, member_id: 2, name: String::new() };
+        let state = Arc::new(RwLock::new(Keyspace::new()));
+        let departures = Departures::new(Backend::new(identity, state, 1).0);
+        let mut places: Vec<_> =
+            (0..CONTENDERS_MAX).map(|_| departures.place().expect("there is room")).collect();
+        assert_eq!(departures.place().err(), Some(Unavailable::TooManyRequests));
+        places.pop();
+        assert!(departures.place().is_ok());
+    }
+}

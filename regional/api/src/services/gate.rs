@@ -5,6 +5,8 @@
 //! - **G1** No service acts for a caller that did not come from here.
 //! - **G2** Who needs an administrator asks [`Gate::admin`]; there is no second place that decides.
 
+use std::fmt::Debug;
+
 use satrap_merkle::codec::Canonical;
 use satrap_proto::etcdserverpb::ResponseHeader;
 use satrap_regional_core::{Caller, Keyspace, Proposal, Refusal, Request, Response};
@@ -153,4 +155,10 @@ impl Gate {
 /// entry that nobody can decode would stop the ring.
 fn bounded(proposal: Proposal) -> Result<Proposal, Refusal> {
     Proposal::from_canonical(&proposal.to_canonical()).map_err(|_| Refusal::RequestTooLarge)
+}
+
+/// The ring answered a request with what belongs to another.
+pub(super) fn mismatch(answer: &impl Debug) -> Status {
+    tracing::error!(?answer, "BUG: the answer is to another request");
+    Status::internal("the answer is to another request")
 }

@@ -16,7 +16,7 @@ use satrap_proto::etcdserverpb::{self as pb, lease_server};
 use satrap_regional_core::{Caller, Refusal, Request, Response};
 use tonic::{Status, Streaming};
 
-use super::gate::Gate;
+use super::gate::{Gate, mismatch};
 use crate::backend::{Backend, Failure};
 use crate::limits::STREAM_RENEWALS_IN_FLIGHT_MAX;
 use crate::peer::Credentials;
@@ -54,7 +54,7 @@ pub async fn renew(
         Ok(Response::LeaseRenewed { ttl_s, revision }) => {
             (backend.header(revision, applied.term), ttl_s)
         }
-        Ok(other) => unreachable!("BUG: a renewal was answered with {other:?}"),
+        Ok(other) => return Err(mismatch(&other)),
         Err(Refusal::LeaseNotFound) => (before, 0),
         Err(refusal) => return Err(refused(&refusal)),
     };

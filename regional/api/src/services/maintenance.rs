@@ -13,7 +13,7 @@ use satrap_regional_core::{Refusal, Request, Response};
 use sha2::{Digest, Sha256};
 use tonic::Status;
 
-use super::gate::Gate;
+use super::gate::{Gate, mismatch};
 use super::{ETCD_CLUSTER_VERSION, ETCD_VERSION, admin};
 use crate::backend::{AdminReply, AdminRequest, SnapshotStream, Unavailable};
 use crate::limits::SNAPSHOT_MESSAGE_BYTES_MAX;
@@ -48,7 +48,7 @@ impl MaintenanceService {
     async fn done(&self, request: AdminRequest) -> Result<(), Status> {
         match self.gate.backend().admin(request).await? {
             AdminReply::Done => Ok(()),
-            other => unreachable!("BUG: an order was answered with {other:?}"),
+            other => Err(mismatch(&other)),
         }
     }
 
@@ -192,7 +192,7 @@ impl maintenance_server::Maintenance for MaintenanceService {
                 let alarms = alarms.into_iter().map(alarm_to_pb).collect();
                 Ok(pb::AlarmResponse { header: Some(header), alarms }.into())
             }
-            (other, _) => unreachable!("BUG: an alarm was answered with {other:?}"),
+            (other, _) => Err(mismatch(&other)),
         }
     }
 
@@ -263,7 +263,8 @@ impl maintenance_server::Maintenance for MaintenanceService {
             header: Some(self.gate.backend().header_at(revision)),
             hash: short,
             compact_revision: hash.compacted,
-            hash_revision: hash.revision,
+            // As in etcd, which takes what is negative as it is.
+            hash_revision: if asked < 0 { asked } else { hash.revision },
         }
         .into())
     }
@@ -282,7 +283,7 @@ impl maintenance_server::Maintenance for MaintenanceService {
             AdminReply::Snapshot(snapshot) => {
                 Ok(tonic::Response::new(snapshot_messages(snapshot).boxed()))
             }
-            other => unreachable!("BUG: a snapshot was answered with {other:?}"),
+            other => Err(mismatch(&other)),
         }
     }
 

@@ -43,7 +43,7 @@ pub async fn put_stream(api: &Api, exchange: &mut Exchange) -> Result<Result<(),
     }
     let mut under_way = FuturesOrdered::new();
     let mut all_read = false;
-    loop {
+    while !all_read || !under_way.is_empty() {
         tokio::select! {
             biased;
             Some(done) = under_way.next(), if !under_way.is_empty() => {
@@ -66,9 +66,9 @@ pub async fn put_stream(api: &Api, exchange: &mut Exchange) -> Result<Result<(),
                 }
             }
             _ = exchange.replies.gone() => return Ok(Err(Gone)),
-            else => return Ok(Ok(())),
         }
     }
+    Ok(Ok(()))
 }
 
 /// A message whose puts are on their way.

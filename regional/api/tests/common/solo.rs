@@ -73,7 +73,8 @@ impl Solo {
     }
 
     fn run(mut self, mut ring: RingEnd) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let runtime = runtime.expect("a runtime without IO asks nothing of the system");
         loop {
             let call =
                 runtime.block_on(async { tokio::time::timeout(TICK, ring.calls.recv()).await });

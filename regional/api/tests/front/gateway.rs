@@ -213,3 +213,31 @@ async fn a_ring_without_a_leader_is_not_healthy() {
     let answer = member.http("GET /livez", "").await;
     assert_eq!(answer.status, 200, "the process itself is well");
 }
+
+/// Tools find the calls of clients, and none that belong on other listeners.
+#[tokio::test]
+async fn reflection_and_health_are_served() {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+    let member = Member::start().await;
+    let request = HealthCheckRequest::default();
+    let health = HealthClient::new(member.channel().await).check(request).await.unwrap();
+    assert_eq!(health.into_inner().status, 1, "SERVING");
+
+    let list = ServerReflectionRequest {
+        message_request: Some(MessageRequest::ListServices(String::new())),
+        ..Default::default()
+    };
+    let mut reflection = ServerReflectionClient::new(member.channel().await);
+    let requests = tokio_stream::iter([list]);
+    let mut answers = reflection.server_reflection_info(requests).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response;
+    let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
+    let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
+    assert!(names.contains(&"etcdserverpb.KV") && names.contains(&"satrap.v1.Store"), "{names:?}");
+    assert!(!names.contains(&"satrap.v1.Ring"), "{names:?}");
+}

@@ -173,6 +173,32 @@ async fn errors_are_etcds() {
     member.stop().await;
 }
 
+/// Numbers without a name, as recorded from etcd 3.7.3.
+#[tokio::test]
+async fn comparisons_that_have_no_name_are_those_of_etcd() {
+    use compare::CompareTarget::{Value, Version};
+    let member = Member::start().await;
+    let mut kv = client(&member).await;
+    kv.put(put("is", "v")).await.unwrap();
+    let (unknown, value, version) = (9, i32::from(Value), i32::from(Version));
+    for (key, result, target, holds) in [
+        ("is", unknown, version, true),
+        ("is", unknown, value, true),
+        ("is not", unknown, version, true),
+        ("is not", unknown, value, false),
+        ("is", 0, unknown, true),
+        ("is", 1, unknown, false),
+        ("is not", 2, unknown, false),
+        ("is not", 3, unknown, false),
+    ] {
+        let compare = pb::Compare { key: key.into(), result, target, ..Default::default() };
+        let txn = pb::TxnRequest { compare: vec![compare], ..Default::default() };
+        let answer = kv.txn(txn).await.unwrap().into_inner();
+        assert_eq!(answer.succeeded, holds, "{key} {result} {target}");
+    }
+    member.stop().await;
+}
+
 /// K2: a range that takes several steps is the same as one that takes one.
 #[tokio::test]
 async fn a_long_range_is_whole_and_a_streamed_one_equals_it() {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use satrap_proto::etcdserverpb::{
@@ -211,7 +212,13 @@ impl Service<http::Request<Body>> for Wire {
     }
 }
 
+/// Whoever waits longer than this waits for something that never comes.
+const HANG: Duration = Duration::from_secs(60);
+
 /// Runs a test on one thread.
 pub fn run(test: impl Future<Output = ()>) {
-    satrap_host::runtime::current_thread().unwrap().block_on(test);
+    let runtime = satrap_host::runtime::current_thread().unwrap();
+    runtime.block_on(async {
+        tokio::time::timeout(HANG, test).await.expect("the test hangs");
+    });
 }

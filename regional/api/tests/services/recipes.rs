@@ -2,6 +2,7 @@
 
 use futures::StreamExt;
 use satrap_proto::{etcdserverpb as pb, v3electionpb as epb, v3lockpb as lpb};
+use satrap_regional_api::limits::OBSERVERS_MAX;
 use satrap_regional_core::Request;
 use satrap_regional_core::kv::request::{DeleteRangeRequest, KeyRange};
 use tonic::Status;
@@ -253,5 +254,23 @@ fn observers_hear_everything_in_order() {
         assert_eq!(said, ["eins", "un", "uno"]);
         delete(&member, "e/a").await;
         assert_eq!(next().await.0, "e/b");
+    });
+}
+
+#[test]
+fn observers_are_bounded() {
+    run(async {
+        let member = Member::start();
+        let observe = async || {
+            let asked = epb::LeaderRequest { name: "e".into() };
+            member.anyone().elections().observe(asked).await
+        };
+        let mut observing = Vec::new();
+        for _ in 0..OBSERVERS_MAX {
+            observing.push(observe().await.unwrap());
+        }
+        assert_eq!(observe().await.unwrap_err().message(), "etcdserver: too many requests");
+        observing.pop();
+        observe().await.unwrap();
     });
 }

@@ -118,6 +118,8 @@ fn neither_passwords_nor_tokens_are_in_the_state() {
         let asked = pb::AuthenticateRequest { name: s("root"), password: s("secret") };
         let token = member.anyone().auth().authenticate(asked).await.unwrap().into_inner().token;
         assert_eq!(token.len(), 64);
+        let bearer = member.with_token(&format!("Bearer {token}"));
+        assert_eq!(roles(&bearer, "root").await.unwrap(), ["root"]);
         let state = member.backend.read(|keyspace| format!("{:?}", keyspace.auth()));
         assert!(state.contains("root") && !state.contains("secret") && !state.contains(&token));
         assert_eq!(roles(&root, "root").await.unwrap(), ["root"]);

@@ -100,7 +100,7 @@ async fn a_client_that_does_not_read_waits_alone() {
         assert_eq!(told.events[0].kv.as_ref().unwrap().value[0], n);
     }
     let mut expected = 0..64_u8;
-    while expected.len() > 0 {
+    while !expected.is_empty() {
         for event in slow.next().await.events {
             assert_eq!(event.kv.unwrap().value[0], expected.next().unwrap());
         }

@@ -179,7 +179,8 @@ impl Auth {
             }
             None => {
                 role.permissions.push(permission.clone());
-                role.permissions.sort_by(|a, b| a.range.cmp(&b.range));
+                // As in etcd: equal keys stay in the order in which they were granted.
+                role.permissions.sort_by(|a, b| a.range.start.cmp(&b.range.start));
             }
         }
         self.roles.insert(name.to_owned(), role);

@@ -3,7 +3,6 @@
 
 use super::{Caller, Keyspace, RingTime};
 use crate::{
-    alarm::AlarmKind,
     fencing::FencingToken,
     kv::{LeaseId, RangeRequest, RangeResponse, TxnRequest, TxnResponse},
     lease::TimeToLive,
@@ -31,17 +30,12 @@ pub struct RoleHolder {
 }
 
 impl Keyspace {
-    fn check_intact(&self) -> Result<(), Refusal> {
-        if self.alarms.any(AlarmKind::Corrupt) { Err(Refusal::Corrupt) } else { Ok(()) }
-    }
-
-    /// Reads keys.
+    /// Reads keys. As in etcd, alarms keep nobody from reading.
     ///
     /// # Errors
     ///
-    /// What the caller may not read, or the revision cannot give; [`Refusal::Corrupt`].
+    /// What the caller may not read, or the revision cannot give.
     pub fn range(&self, caller: &Caller, request: &RangeRequest) -> Result<RangeResponse, Refusal> {
-        self.check_intact()?;
         self.auth.check_range(caller, request)?;
         self.store.range(request)
     }
@@ -52,7 +46,6 @@ impl Keyspace {
     ///
     /// As [`Keyspace::range`].
     pub fn read_txn(&self, caller: &Caller, request: &TxnRequest) -> Result<TxnResponse, Refusal> {
-        self.check_intact()?;
         self.auth.check_txn(caller, &self.lessor, request)?;
         self.store.read_txn(request)
     }

@@ -140,6 +140,7 @@ fn a_slow_client_waits_alone() {
     assert!(told[0] <= limits::STREAM_BUFFER_EVENTS_MAX, "{}", told[0]);
     assert_eq!(hub.behind(), 1);
     while told[0] < 30_000 {
+        let before = told[0];
         hub.sent(slow, std::mem::take(&mut owed));
         while hub.step(&world) && hub.buffered(slow) == 0 {}
         for (_, message) in hub.take_outbox() {
@@ -147,6 +148,7 @@ fn a_slow_client_waits_alone() {
             let Message::Events { batch, .. } = message else { continue };
             told[0] += batch.events.len();
         }
+        assert!(told[0] > before, "lost after {before}");
     }
     assert_eq!(told[0], 30_000);
     hub.sent(slow, owed);

@@ -14,9 +14,10 @@
 //! - **K3** The first failed write ends the thread, and with it the process.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     time::Duration,
@@ -29,7 +30,9 @@ use super::{
     disk::{self, Restored, applied_mark},
     types::{LogId, Membership},
 };
-use crate::limits::{DISK_RECLAIM_BYTES, MEMORY_RECLAIM_VERSIONS};
+use crate::limits::{
+    DIGEST_EVERY_ENTRIES, DIGESTS_MAX, DISK_RECLAIM_BYTES, MEMORY_RECLAIM_VERSIONS,
+};
 
 /// Between checkpoints while there is something to write.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(500);
@@ -42,7 +45,14 @@ pub struct Shared {
     standing: Arc<Mutex<Standing>>,
     /// How many snapshots took the place of entries.
     installs: Arc<AtomicU64>,
+    /// Of the whole keyspace, at some entries; oldest first.
+    digests: Arc<Mutex<VecDeque<Taken>>>,
+    /// A client here was refused because the quota is used up.
+    refused_for_space: Arc<AtomicBool>,
 }
+
+/// The digest of the keyspace after the entry with this index.
+pub type Taken = (u64, [u8; 16]);
 
 /// What stands beside the keyspace.
 #[derive(Clone, Debug)]
@@ -68,6 +78,8 @@ impl Shared {
             keyspace: Arc::new(RwLock::new(keyspace)),
             standing: Arc::new(Mutex::new(standing)),
             installs: Arc::default(),
+            digests: Arc::default(),
+            refused_for_space: Arc::default(),
         }
     }
 
@@ -82,6 +94,36 @@ impl Shared {
     #[must_use]
     pub fn installs(&self) -> u64 {
         self.installs.load(Ordering::Acquire)
+    }
+
+    /// Takes the keyspace's digest if this entry is one at which all members do.
+    pub fn take_digest(&self, index: u64, keyspace: &Keyspace) {
+        if index % DIGEST_EVERY_ENTRIES != 0 {
+            return;
+        }
+        let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+        if digests.len() == DIGESTS_MAX {
+            digests.pop_front();
+        }
+        digests.push_back((index, keyspace.digest().0));
+    }
+
+    /// The newest digests, oldest first.
+    #[must_use]
+    pub fn digests(&self) -> Vec<Taken> {
+        let digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+        digests.iter().copied().collect()
+    }
+
+    /// Remembers that a client here was refused because the quota is used up.
+    pub fn refused_for_space(&self) {
+        self.refused_for_space.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that happened since the last call.
+    #[must_use]
+    pub fn take_refused_for_space(&self) -> bool {
+        self.refused_for_space.swap(false, Ordering::Relaxed)
     }
 
     /// Looks at the keyspace.

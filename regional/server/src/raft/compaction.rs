@@ -8,6 +8,7 @@ use openraft::{Raft, async_runtime::WatchReceiver as _, errors::Fatal};
 
 use super::{
     log_store::{LogSize, LogStore},
+    platform::Platform,
     state_machine::StateMachine,
     types::Types,
 };
@@ -36,11 +37,11 @@ impl Default for Compaction {
 /// # Errors
 ///
 /// The reason why raft stopped, unless it was asked to.
-pub async fn run(
-    raft: Raft<Types, StateMachine>,
-    log: LogStore,
+pub async fn run<P: Platform>(
+    raft: Raft<Types<P>, StateMachine<P>>,
+    log: LogStore<P>,
     limits: Compaction,
-) -> Result<(), Fatal<Types>> {
+) -> Result<(), Fatal<Types<P>>> {
     let mut metrics = raft.data_metrics();
     // What was asked for last, so that one build in progress is not asked for again.
     let (mut asked, mut purged) = (None, None);

@@ -12,6 +12,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
     Ring,
+    platform::Platform,
     proposals::{Group, Queue},
     reads::Reader,
     waiters::Answer,
@@ -45,7 +46,7 @@ struct Dispatch {
 }
 
 /// Serves `calls` until the services are gone or `shutdown`.
-pub async fn run(ring: Ring, mut calls: Calls, shutdown: Shutdown) {
+pub async fn run<P: Platform>(ring: Ring<P>, mut calls: Calls, shutdown: Shutdown) {
     let mut dispatch = Dispatch::default();
     let mut expiry = interval(EXPIRY_INTERVAL);
     expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -82,14 +83,14 @@ impl Dispatch {
         !self.queue.is_full() && self.admins < ADMIN_CALLS_MAX
     }
 
-    fn take(&mut self, ring: &Ring, call: Call) {
+    fn take<P: Platform>(&mut self, ring: &Ring<P>, call: Call) {
         match call {
             Call::Propose { proposal, reply } => {
-                self.queue.push(vec![proposal], Answer::One(reply));
+                self.queue.push(&[proposal], Answer::One(reply));
             }
             Call::ProposeMany { proposals, reply } => {
                 let answer = Answer::Many(proposals.len(), reply);
-                self.queue.push(proposals, answer);
+                self.queue.push(&proposals, answer);
             }
             Call::Read { mode: ReadMode::Linearizable, reply } => self.linearizable.push(reply),
             Call::Read { mode: ReadMode::Lease, reply } => self.leased.push(reply),
@@ -105,7 +106,7 @@ impl Dispatch {
         }
     }
 
-    fn finish(&mut self, ring: &Ring, done: Done) {
+    fn finish<P: Platform>(&mut self, ring: &Ring<P>, done: Done) {
         match done {
             Done::Submitted(group) => {
                 self.entries -= 1;
@@ -123,7 +124,7 @@ impl Dispatch {
     }
 
     /// Starts what can be started.
-    fn go_on(&mut self, ring: &Ring) {
+    fn go_on<P: Platform>(&mut self, ring: &Ring<P>) {
         while self.entries < ENTRIES_IN_FLIGHT_MAX
             && let Some(group) = ring.group(&mut self.queue)
         {
@@ -147,7 +148,7 @@ impl Dispatch {
     }
 
     /// The leader makes time pass when something is due and nothing else is proposed.
-    fn expire(&mut self, ring: &Ring) {
+    fn expire<P: Platform>(&mut self, ring: &Ring<P>) {
         if self.entries == 0
             && let Some(tick) = ring.tick_if_due()
         {

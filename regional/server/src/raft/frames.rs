@@ -12,7 +12,6 @@
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt as _};
-use openraft::raft::SnapshotResponse;
 use satrap_certify::Digest;
 use satrap_proto::v1::RingFrame;
 use satrap_regional_storage::InstanceId;
@@ -20,7 +19,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tonic::Status;
 
 use super::{
-    types::{SnapshotMeta, Types, Vote, decode, encode},
+    types::{SnapshotMeta, Vote, decode, encode},
     waiters::Origin,
 };
 use crate::limits::RING_CHUNK_BYTES;
@@ -52,6 +51,8 @@ pub enum Kind {
     ReadIndex = 8,
     /// Change the ring, or let the sender in.
     Order = 9,
+    /// Which digests did the receiver take of its keyspace?
+    Digests = 10,
 }
 
 /// Who sends: on every message and every reply.
@@ -157,8 +158,8 @@ pub struct SnapshotHead {
 pub enum SnapshotReply {
     /// Go on with this frame.
     Next(u64),
-    /// It is installed, or its leader is not one any more.
-    Done(SnapshotResponse<Types>),
+    /// It is installed, or its leader is not one any more: what the receiver votes.
+    Done(Vote),
 }
 
 /// Writes one message for the instance `to`.

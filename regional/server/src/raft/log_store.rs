@@ -17,6 +17,7 @@ use std::{
     collections::VecDeque,
     fmt::Debug,
     io,
+    marker::PhantomData,
     ops::{Bound, RangeBounds},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -29,16 +30,24 @@ use openraft::{
 
 use super::{
     disk::Loaded,
+    platform::{Platform, Real},
     types::{Entry, LogId, Types, Vote, encode},
     writer::WriteHandle,
 };
 use crate::limits::APPEND_BATCH_BYTES;
 
 /// The log of one member. Clones read the same log.
-#[derive(Clone)]
-pub struct LogStore {
+pub struct LogStore<P = Real> {
     log: Arc<Mutex<Log>>,
     writer: WriteHandle,
+    _platform: PhantomData<P>,
+}
+
+impl<P> Clone for LogStore<P> {
+    fn clone(&self) -> Self {
+        let (log, writer) = (self.log.clone(), self.writer.clone());
+        Self { log, writer, _platform: PhantomData }
+    }
 }
 
 #[derive(Default)]
@@ -63,7 +72,7 @@ pub struct LogSize {
     pub bytes: usize,
 }
 
-impl LogStore {
+impl<P: Platform> LogStore<P> {
     /// The log that was `loaded`, written through `writer`.
     #[must_use]
     pub fn new(loaded: Loaded, writer: WriteHandle) -> Self {
@@ -71,7 +80,7 @@ impl LogStore {
         let entries = loaded.entries.into_iter().map(|(entry, bytes)| Stored { entry, bytes });
         let (vote, purged) = (loaded.vote, loaded.purged);
         let log = Log { vote, purged, entries: entries.collect(), bytes };
-        Self { log: Arc::new(Mutex::new(log)), writer }
+        Self { log: Arc::new(Mutex::new(log)), writer, _platform: PhantomData }
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
@@ -141,7 +150,7 @@ impl Log {
     }
 }
 
-impl RaftLogReader<Types> for LogStore {
+impl<P: Platform> RaftLogReader<Types<P>> for LogStore<P> {
     async fn try_get_log_entries<RB>(&mut self, range: RB) -> io::Result<Vec<Entry>>
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
@@ -166,10 +175,10 @@ impl RaftLogReader<Types> for LogStore {
     }
 }
 
-impl RaftLogStorage<Types> for LogStore {
+impl<P: Platform> RaftLogStorage<Types<P>> for LogStore<P> {
     type LogReader = Self;
 
-    async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
+    async fn get_log_state(&mut self) -> io::Result<LogState<Types<P>>> {
         let log = self.log();
         let last_log_id = log.entries.back().map(|stored| stored.entry.log_id).or(log.purged);
         Ok(LogState { last_purged_log_id: log.purged, last_log_id })
@@ -194,7 +203,7 @@ impl RaftLogStorage<Types> for LogStore {
         Ok(self.writer.committed())
     }
 
-    async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types<P>>) -> io::Result<()>
     where
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
@@ -208,7 +217,8 @@ impl RaftLogStorage<Types> for LogStore {
                 rows.push((index, bytes));
             }
         }
-        self.writer.append(rows, callback).await
+        let flushed = Box::new(|result| callback.io_completed(result));
+        self.writer.append(rows, flushed).await
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {

@@ -27,16 +27,18 @@ use openraft::{
 use satrap_proto::v1::{RingFrame, ring_client::RingClient};
 use satrap_regional_storage::{limits::FRAME_BYTES_MAX, snapshot::Reader};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{task, time::timeout};
-use tonic::{Code, Request, Status, transport::Channel};
+use tokio::time::timeout;
+use tonic::{Code, Request, Status};
 
 use super::{
+    checkpoint::Taken,
     frames::{
         self, Fate, Forwarded, Kind, ReadIndexReply, ReadProof, SnapshotHead, SnapshotReply,
         Welcome,
     },
-    members::{Order, OrderReply},
-    peers::{Link, Peers},
+    orders::{Order, OrderReply},
+    peers::{Link, Peers, Wire},
+    platform::Platform,
     state_machine::SnapshotContent,
     types::{MemberName, MemberNode, Snapshot, Types, Vote},
 };
@@ -67,7 +69,7 @@ fn transfer_time(bytes: usize) -> Duration {
 
 /// Frames of a snapshot from `next` on, at most `frames_max`; each is read from disk on another
 /// thread when its turn has come.
-fn read_frames(
+fn read_frames<P: Platform>(
     reader: Arc<Mutex<Reader>>,
     next: u64,
     frames_max: usize,
@@ -75,7 +77,7 @@ fn read_frames(
     let seeking = Some(next);
     futures::stream::unfold((reader, seeking), |(reader, seek)| async move {
         let work = reader.clone();
-        let read = task::spawn_blocking(move || {
+        let read = P::off_thread(move || {
             let mut reader = work.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(number) = seek {
                 reader.seek(number)?;
@@ -101,12 +103,12 @@ fn read_frames(
     .take(frames_max)
 }
 
-fn client(channel: Channel) -> RingClient<Channel> {
-    RingClient::new(channel).max_decoding_message_size(RING_FRAME_BYTES_MAX)
+fn client(wire: Wire) -> RingClient<Wire> {
+    RingClient::new(wire).max_decoding_message_size(RING_FRAME_BYTES_MAX)
 }
 
 /// openraft backs off after `Unreachable` and retries `NetworkError` soon.
-fn rpc_error(status: &Status) -> RPCError<Types> {
+fn rpc_error<P: Platform>(status: &Status) -> RPCError<Types<P>> {
     match status.code() {
         Code::Unavailable | Code::FailedPrecondition | Code::PermissionDenied => {
             Unreachable::from_string(status.message()).into()
@@ -161,6 +163,7 @@ impl PeerSender {
                 Kind::Transfer => ring.transfer_leader(frame).await,
                 Kind::ReadIndex => ring.read_index(frame).await,
                 Kind::Order => ring.order(frame).await,
+                Kind::Digests => ring.digests(frame).await,
                 Kind::Propose | Kind::Snapshot => unreachable!("sent on the bulk connection"),
             }
         };
@@ -173,7 +176,10 @@ impl PeerSender {
     }
 
     /// Entries, in one frame or many.
-    async fn append_bulk(&self, message: Vec<u8>) -> Result<AppendEntriesResponse<Types>, Status> {
+    async fn append_bulk<P: Platform>(
+        &self,
+        message: Vec<u8>,
+    ) -> Result<AppendEntriesResponse<Types<P>>, Status> {
         let wait = APPEND_TIMEOUT + transfer_time(message.len());
         let mut ring = client(self.link()?.bulk);
         let reply = async {
@@ -192,17 +198,17 @@ impl PeerSender {
 
     /// Sends frames until the receiver has them all. It says where to go on, so that a transfer that
     /// was cut off costs only what was lost.
-    async fn send_snapshot(
+    async fn send_snapshot<P: Platform>(
         &self,
         head: &SnapshotHead,
         reader: &Arc<Mutex<Reader>>,
-    ) -> Result<SnapshotResponse<Types>, Status> {
+    ) -> Result<Vote, Status> {
         let mut next = 0;
         loop {
             // The header alone, at first: it tells the receiver what is coming.
             let frames_max = if next == 0 { 1 } else { SNAPSHOT_STREAM_FRAMES };
             let head = RingFrame { payload: self.pack(Kind::Snapshot, head).into() };
-            let rows = read_frames(reader.clone(), next, frames_max);
+            let rows = read_frames::<P>(reader.clone(), next, frames_max);
             let frames = futures::stream::once(async { head }).chain(rows);
             let mut ring = client(self.link()?.bulk);
             let bytes = frames_max * FRAME_BYTES_MAX;
@@ -211,7 +217,7 @@ impl PeerSender {
             let reply = reply.map_err(|_| self.late(Kind::Snapshot, wait))??;
             match self.read(Kind::Snapshot, &reply.into_inner()).await? {
                 SnapshotReply::Next(frame) => next = frame,
-                SnapshotReply::Done(response) => return Ok(response),
+                SnapshotReply::Done(vote) => return Ok(vote),
             }
         }
     }
@@ -255,6 +261,15 @@ impl PeerSender {
         self.ask(Kind::Order, order, wait).await
     }
 
+    /// The digests that `target` took of its keyspace.
+    ///
+    /// # Errors
+    ///
+    /// A [`Status`] if it cannot be asked.
+    pub async fn digests(&self, wait: Duration) -> Result<Vec<Taken>, Status> {
+        self.ask(Kind::Digests, &(), wait).await
+    }
+
     /// Whether `target` has seen this ring founded.
     ///
     /// # Errors
@@ -273,7 +288,7 @@ impl Network {
     }
 }
 
-impl RaftNetworkFactory<Types> for Network {
+impl<P: Platform> RaftNetworkFactory<Types<P>> for Network {
     type Network = PeerSender;
 
     async fn new_client(&mut self, target: MemberName, node: &MemberNode) -> PeerSender {
@@ -284,14 +299,14 @@ impl RaftNetworkFactory<Types> for Network {
     }
 }
 
-impl RaftNetworkV2<Types> for PeerSender {
+impl<P: Platform> RaftNetworkV2<Types<P>> for PeerSender {
     type SnapshotData = SnapshotContent;
 
     async fn append_entries(
         &mut self,
-        request: AppendEntriesRequest<Types>,
+        request: AppendEntriesRequest<Types<P>>,
         option: RPCOption,
-    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+    ) -> Result<AppendEntriesResponse<Types<P>>, RPCError<Types<P>>> {
         let reply = if request.entries.is_empty() {
             self.ask(Kind::Append, &request, option.soft_ttl()).await
         } else {
@@ -303,18 +318,18 @@ impl RaftNetworkV2<Types> for PeerSender {
 
     async fn vote(
         &mut self,
-        request: VoteRequest<Types>,
+        request: VoteRequest<Types<P>>,
         option: RPCOption,
-    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+    ) -> Result<VoteResponse<Types<P>>, RPCError<Types<P>>> {
         let reply = self.ask(Kind::Vote, &request, option.soft_ttl()).await;
         reply.map_err(|status| rpc_error(&status))
     }
 
     async fn pre_vote(
         &mut self,
-        request: VoteRequest<Types>,
+        request: VoteRequest<Types<P>>,
         option: RPCOption,
-    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+    ) -> Result<VoteResponse<Types<P>>, RPCError<Types<P>>> {
         let reply = self.ask(Kind::PreVote, &request, option.soft_ttl()).await;
         reply.map_err(|status| rpc_error(&status))
     }
@@ -325,25 +340,27 @@ impl RaftNetworkV2<Types> for PeerSender {
         snapshot: Snapshot,
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
-    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+    ) -> Result<SnapshotResponse<Types<P>>, StreamingError<Types<P>>> {
         let SnapshotContent::Stored(reader) = snapshot.snapshot else {
             let why = "a snapshot that arrived is sent on from the disk only";
             return Err(NetworkError::from_string(why).into());
         };
         let head = SnapshotHead { vote, meta: snapshot.meta };
         tokio::select! {
-            reply = self.send_snapshot(&head, &reader) => {
-                reply.map_err(|status| rpc_error(&status).into())
-            }
+            biased;
+            reply = self.send_snapshot::<P>(&head, &reader) => match reply {
+                Ok(vote) => Ok(SnapshotResponse::new(vote)),
+                Err(status) => Err(rpc_error(&status).into()),
+            },
             closed = cancel => Err(closed.into()),
         }
     }
 
     async fn transfer_leader(
         &mut self,
-        request: TransferLeaderRequest<Types>,
+        request: TransferLeaderRequest<Types<P>>,
         option: RPCOption,
-    ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
+    ) -> Result<TransferLeaderResponse<Types<P>>, RPCError<Types<P>>> {
         let reply = self.ask(Kind::Transfer, &request, option.soft_ttl()).await;
         reply.map_err(|status| rpc_error(&status))
     }

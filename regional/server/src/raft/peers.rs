@@ -27,7 +27,8 @@ use satrap_host::{
     pki::{PkiError, Role, SpiffeId},
 };
 use satrap_regional_storage::InstanceId;
-use tonic::transport::Channel;
+use tonic::body::Body;
+use tower::{ServiceExt as _, util::BoxCloneSyncService};
 
 use super::{
     RingSetup,
@@ -36,40 +37,45 @@ use super::{
     writer::WriteHandle,
 };
 
+/// A connection to one member: HTTP/2 over mTLS, or what a simulation has instead.
+pub type Wire = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, WireError>;
+
+/// Why a request did not reach a peer, or its answer did not come back.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct WireError(Box<dyn std::error::Error + Send + Sync>);
+
 /// Two connections to one member.
 #[derive(Clone)]
 pub struct Link {
     /// Heartbeats, votes and other short requests that must not wait behind a snapshot.
-    pub urgent: Channel,
+    pub urgent: Wire,
     /// Entries and snapshots.
-    pub bulk: Channel,
+    pub bulk: Wire,
 }
 
-/// Where this member lives and how it dials.
-#[derive(Clone)]
-pub struct Dialer {
-    /// The realm's chain.
-    pub chain: String,
-    /// This ring's region.
-    pub region: String,
-    /// Who this member is and whom it believes.
-    pub credentials: Credentials,
-    /// Addresses that only this member uses.
-    pub overrides: BTreeMap<MemberName, String>,
-}
+/// Makes links to members by name and address.
+pub type Dial = Arc<dyn Fn(&MemberName, &str) -> Result<Link, PeerError> + Send + Sync>;
 
-impl Dialer {
-    /// As configured.
-    #[must_use]
-    pub fn new(setup: &RingSetup, credentials: &Credentials) -> Self {
-        let overrides = setup.peer_url_overrides.iter();
-        Self {
-            chain: setup.genesis.realm().chain_id().to_owned(),
-            region: setup.region.to_string(),
-            credentials: credentials.clone(),
-            overrides: overrides.map(|(name, url)| (name.into(), url.clone())).collect(),
-        }
-    }
+/// Connects over mTLS when a member is first spoken to, and believes only that member.
+#[must_use]
+pub fn over_mtls(setup: &RingSetup, credentials: &Credentials) -> Dial {
+    let (chain, region) = (setup.genesis.realm().chain_id().to_owned(), setup.region.to_string());
+    let (overrides, credentials) = (setup.peer_url_overrides.clone(), credentials.clone());
+    let overrides: BTreeMap<MemberName, String> =
+        overrides.into_iter().map(|(name, url)| ((&name).into(), url)).collect();
+    Arc::new(move |name, url| {
+        let url = overrides.get(name).map_or(url, String::as_str);
+        let role = Role::Member { region: region.clone(), name: name.to_string() };
+        let rule = PeerRule::Exactly(SpiffeId::new(&chain, role)?);
+        let connect = || {
+            let channel = mtls::connect_lazy(url, &credentials, rule.clone())?;
+            Ok::<_, PeerError>(BoxCloneSyncService::new(
+                channel.map_err(|error| WireError(error.into())),
+            ))
+        };
+        Ok(Link { urgent: connect()?, bulk: connect()? })
+    })
 }
 
 /// The other members, as seen from here. Clones share what is known.
@@ -78,7 +84,7 @@ pub struct Peers(Arc<Inner>);
 
 struct Inner {
     own: Sender,
-    dialer: Dialer,
+    dial: Dial,
     links: Mutex<BTreeMap<MemberName, (String, Link)>>,
     met: Mutex<BTreeMap<MemberName, InstanceId>>,
     writer: WriteHandle,
@@ -130,12 +136,12 @@ impl Peers {
     #[must_use]
     pub fn new(
         own: Sender,
-        dialer: Dialer,
+        dial: Dial,
         met: BTreeMap<MemberName, InstanceId>,
         writer: WriteHandle,
     ) -> Self {
         let (links, met) = (Mutex::default(), Mutex::new(met));
-        Self(Arc::new(Inner { own, dialer, links, met, writer }))
+        Self(Arc::new(Inner { own, dial, links, met, writer }))
     }
 
     /// What this member puts on its messages.
@@ -151,19 +157,13 @@ impl Peers {
     ///
     /// [`PeerError`] says what is wrong with the address or the name.
     pub fn reach(&self, name: &MemberName, url: &str) -> Result<Link, PeerError> {
-        let Dialer { chain, region, credentials, overrides } = &self.0.dialer;
-        let url = overrides.get(name).map_or(url, String::as_str);
         let mut links = lock(&self.0.links);
         if let Some((known, link)) = links.get(name)
             && known == url
         {
             return Ok(link.clone());
         }
-        let role = Role::Member { region: region.clone(), name: name.to_string() };
-        let rule = PeerRule::Exactly(SpiffeId::new(chain, role)?);
-        let urgent = mtls::connect_lazy(url, credentials, rule.clone())?;
-        let bulk = mtls::connect_lazy(url, credentials, rule)?;
-        let link = Link { urgent, bulk };
+        let link = (self.0.dial)(name, url)?;
         links.insert(name.clone(), (url.to_owned(), link.clone()));
         Ok(link)
     }

@@ -13,16 +13,22 @@
 //! - **B3** Where that cannot be seen, because a snapshot took the place of entries, its clients are
 //!   told that its fate is unknown.
 //! - **B2** One call is never torn: its proposals stand in one entry, in its order.
+//! - **B4** Nothing is proposed that a member could not decode: a committed entry must be applied, and
+//!   nobody could take it back.
 
 use std::{collections::VecDeque, time::Duration};
 
+use bytes::Bytes;
 use openraft::{
     async_runtime::WatchReceiver as _, errors::ClientWriteError,
     type_config::alias::WriteResponderOf, vote::leader_id_std::CommittedLeaderId,
 };
-use satrap_merkle::codec::{Canonical as _, Writer};
+use satrap_merkle::codec::{Canonical as _, Reader};
 use satrap_regional_api::backend::Unavailable;
-use satrap_regional_core::{Command, Proposal, RingTime};
+use satrap_regional_core::{
+    Caller, Command, Proposal, Refusal, Reply, Request, RingTime,
+    kv::{Decode as _, Ownership},
+};
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep_until, timeout_at},
@@ -31,15 +37,17 @@ use tokio::{
 use super::{
     Ring,
     frames::{Fate, Forwarded, Proposals},
+    platform::Platform,
+    state_machine::Marks,
     types::{MemberName, Payload, Types},
     waiters::{Answer, Origin},
 };
 use crate::limits::{BATCH_BYTES_MAX, BATCH_PROPOSALS_MAX, PROPOSAL_TIMEOUT};
 
-/// What waits to be proposed, in the order in which it came.
+/// What waits to be proposed, in the order in which it came, encoded.
 #[derive(Default)]
 pub struct Queue {
-    calls: VecDeque<(Vec<Proposal>, Answer)>,
+    calls: VecDeque<(Vec<Bytes>, Answer)>,
     proposals: usize,
 }
 
@@ -52,10 +60,14 @@ pub struct Group {
 }
 
 impl Queue {
-    /// Takes one call in.
-    pub fn push(&mut self, proposals: Vec<Proposal>, answer: Answer) {
-        self.proposals += proposals.len();
-        self.calls.push_back((proposals, answer));
+    /// Takes one call in, unless the log could not be read back with it (B4).
+    pub fn push(&mut self, proposals: &[Proposal], answer: Answer) {
+        let encoded: Vec<Bytes> = proposals.iter().map(|p| p.to_canonical().into()).collect();
+        if !encoded.iter().all(is_readable) {
+            return answer.refuse(&Refusal::RequestTooLarge);
+        }
+        self.proposals += encoded.len();
+        self.calls.push_back((encoded, answer));
     }
 
     /// Whether nothing waits.
@@ -72,9 +84,10 @@ impl Queue {
 
     /// As much as one entry takes, at least one call; clients that went away are left out.
     fn take(&mut self) -> (usize, Vec<u8>, Vec<Answer>) {
-        let (mut w, mut answers, mut count) = (Writer::default(), Vec::new(), 0);
+        let (mut bytes, mut answers, mut count) = (Vec::new(), Vec::new(), 0);
         while let Some((proposals, _)) = self.calls.front() {
-            let full = w.len() >= BATCH_BYTES_MAX || count + proposals.len() > BATCH_PROPOSALS_MAX;
+            let full =
+                bytes.len() >= BATCH_BYTES_MAX || count + proposals.len() > BATCH_PROPOSALS_MAX;
             if full && count > 0 {
                 break;
             }
@@ -83,15 +96,21 @@ impl Queue {
             if answer.is_closed() {
                 continue;
             }
-            proposals.iter().for_each(|proposal| proposal.encode(&mut w));
+            proposals.iter().for_each(|proposal| bytes.extend_from_slice(proposal));
             count += proposals.len();
             answers.push(answer);
         }
-        (count, w.finish(), answers)
+        (count, bytes, answers)
     }
 }
 
-impl Ring {
+/// Whether every member will be able to decode this.
+fn is_readable(proposal: &Bytes) -> bool {
+    let mut r = Reader::new(proposal);
+    Proposal::decode_with(&mut r, Ownership::Shared(proposal)).is_ok() && r.remaining() == 0
+}
+
+impl<P: Platform> Ring<P> {
     /// Makes an entry of what waits, if anybody still does.
     pub fn group(&self, queue: &mut Queue) -> Option<Group> {
         let (count, encoded, answers) = queue.take();
@@ -135,11 +154,11 @@ impl Ring {
     /// Waits until it is certain what became of an entry for `term` (B1, B3). None if its clients
     /// have been answered.
     async fn resolve(&self, group: &mut Group, term: u64, installs: u64) -> Option<Fate> {
-        let mut applied = self.applied.clone();
+        let mut applied: Marks<P> = self.applied.clone();
         tokio::select! {
             biased;
             _ = &mut group.answered => None,
-            later = applied.wait_for(|mark| mark.term > term) => {
+            later = applied.wait_until(|mark| mark.term > term) => {
                 let seen = later.is_ok() && self.shared.installs() == installs;
                 // It may have been applied between the two.
                 match group.answered.try_recv() {
@@ -181,7 +200,7 @@ impl Ring {
     pub async fn append(&self, origin: Origin, term: u64, proposals: &Proposals) -> Fate {
         let Proposals { count, encoded } = proposals;
         let command = Command::encode_batch(RingTime(self.now_ms()), *count, encoded);
-        let (responder, done) = WriteResponderOf::<Types>::complete_only();
+        let (responder, done) = WriteResponderOf::<Types<P>>::complete_only();
         // B1
         let leader = CommittedLeaderId::new(term);
         let entry = Payload::new(origin, &command);
@@ -197,6 +216,23 @@ impl Ring {
                 Fate::Unknown
             }
         }
+    }
+
+    /// Puts one request of the ring itself through the log.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`].
+    pub async fn ask(&self, request: Request) -> Result<Reply, Unavailable> {
+        let (reply, answer) = oneshot::channel();
+        let mut queue = Queue::default();
+        queue.push(&[Proposal { caller: Caller::default(), request }], Answer::One(reply));
+        if let Some(group) = self.group(&mut queue)
+            && let Some(group) = self.clone().submit(group).await
+        {
+            self.clone().answer(group).await;
+        }
+        answer.await.unwrap_or(Err(Unavailable::Stopped)).map(|applied| applied.reply)
     }
 
     /// The term this member is in.

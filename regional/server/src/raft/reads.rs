@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use openraft::{
     ReadPolicy,
+    async_runtime::WatchReceiver as _,
     errors::{LinearizableReadError, RaftError},
     raft::linearizable_read::LinearizerOption,
 };
-use satrap_host::clock;
 use satrap_regional_api::backend::{ReadMode, ReadPoint, Served, Unavailable};
 use tokio::{
     sync::oneshot,
@@ -29,6 +29,8 @@ use super::{
     Ring,
     frames::{ReadIndexReply, ReadProof},
     lock,
+    platform::Platform,
+    state_machine::Marks,
     types::MemberName,
 };
 use crate::limits::PROPOSAL_TIMEOUT;
@@ -48,7 +50,7 @@ fn proof(mode: ReadMode) -> ReadProof {
     }
 }
 
-impl Ring {
+impl<P: Platform> Ring<P> {
     /// Answers all `readers` with one proof (R1).
     pub async fn freshen(self, mode: ReadMode, readers: Vec<Reader>) {
         let deadline = Instant::now() + PROPOSAL_TIMEOUT;
@@ -66,7 +68,7 @@ impl Ring {
         deadline: Instant,
     ) -> Result<ReadPoint, Unavailable> {
         let (index, began) = loop {
-            let (leader, began) = (self.leader(), clock::monotonic());
+            let (leader, began) = (self.leader(), P::monotonic());
             match self.ask_index(leader.clone(), proof(mode)).await {
                 ReadIndexReply::Index(index) => break (index, began),
                 ReadIndexReply::NotLeading => self.until_leader_is_not(leader, deadline).await,
@@ -123,8 +125,8 @@ impl Ring {
     }
 
     async fn until_applied(&self, index: Option<u64>) -> Result<(), Unavailable> {
-        let mut applied = self.applied.clone();
-        let reached = applied.wait_for(|mark| Some(mark.index) >= index);
+        let mut applied: Marks<P> = self.applied.clone();
+        let reached = applied.wait_until(|mark| Some(mark.index) >= index);
         reached.await.map(|_| ()).map_err(|_| Unavailable::Stopped)
     }
 }

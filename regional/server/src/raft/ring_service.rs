@@ -12,45 +12,44 @@
 //!   only if it does not take the replica back. openraft would stop the process over a bad one, and
 //!   a peer must not be able to stop us.
 
-use std::{io, pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc};
 
-use futures::Stream;
+use futures::{Stream, StreamExt as _};
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
-use satrap_certify::{Genesis, Label};
+use satrap_certify::Label;
 use satrap_host::pki::{PeerIdentity, Role};
 use satrap_proto::v1::{RingFrame, ring_server};
-use satrap_regional_storage::{
-    InstanceId, Owner, State, StateConfig, files::Files, snapshot::Receiver,
-};
+use satrap_regional_storage::{Owner, files::Files};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{sync::Mutex, task};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
     Ring, RingSetup,
-    disk::load_received,
-    frames::{self, Forwarded, FrameError, Kind, ReadProof, SnapshotHead, SnapshotReply, Welcome},
-    members::Order,
+    disk::Restored,
+    frames::{
+        self, Forwarded, FrameError, Kind, ReadProof, Sender, SnapshotHead, SnapshotReply, Welcome,
+    },
+    inbox::{Inbox, InboxError, Taken},
+    orders::Order,
     peers::{Peers, Refusal},
-    state_machine::{Arrived, SnapshotContent},
-    types::{MemberName, Snapshot, Types, Vote},
+    platform::Platform,
+    state_machine::SnapshotContent,
+    types::{MemberName, Snapshot, SnapshotMeta, Types, Vote},
 };
 use crate::{limits::APPEND_BYTES_MAX, status};
 
 /// Serves `satrap.v1.Ring`.
-#[derive(Clone)]
-pub struct RingService {
-    ring: Ring,
+pub struct RingService<P: Platform> {
+    ring: Ring<P>,
     peers: Peers,
-    inbox: Arc<Inbox>,
+    inbox: Inbox,
 }
 
-/// Where a snapshot arrives, one at a time.
-struct Inbox {
-    files: Arc<dyn Files>,
-    owner: Owner,
-    genesis: Arc<Genesis>,
-    receiver: Mutex<Option<Receiver>>,
+impl<P: Platform> Clone for RingService<P> {
+    fn clone(&self) -> Self {
+        let Self { ring, peers, inbox } = self;
+        Self { ring: ring.clone(), peers: peers.clone(), inbox: inbox.clone() }
+    }
 }
 
 fn frame_error(error: &FrameError) -> Status {
@@ -68,14 +67,14 @@ fn meet_error(error: Refusal) -> Status {
     }
 }
 
-impl RingService {
+impl<P: Platform> RingService<P> {
     /// A service that feeds `ring`; snapshots arrive in `files`.
     #[must_use]
-    pub fn new(ring: Ring, peers: Peers, files: Arc<dyn Files>, setup: &RingSetup) -> Self {
-        let genesis = setup.genesis.clone();
-        let owner = Owner { ring: peers.own().ring, member: ring.name.to_string() };
-        let inbox = Inbox { files, owner, genesis, receiver: Mutex::default() };
-        Self { ring, peers, inbox: Arc::new(inbox) }
+    pub fn new(ring: Ring<P>, peers: Peers, files: Arc<dyn Files>, setup: &RingSetup) -> Self {
+        let Sender { ring: id, instance } = *peers.own();
+        let owner = Owner { ring: id, member: ring.name.to_string() };
+        let inbox = Inbox::new(files, owner, instance, setup.genesis.clone());
+        Self { ring, peers, inbox }
     }
 
     /// The peer's name in this region, whether it is in the ring or not.
@@ -130,67 +129,38 @@ impl RingService {
         caller: &MemberName,
         message: &[u8],
     ) -> Result<RingFrame, Status> {
-        let request: AppendEntriesRequest<Types> = self.read(caller, Kind::Append, message).await?;
+        let request: AppendEntriesRequest<Types<P>> =
+            self.read(caller, Kind::Append, message).await?;
         speaks_for(caller, &request.vote)?;
         let reply =
             self.ring.raft.append_entries(request).await.map_err(status::unavailable_from)?;
         Ok(self.reply(caller, Kind::Append, &reply))
     }
 
-    /// Takes frames until the stream ends; N2 when all are there.
-    async fn take_frames(
-        &self,
-        frames: &mut Streaming<RingFrame>,
-    ) -> Result<Result<u64, Arrived>, Status> {
-        let mut held = self.inbox.receiver.lock().await;
-        let own = (self.inbox.clone(), self.peers.own().instance);
-        let mut receiver = match held.take() {
-            Some(receiver) => receiver,
-            None => blocking(move || own.0.open(own.1)).await?,
-        };
-        while let Some(frame) = frames.message().await? {
-            let (back, accepted) = blocking(move || {
-                let accepted = receiver.accept(&frame.payload);
-                Ok((receiver, accepted))
-            })
-            .await?;
-            receiver = back;
-            let accepted = accepted.map_err(|error| {
-                tracing::warn!(%error, "a frame of a snapshot was refused");
-                status::refused(Code::DataLoss, &error)
-            })?;
-            if accepted.complete {
-                let (inbox, state) = (self.inbox.clone(), self.ring.checkpoints.state());
-                let arrived = blocking(move || inbox.judge(receiver, &state)).await?;
-                return Ok(Err(arrived));
-            }
-        }
-        let next = receiver.next();
-        *held = Some(receiver);
-        Ok(Ok(next))
-    }
-}
-
-impl Inbox {
-    fn open(&self, instance: InstanceId) -> io::Result<Receiver> {
-        let config = StateConfig::default();
-        let receiver = Receiver::open(self.files.clone(), config, &self.owner, instance);
-        receiver.map_err(io::Error::other)
-    }
-
     /// N2
-    fn judge(&self, receiver: Receiver, state: &State) -> io::Result<Arrived> {
-        let received = receiver.finish().map_err(io::Error::other)?;
-        let restored = load_received(state, &received, &self.genesis)?;
-        Ok(Arrived { received, restored })
+    fn check(&self, head: &SnapshotMeta, offered: &Restored) -> Result<(), Status> {
+        if (offered.applied, &offered.membership) != (head.last_log_id, &head.last_membership) {
+            let why = "the head of a snapshot promises another state than its content";
+            return Err(status::refused(Code::DataLoss, &why));
+        }
+        let held = self.ring.region();
+        let heights = (offered.region.replica().height(), held.replica().height());
+        if heights.0 < heights.1 {
+            let why = format!("at height {}, this member holds {}", heights.0, heights.1);
+            return Err(status::refused(Code::FailedPrecondition, &why));
+        }
+        Ok(())
     }
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<T, Status> {
-    let done = task::spawn_blocking(work).await.map_err(status::unavailable_from)?;
-    done.map_err(status::unavailable_from)
+impl From<InboxError> for Status {
+    fn from(error: InboxError) -> Self {
+        tracing::warn!(%error, "a snapshot was not taken");
+        match error {
+            InboxError::Stopping(error) => status::unavailable(&error),
+            error => status::refused(Code::DataLoss, &error),
+        }
+    }
 }
 
 /// N1
@@ -203,7 +173,7 @@ fn speaks_for(caller: &MemberName, vote: &Vote) -> Result<(), Status> {
 }
 
 #[tonic::async_trait]
-impl ring_server::Ring for RingService {
+impl<P: Platform> ring_server::Ring for RingService<P> {
     type AppendStream = Pin<Box<dyn Stream<Item = Result<RingFrame, Status>> + Send>>;
 
     async fn append(
@@ -224,22 +194,24 @@ impl ring_server::Ring for RingService {
     async fn vote(&self, request: Request<RingFrame>) -> Result<Response<RingFrame>, Status> {
         let caller = self.caller(&request)?;
         let payload = request.into_inner().payload;
-        let vote: VoteRequest<Types> = self.read(&caller, Kind::Vote, &payload).await?;
+        let vote: VoteRequest<Types<P>> = self.read(&caller, Kind::Vote, &payload).await?;
         speaks_for(&caller, &vote.vote)?;
         let reply = self.ring.raft.vote(vote).await.map_err(status::unavailable_from)?;
         Ok(Response::new(self.reply(&caller, Kind::Vote, &reply)))
     }
 
     async fn pre_vote(&self, request: Request<RingFrame>) -> Result<Response<RingFrame>, Status> {
-        let caller = self.caller(&request)?;
+        let (named, known) = (self.named(&request)?, self.caller(&request));
         let payload = request.into_inner().payload;
         if frames::is_hello(&payload) {
-            let () = self.read(&caller, Kind::Hello, &payload).await?;
+            // Whoever was invited by its address asks under a name that is not known yet.
+            let () = self.read(&named, Kind::Hello, &payload).await?;
             let founded =
                 self.ring.raft.is_initialized().await.map_err(status::unavailable_from)?;
-            return Ok(Response::new(self.reply(&caller, Kind::Hello, &Welcome { founded })));
+            return Ok(Response::new(self.reply(&named, Kind::Hello, &Welcome { founded })));
         }
-        let vote: VoteRequest<Types> = self.read(&caller, Kind::PreVote, &payload).await?;
+        let caller = known?;
+        let vote: VoteRequest<Types<P>> = self.read(&caller, Kind::PreVote, &payload).await?;
         speaks_for(&caller, &vote.vote)?;
         let reply = self.ring.raft.pre_vote(vote).await.map_err(status::unavailable_from)?;
         Ok(Response::new(self.reply(&caller, Kind::PreVote, &reply)))
@@ -255,19 +227,16 @@ impl ring_server::Ring for RingService {
         let head = head.ok_or_else(|| status::refused(Code::InvalidArgument, &"no snapshot"))?;
         let head: SnapshotHead = self.read(&caller, Kind::Snapshot, &head.payload).await?;
         speaks_for(&caller, &head.vote)?;
-        let reply = match self.take_frames(&mut frames).await? {
-            Ok(next) => SnapshotReply::Next(next),
-            Err(arrived) => {
-                let (offered, held) = (&arrived.restored, self.ring.region());
-                let heights = (offered.region.replica().height(), held.replica().height());
-                if heights.0 < heights.1 {
-                    let why = format!("at height {}, this member holds {}", heights.0, heights.1);
-                    return Err(status::refused(Code::FailedPrecondition, &why));
-                }
-                let snapshot = SnapshotContent::Arrived(Box::new(arrived));
+        let frames = frames.map(|frame| frame.map(|frame| frame.payload));
+        let state = self.ring.checkpoints.state();
+        let reply = match self.inbox.take::<P, Status>(state, frames).await? {
+            Taken::Next(next) => SnapshotReply::Next(next),
+            Taken::All(arrived) => {
+                self.check(&head.meta, &arrived.restored)?;
+                let snapshot = SnapshotContent::Arrived(arrived);
                 let snapshot = Snapshot { meta: head.meta, snapshot };
                 let installed = self.ring.raft.install_full_snapshot(head.vote, snapshot).await;
-                SnapshotReply::Done(installed.map_err(status::unavailable_from)?)
+                SnapshotReply::Done(installed.map_err(status::unavailable_from)?.vote)
             }
         };
         Ok(Response::new(self.reply(&caller, Kind::Snapshot, &reply)))
@@ -304,13 +273,21 @@ impl ring_server::Ring for RingService {
         Ok(Response::new(self.reply(&named, Kind::Order, &reply)))
     }
 
+    async fn digests(&self, request: Request<RingFrame>) -> Result<Response<RingFrame>, Status> {
+        let caller = self.caller(&request)?;
+        let payload = request.into_inner().payload;
+        let () = self.read(&caller, Kind::Digests, &payload).await?;
+        let taken = self.ring.shared.digests();
+        Ok(Response::new(self.reply(&caller, Kind::Digests, &taken)))
+    }
+
     async fn transfer_leader(
         &self,
         request: Request<RingFrame>,
     ) -> Result<Response<RingFrame>, Status> {
         let caller = self.caller(&request)?;
         let payload = request.into_inner().payload;
-        let transfer: TransferLeaderRequest<Types> =
+        let transfer: TransferLeaderRequest<Types<P>> =
             self.read(&caller, Kind::Transfer, &payload).await?;
         speaks_for(&caller, transfer.from_leader())?;
         let reply = self.ring.raft.handle_transfer_leader(transfer).await;

@@ -28,11 +28,13 @@ use tokio::{
 
 use super::{
     Leading, Ring, RingError, RingParts, RingSetup, Timing, compaction, dispatch,
-    members::{Fault, Order, OrderReply, founder_id},
+    members::founder_id,
     network::Network,
+    orders::{Fault, Order, OrderReply},
     peers::Peers,
+    platform::Platform,
     ring_service::RingService,
-    types::{MemberName, MemberNode},
+    types::{MemberName, MemberNode, Types},
 };
 use crate::limits::{CALLS_MAX, RING_FRAME_BYTES_MAX};
 
@@ -42,36 +44,50 @@ const FOUND_RETRY: Duration = Duration::from_millis(250);
 const VIEW_INTERVAL: Duration = Duration::from_millis(250);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Serves peers and keeps the log short until `shutdown`, then hands over and stops.
+/// Serves peers at `listener` and takes part in the ring until `shutdown`, then hands over and
+/// stops.
 ///
 /// # Errors
 ///
 /// [`RingError`]: the process must stop.
-pub async fn run(
-    parts: RingParts,
+pub async fn run<P: Platform>(
+    parts: RingParts<P>,
     listener: Listener,
     limits: Limits,
     backend: oneshot::Sender<Backend>,
     shutdown: Shutdown,
 ) -> Result<(), RingError> {
-    let RingParts { ring, log, peers, files, setup } = parts;
-    let raft = ring.raft.clone();
-    let service = RingService::new(ring.clone(), peers.clone(), files, &setup);
-    let service = RingServer::new(service)
-        .max_decoding_message_size(RING_FRAME_BYTES_MAX)
-        .max_encoding_message_size(RING_FRAME_BYTES_MAX);
-    let closed = Shutdown::default();
-    let serve = async {
+    let (service, closed) = (parts.service(), Shutdown::default());
+    let all_stopped = closed.clone();
+    let serve = async move {
         let server = server_builder(&limits).add_service(service);
-        server.serve_with_incoming_shutdown(listener, closed.requested()).await?;
-        Ok::<_, RingError>(())
+        server.serve_with_incoming_shutdown(listener, all_stopped.requested()).await?;
+        Ok(())
     };
+    drive(parts, serve, closed, backend, shutdown).await
+}
+
+/// As [`run`], while `serve` lets peers in until `closed`.
+///
+/// # Errors
+///
+/// [`RingError`]: the process must stop.
+pub async fn drive<P: Platform>(
+    parts: RingParts<P>,
+    serve: impl Future<Output = Result<(), RingError>>,
+    closed: Shutdown,
+    backend: oneshot::Sender<Backend>,
+    shutdown: Shutdown,
+) -> Result<(), RingError> {
+    let RingParts { ring, log, peers, setup, .. } = parts;
+    let raft = ring.raft.clone();
     let compact = async {
         let stopped = compaction::run(raft.clone(), log, setup.compaction).await;
         stopped.or_else(|fatal| ignore_stop(fatal, &shutdown))
     };
     let live = async {
         tokio::select! {
+            biased;
             entered = enter(&ring, &setup) => entered?,
             () = shutdown.requested() => {}
         }
@@ -79,6 +95,7 @@ pub async fn run(
     };
     let with_services = async {
         tokio::select! {
+            biased;
             () = serve_services(&ring, &setup, backend, &shutdown) => {}
             () = follow_membership(&ring, &peers) => {}
             () = shutdown.requested() => {}
@@ -97,7 +114,19 @@ pub async fn run(
     tokio::try_join!(serve, compact, live, with_services, stop).map(|_| ())
 }
 
-fn ignore_stop(fatal: Fatal<super::types::Types>, shutdown: &Shutdown) -> Result<(), RingError> {
+impl<P: Platform> RingParts<P> {
+    /// What peers ask of this member.
+    #[must_use]
+    pub fn service(&self) -> RingServer<RingService<P>> {
+        let Self { ring, peers, files, setup, .. } = self;
+        let service = RingService::new(ring.clone(), peers.clone(), files.clone(), setup);
+        RingServer::new(service)
+            .max_decoding_message_size(RING_FRAME_BYTES_MAX)
+            .max_encoding_message_size(RING_FRAME_BYTES_MAX)
+    }
+}
+
+fn ignore_stop<P: Platform>(fatal: Fatal<Types<P>>, shutdown: &Shutdown) -> Result<(), RingError> {
     match fatal {
         Fatal::Stopped if shutdown.is_requested() => Ok(()),
         fatal => Err(fatal.into()),
@@ -105,7 +134,7 @@ fn ignore_stop(fatal: Fatal<super::types::Types>, shutdown: &Shutdown) -> Result
 }
 
 /// Ends when raft does; well only if that was asked for.
-async fn watch_fatal(ring: &Ring, shutdown: &Shutdown) -> Result<(), RingError> {
+async fn watch_fatal<P: Platform>(ring: &Ring<P>, shutdown: &Shutdown) -> Result<(), RingError> {
     let mut metrics = ring.raft.metrics();
     loop {
         let state = metrics.borrow_and_update().running_state.clone();
@@ -113,14 +142,14 @@ async fn watch_fatal(ring: &Ring, shutdown: &Shutdown) -> Result<(), RingError> 
             return ignore_stop(fatal, shutdown);
         }
         if metrics.changed().await.is_err() {
-            return ignore_stop(Fatal::Stopped, shutdown);
+            return ignore_stop::<P>(Fatal::Stopped, shutdown);
         }
     }
 }
 
 /// Serves what this member's clients ask, once it belongs to the ring.
-async fn serve_services(
-    ring: &Ring,
+async fn serve_services<P: Platform>(
+    ring: &Ring<P>,
     setup: &RingSetup,
     backend: oneshot::Sender<Backend>,
     shutdown: &Shutdown,
@@ -128,7 +157,7 @@ async fn serve_services(
     let identity = ring.identity().await;
     let (services, end) = Backend::new(identity, ring.shared.keyspace.clone(), CALLS_MAX);
     let RingEnd { calls, publisher } = end;
-    publisher.applied(*ring.applied.borrow());
+    publisher.applied(*ring.applied.borrow_watched());
     publisher.ring(ring.view(&ring.checkpoints));
     if backend.send(services).is_err() {
         tracing::warn!("the ring serves nobody: its services gave up waiting");
@@ -154,15 +183,17 @@ async fn serve_services(
         }
     };
     tokio::select! {
+        biased;
         () = dispatch::run(ring.clone(), calls, shutdown.clone()) => {}
         () = show => {}
         () = ring.tend(&setup.client_urls) => {}
         () = take_time(ring) => {}
+        () = ring.watch_health() => {}
     }
 }
 
 /// A member that begins to lead takes a grace off the ring's clock.
-async fn take_time(ring: &Ring) {
+async fn take_time<P: Platform>(ring: &Ring<P>) {
     while ring.until(Leading::Yes).await {
         ring.clock().lead(2 * ring.timing.election_max);
         if !ring.until(Leading::No).await {
@@ -172,7 +203,7 @@ async fn take_time(ring: &Ring) {
 }
 
 /// Keeps the links to all members, and forgets those that left.
-async fn follow_membership(ring: &Ring, peers: &Peers) {
+async fn follow_membership<P: Platform>(ring: &Ring<P>, peers: &Peers) {
     let mut metrics = ring.raft.server_metrics();
     let mut before = BTreeSet::new();
     loop {
@@ -202,7 +233,7 @@ async fn follow_membership(ring: &Ring, peers: &Peers) {
 /// The member whose name sorts first founds, and only once every other member has answered that it
 /// knows of no ring. Were a majority enough, a founder that lost its disk could found a second ring
 /// together with a member that had not yet been reached by the first one.
-async fn enter(ring: &Ring, setup: &RingSetup) -> Result<(), RingError> {
+async fn enter<P: Platform>(ring: &Ring<P>, setup: &RingSetup) -> Result<(), RingError> {
     let founder = ring.configured.keys().next() == Some(&ring.name);
     for attempt in 0_u64.. {
         if ring.raft.is_initialized().await? {
@@ -238,7 +269,11 @@ async fn enter(ring: &Ring, setup: &RingSetup) -> Result<(), RingError> {
 }
 
 /// Asks to be let in by the leader, which `by` may know.
-async fn join(ring: &Ring, setup: &RingSetup, by: &MemberName) -> Result<(), String> {
+async fn join<P: Platform>(
+    ring: &Ring<P>,
+    setup: &RingSetup,
+    by: &MemberName,
+) -> Result<(), String> {
     let url = setup.members.get(&setup.name).cloned().unwrap_or_default();
     let order = Order::Join { name: ring.name.clone(), url };
     let mut asked = ring.network.0.names();
@@ -257,7 +292,7 @@ async fn join(ring: &Ring, setup: &RingSetup, by: &MemberName) -> Result<(), Str
     Err(last)
 }
 
-fn founders(ring: &Ring) -> BTreeMap<MemberName, MemberNode> {
+fn founders<P: Platform>(ring: &Ring<P>) -> BTreeMap<MemberName, MemberNode> {
     let node = |(name, url): (&MemberName, &String)| {
         let id = founder_id(&ring.ring, name);
         (name.clone(), MemberNode { id, url: url.clone(), learner: false })
@@ -288,7 +323,7 @@ async fn survey(network: &Network) -> Result<Survey, String> {
 }
 
 /// Gives leadership to the member that is furthest, so that stopping costs no election timeout.
-async fn hand_over(ring: &Ring, timing: Timing) {
+async fn hand_over<P: Platform>(ring: &Ring<P>, timing: Timing) {
     if !ring.leads() {
         return;
     }

@@ -15,29 +15,34 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    marker::PhantomData,
+    sync::{Arc, Mutex, mpsc},
 };
 
 use futures::{Stream, StreamExt as _};
 use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder,
+    async_runtime::WatchSender as _,
     storage::{EntryResponder, RaftStateMachine},
+    type_config::{
+        TypeConfigExt as _,
+        alias::{WatchReceiverOf, WatchSenderOf},
+    },
 };
 use satrap_certify::{Rejection, Timestamp, Update};
-use satrap_host::clock;
 use satrap_merkle::codec::DecodeError;
 use satrap_regional_api::backend::AppliedMark;
-use satrap_regional_core::{Batch, Command, Outcome, Region};
-use satrap_regional_storage::snapshot::{Reader, Received};
-use tokio::{
-    sync::{oneshot, watch},
-    task,
-};
+use satrap_regional_core::{Batch, Command, Outcome, Refusal, Region};
+use satrap_regional_storage::snapshot::Reader;
+use tokio::sync::{oneshot, watch};
 
 use super::{
     checkpoint::{CheckpointRequest, Checkpoints, Shared},
     clock::RingClock,
-    disk::{Restored, read_applied},
+    disk::read_applied,
+    inbox::Arrived,
+    lock,
+    platform::{Platform, Real},
     types::{LogId, Membership, Payload, Reply, Snapshot, SnapshotMeta, Types},
     waiters::{Origin, Waiters},
 };
@@ -54,40 +59,32 @@ pub enum SnapshotContent {
     Arrived(Box<Arrived>),
 }
 
-/// A snapshot that was received whole.
-pub struct Arrived {
-    /// The file beside the state.
-    pub received: Received,
-    /// What is in it.
-    pub restored: Restored,
-}
-
 /// What apply publishes.
-pub struct Published {
+pub struct Published<P: Platform> {
     /// The certified replica, again after every change.
     pub views: watch::Sender<Arc<Region>>,
-    /// How far the keyspace is.
-    pub applied: watch::Sender<AppliedMark>,
+    /// How far the keyspace is; locked only because openraft does not say that it may be shared.
+    pub applied: Mutex<WatchSenderOf<Types<P>, AppliedMark>>,
 }
 
+/// How far the keyspace is.
+pub type Marks<P> = WatchReceiverOf<Types<P>, AppliedMark>;
+
 /// The state machine of one member.
-pub struct StateMachine {
+pub struct StateMachine<P: Platform = Real> {
     shared: Shared,
     checkpoints: Checkpoints,
     requests: mpsc::SyncSender<CheckpointRequest>,
     clock: Arc<Mutex<RingClock>>,
     waiters: Waiters,
-    published: Published,
+    published: Published<P>,
 }
 
 /// Asks for a checkpoint, which is the snapshot.
-pub struct SnapshotBuilder {
+pub struct SnapshotBuilder<P = Real> {
     checkpoints: Checkpoints,
     requests: mpsc::SyncSender<CheckpointRequest>,
-}
-
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-    task::spawn_blocking(work).await.map_err(io::Error::other)
+    _platform: PhantomData<P>,
 }
 
 fn refused(rejection: &Rejection) -> Reply {
@@ -96,7 +93,7 @@ fn refused(rejection: &Rejection) -> Reply {
     Reply::Refused { rule, why }
 }
 
-impl StateMachine {
+impl<P: Platform> StateMachine<P> {
     /// A machine that goes on with `shared`.
     #[must_use]
     pub fn new(
@@ -105,12 +102,12 @@ impl StateMachine {
         requests: mpsc::SyncSender<CheckpointRequest>,
         clock: Arc<Mutex<RingClock>>,
         waiters: Waiters,
-    ) -> (Self, watch::Receiver<Arc<Region>>, watch::Receiver<AppliedMark>) {
+    ) -> (Self, watch::Receiver<Arc<Region>>, Marks<P>) {
         let standing = shared.standing();
         let mark = mark(&shared, standing.applied);
         let (views, view) = watch::channel(standing.region);
-        let (applied, marks) = watch::channel(mark);
-        let published = Published { views, applied };
+        let (applied, marks) = Types::<P>::watch_channel(mark);
+        let published = Published { views, applied: applied.into() };
         (Self { shared, checkpoints, requests, clock, waiters, published }, view, marks)
     }
 
@@ -138,16 +135,18 @@ impl StateMachine {
     fn apply_batch(&mut self, log_id: LogId, origin: Origin, batch: &Batch) {
         let (mut keyspace, mut standing) = self.shared.lock();
         let replies = keyspace.apply(batch);
+        self.shared.take_digest(log_id.index, &keyspace);
         let revision = keyspace.store().revision();
         standing.applied = Some(log_id);
         drop((keyspace, standing));
         let term = log_id.committed_leader_id().term;
-        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        clock.applied(batch.time.0, clock::monotonic());
-        drop(clock);
+        lock(&self.clock).applied(batch.time.0, P::monotonic());
+        if self.waiters.own(origin) && replies.iter().any(|r| *r == Err(Refusal::NoSpace)) {
+            self.shared.refused_for_space();
+        }
         // M4
         self.waiters.fulfill(origin, term, replies);
-        self.published.applied.send_replace(AppliedMark { revision, index: log_id.index, term });
+        self.tell(AppliedMark { revision, index: log_id.index, term });
     }
 
     async fn adopt(
@@ -164,7 +163,7 @@ impl StateMachine {
             (next, outcome)
         };
         let short = bytes <= INLINE_COMMAND_BYTES_MAX;
-        let (next, outcome) = if short { work() } else { off_thread(work).await? };
+        let (next, outcome) = if short { work() } else { P::off_thread(work).await? };
         match outcome {
             Outcome::Adopted(height) => {
                 let next = Arc::new(next);
@@ -179,6 +178,11 @@ impl StateMachine {
         }
     }
 
+    fn tell(&self, mark: AppliedMark) {
+        // Nobody may be listening, which is no news.
+        let _ = lock(&self.published.applied).send(mark);
+    }
+
     /// The entry was applied and did not concern the keyspace.
     fn stand(&self, log_id: LogId, region: Option<Arc<Region>>) {
         let (keyspace, mut standing) = self.shared.lock();
@@ -189,7 +193,7 @@ impl StateMachine {
         }
         drop((keyspace, standing));
         let term = log_id.committed_leader_id().term;
-        self.published.applied.send_replace(AppliedMark { revision, index: log_id.index, term });
+        self.tell(AppliedMark { revision, index: log_id.index, term });
     }
 }
 
@@ -199,9 +203,9 @@ fn mark(shared: &Shared, applied: Option<LogId>) -> AppliedMark {
     AppliedMark { revision, index, term: applied.map_or(0, |id| id.committed_leader_id().term) }
 }
 
-impl RaftStateMachine<Types> for StateMachine {
+impl<P: Platform> RaftStateMachine<Types<P>> for StateMachine<P> {
     type SnapshotData = SnapshotContent;
-    type SnapshotBuilder = SnapshotBuilder;
+    type SnapshotBuilder = SnapshotBuilder<P>;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, Membership)> {
         let standing = self.shared.standing();
@@ -210,7 +214,7 @@ impl RaftStateMachine<Types> for StateMachine {
 
     async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
     where
-        Strm: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + OptionalSend,
+        Strm: Stream<Item = io::Result<EntryResponder<Types<P>>>> + Unpin + OptionalSend,
     {
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
@@ -235,9 +239,9 @@ impl RaftStateMachine<Types> for StateMachine {
         Ok(())
     }
 
-    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder<P> {
         let (checkpoints, requests) = (self.checkpoints.clone(), self.requests.clone());
-        SnapshotBuilder { checkpoints, requests }
+        SnapshotBuilder { checkpoints, requests, _platform: PhantomData }
     }
 
     async fn install_snapshot(
@@ -249,30 +253,30 @@ impl RaftStateMachine<Types> for StateMachine {
             // openraft does that at start if the snapshot is ahead of the state; ours is the state.
             return Err(io::Error::other("a snapshot that is to be sent was installed"));
         };
-        let Arrived { received, restored } = *arrived;
+        let Arrived { received, restored, .. } = *arrived;
         if (restored.applied, &restored.membership) != (meta.last_log_id, &meta.last_membership) {
             let why = "the snapshot's head and content are of different states";
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
         let checkpoints = self.checkpoints.clone();
-        off_thread(move || checkpoints.install(received, restored))
+        P::off_thread(move || checkpoints.install(received, restored))
             .await?
             .map_err(io::Error::other)?;
         let standing = self.shared.standing();
         self.published.views.send_replace(standing.region);
-        self.published.applied.send_replace(mark(&self.shared, standing.applied));
+        self.tell(mark(&self.shared, standing.applied));
         Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        stored(self.checkpoints.clone()).await
+        stored::<P>(self.checkpoints.clone()).await
     }
 }
 
 /// The newest checkpoint on disk.
-async fn stored(checkpoints: Checkpoints) -> io::Result<Option<Snapshot>> {
+async fn stored<P: Platform>(checkpoints: Checkpoints) -> io::Result<Option<Snapshot>> {
     let reader =
-        off_thread(move || checkpoints.state().reader()).await?.map_err(io::Error::other)?;
+        P::off_thread(move || checkpoints.state().reader()).await?.map_err(io::Error::other)?;
     let Some(reader) = reader else { return Ok(None) };
     let (last_log_id, last_membership) =
         read_applied(&reader.header().applied).map_err(io::Error::other)?;
@@ -280,16 +284,16 @@ async fn stored(checkpoints: Checkpoints) -> io::Result<Option<Snapshot>> {
     Ok(Some(Snapshot { meta, snapshot: SnapshotContent::Stored(Arc::new(Mutex::new(reader))) }))
 }
 
-impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
+impl<P: Platform> RaftSnapshotBuilder<Types<P>> for SnapshotBuilder<P> {
     type SnapshotData = SnapshotContent;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let stopped = || io::Error::other("the checkpoint thread has stopped");
         let (done, written) = oneshot::channel();
         let requests = self.requests.clone();
-        off_thread(move || requests.send(done)).await?.map_err(|_| stopped())?;
+        P::off_thread(move || requests.send(done)).await?.map_err(|_| stopped())?;
         // M1
         written.await.map_err(|_| stopped())?;
-        stored(self.checkpoints.clone()).await?.ok_or_else(stopped)
+        stored::<P>(self.checkpoints.clone()).await?.ok_or_else(stopped)
     }
 }

@@ -7,15 +7,16 @@
 //! Members are named, not numbered: the raft id *is* the label in the member's certificate, so a
 //! vote names its candidate in the same word that mTLS proved.
 
-use std::fmt;
+use std::{fmt, marker::PhantomData};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use openraft::{
-    StorageError,
+    EntryPayload, OptionalSend, RaftTypeConfig, StorageError,
     impls::leader_id_std::LeaderId,
     type_config::alias::{
         EntryOf, LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf, VoteOf,
     },
+    vote::leader_id_std::CommittedLeaderId,
 };
 use satrap_certify::Label;
 use serde::{
@@ -23,17 +24,36 @@ use serde::{
     de::{self, DeserializeOwned},
 };
 
-use super::waiters::Origin;
+use super::{
+    platform::{Platform, Real},
+    waiters::Origin,
+};
 
-openraft::declare_raft_types!(
-    /// The types of one regional ring.
-    pub Types:
-        D = Payload,
-        R = Reply,
-        NodeId = MemberName,
-        Node = MemberNode,
-        LeaderId = LeaderId<Self::Term, Self::NodeId>,
-);
+/// The types of one regional ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Types<P = Real>(PhantomData<P>);
+
+impl<P: Platform> RaftTypeConfig for Types<P> {
+    type D = Payload;
+    type R = Reply;
+    type NodeId = MemberName;
+    type Node = MemberNode;
+    type Term = u64;
+    type LeaderId = LeaderId<u64, MemberName>;
+    type Vote = openraft::impls::Vote<Self::LeaderId>;
+    type Payload = EntryPayload<Payload, MemberName, MemberNode>;
+    type Entry = openraft::Entry<CommittedLeaderId<u64>, Self::Payload>;
+    type AsyncRuntime = P::Async;
+    type Responder<T>
+        = openraft::impls::ProgressResponder<Self, T>
+    where
+        T: OptionalSend + 'static;
+    type Batch<T>
+        = openraft::impls::InlineBatch<T>
+    where
+        T: OptionalSend + 'static;
+    type ErrorSource = openraft::impls::BoxedErrorSource;
+}
 
 /// One log entry.
 pub type Entry = EntryOf<Types>;

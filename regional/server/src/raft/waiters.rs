@@ -19,7 +19,7 @@ use std::{
 };
 
 use satrap_regional_api::backend::{Applied, AppliedMany, Unavailable};
-use satrap_regional_core::Reply;
+use satrap_regional_core::{Refusal, Reply};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -54,6 +54,19 @@ impl Answer {
             Self::Many(count, answer) => {
                 let replies = replies.take(count).collect();
                 let _ = answer.send(Ok(AppliedMany { replies, term }));
+            }
+        }
+    }
+
+    /// Answers every proposal of this client with a refusal; none was proposed.
+    pub fn refuse(self, why: &Refusal) {
+        match self {
+            Self::One(answer) => {
+                drop(answer.send(Ok(Applied { reply: Err(why.clone()), term: 0 })));
+            }
+            Self::Many(count, answer) => {
+                let replies = vec![Err(why.clone()); count];
+                drop(answer.send(Ok(AppliedMany { replies, term: 0 })));
             }
         }
     }

@@ -24,20 +24,23 @@ use std::{
 };
 
 use bytes::Bytes;
-use openraft::storage::IOFlushed;
 use satrap_regional_storage::{InstanceId, Mark, Record, StorageError, Wal};
 use tokio::sync::{mpsc, oneshot};
 
-use super::types::{LogId, MemberName, Types, Vote, encode};
+use super::types::{LogId, MemberName, Vote, encode};
 use crate::limits::{GROUP_BYTES_MAX, WRITER_QUEUE_OPS_MAX};
 
 /// Who waits for an operation.
 enum Waiter {
-    Flush(IOFlushed<Types>),
+    Flush(Flushed),
     Task(oneshot::Sender<()>),
 }
 
-struct Operation {
+/// Told when entries are on disk, or why they are not.
+pub type Flushed = Box<dyn FnOnce(io::Result<()>) + Send>;
+
+/// What is written together or not at all.
+pub struct Operation {
     records: Vec<Record>,
     waiter: Waiter,
 }
@@ -76,11 +79,7 @@ impl WriteHandle {
     /// # Errors
     ///
     /// If the writer has stopped.
-    pub async fn append(
-        &self,
-        entries: Vec<(u64, Bytes)>,
-        flushed: IOFlushed<Types>,
-    ) -> io::Result<()> {
+    pub async fn append(&self, entries: Vec<(u64, Bytes)>, flushed: Flushed) -> io::Result<()> {
         let entries = entries.into_iter().map(|(index, bytes)| Record::Append { index, bytes });
         let (records, waiter) = (entries.collect(), Waiter::Flush(flushed));
         self.queue.send(Operation { records, waiter }).await.map_err(|_| stopped())
@@ -160,13 +159,32 @@ impl Writer {
         while let Some(first) = self.queue.blocking_recv() {
             self.commit(first)?;
         }
+        self.finish()
+    }
+
+    /// The next operation; none once every [`WriteHandle`] is gone.
+    pub async fn next(&mut self) -> Option<Operation> {
+        self.queue.recv().await
+    }
+
+    /// Writes what is still worth to be known after a restart.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`].
+    pub fn finish(&mut self) -> Result<(), StorageError> {
         // Nobody waits any more, but a restart then begins where this run ended.
         let committed: Vec<_> =
             self.committed_record().map(|(_, record)| record).into_iter().collect();
         if committed.is_empty() { Ok(()) } else { self.wal.commit(&committed) }
     }
 
-    fn commit(&mut self, first: Operation) -> Result<(), StorageError> {
+    /// Writes `first` and all that waits behind it, and tells who waited.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError`]: the process must stop (W3).
+    pub fn commit(&mut self, first: Operation) -> Result<(), StorageError> {
         let size = |records: &[Record]| records.iter().map(Record::encoded_bytes).sum::<usize>();
         let mut bytes = size(&first.records);
         let (mut records, mut waiters) = (first.records, vec![first.waiter]);
@@ -184,13 +202,13 @@ impl Writer {
         for waiter in waiters {
             match (waiter, &result) {
                 // W2
-                (Waiter::Flush(flushed), Ok(())) => flushed.io_completed(Ok(())),
+                (Waiter::Flush(flushed), Ok(())) => flushed(Ok(())),
                 (Waiter::Task(done), Ok(())) => {
                     // Whoever asked may have been cancelled; the write stands.
                     let _ = done.send(());
                 }
                 (Waiter::Flush(flushed), Err(error)) => {
-                    flushed.io_completed(Err(io::Error::other(error.to_string())));
+                    flushed(Err(io::Error::other(error.to_string())));
                 }
                 // Dropping the sender reports the failure.
                 (Waiter::Task(_), Err(_)) => {}

@@ -7,7 +7,11 @@ use std::{
     thread,
 };
 
-use futures::Stream;
+use bytes::Bytes;
+use futures::{
+    Stream,
+    future::{Either, ready, select},
+};
 use openraft::{
     EntryPayload, OptionalSend, RaftLogReader as _, RaftSnapshotBuilder as _,
     entry::RaftEntry as _,
@@ -25,10 +29,8 @@ use satrap_regional_core::{
     kv::{KeyRange, PutRequest, RangeRequest},
 };
 use satrap_regional_storage::{
-    Config, InstanceId, Owner, StateConfig, StorageError, WalConfig,
-    files::DirFiles,
-    limits::SEGMENT_BYTES_MIN,
-    snapshot::{Receiver, Refused},
+    Config, InstanceId, Owner, StorageError, WalConfig, files::DirFiles, limits::SEGMENT_BYTES_MIN,
+    snapshot::Refused,
 };
 use tempfile::TempDir;
 
@@ -38,9 +40,11 @@ use crate::{
     raft::{
         checkpoint::{Checkpoints, Shared},
         clock::RingClock,
-        disk::{Disk, DiskError, load_received},
+        disk::{Disk, DiskError},
+        inbox::{Inbox, InboxError, Taken},
         log_store::{LogSize, LogStore},
-        state_machine::{Arrived, SnapshotBuilder, SnapshotContent, StateMachine},
+        platform::Real,
+        state_machine::{SnapshotBuilder, SnapshotContent, StateMachine},
         types::{
             Entry, LogId, Membership, Payload, RaftStorageError, Snapshot, SnapshotMeta, Types,
             Vote,
@@ -56,7 +60,7 @@ struct Member {
     machine: StateMachine,
     shared: Shared,
     checkpoints: Checkpoints,
-    files: Arc<DirFiles>,
+    inbox: Inbox,
     instance: InstanceId,
     threads: Vec<thread::JoinHandle<Result<(), StorageError>>>,
 }
@@ -94,7 +98,8 @@ fn open_as(path: &Path, realm: &Realm, owner: &Owner) -> Result<Member, DiskErro
         Waiters::new(1),
     );
     let threads = vec![writer, checkpointer];
-    Ok(Member { log, machine, shared, checkpoints, files, instance, threads })
+    let inbox = Inbox::new(files, owner.clone(), instance, realm.genesis.clone());
+    Ok(Member { log, machine, shared, checkpoints, inbox, instance, threads })
 }
 
 impl Member {
@@ -109,8 +114,8 @@ impl Member {
         self.machine.get_snapshot_builder().await.build_snapshot().await.unwrap()
     }
 
-    fn receive(&self, frames: &[Vec<u8>], realm: &Realm) -> Box<Arrived> {
-        receive(&self.checkpoints, &self.files, self.instance, frames, realm)
+    async fn receive(&self, frames: &[Vec<u8>]) -> Result<Taken, InboxError> {
+        receive(&self.checkpoints, &self.inbox, frames).await
     }
 
     /// What is under `key`.
@@ -152,7 +157,7 @@ fn put(index: u64, key: &str, value: &[u8]) -> Entry {
 /// Appends and waits until the entries are on disk.
 async fn append(log: &mut LogStore, entries: impl IntoIterator<Item = Entry> + Send) {
     let entries: Vec<_> = entries.into_iter().collect();
-    let (flushed, done) = Types::oneshot();
+    let (flushed, done) = Types::<Real>::oneshot();
     log.append(entries, IOFlushed::signal(flushed)).await.unwrap();
     done.await.unwrap().unwrap();
 }
@@ -166,14 +171,14 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     runtime::current_thread().unwrap().block_on(future)
 }
 
-struct Builder(Arc<Realm>);
+struct Builder(Realm);
 
 impl StoreBuilder<Types, LogStore, Shipped, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, Shipped), RaftStorageError> {
         let dir = tempfile::tempdir().unwrap();
         let member = open(dir.path(), &self.0).unwrap();
-        let Member { log, machine, checkpoints, files, instance, .. } = member;
-        Ok((dir, log, Shipped { machine, checkpoints, files, instance, realm: self.0.clone() }))
+        let Member { log, machine, checkpoints, inbox, .. } = member;
+        Ok((dir, log, Shipped { machine, checkpoints, inbox }))
     }
 }
 
@@ -182,9 +187,7 @@ impl StoreBuilder<Types, LogStore, Shipped, TempDir> for Builder {
 struct Shipped {
     machine: StateMachine,
     checkpoints: Checkpoints,
-    files: Arc<DirFiles>,
-    instance: InstanceId,
-    realm: Arc<Realm>,
+    inbox: Inbox,
 }
 
 impl RaftStateMachine<Types> for Shipped {
@@ -212,8 +215,9 @@ impl RaftStateMachine<Types> for Shipped {
         snapshot: SnapshotContent,
     ) -> io::Result<()> {
         let sent = frames(&snapshot);
-        let arrived = receive(&self.checkpoints, &self.files, self.instance, &sent, &self.realm);
-        self.machine.install_snapshot(meta, SnapshotContent::Arrived(arrived)).await
+        let taken =
+            receive(&self.checkpoints, &self.inbox, &sent).await.map_err(io::Error::other)?;
+        self.machine.install_snapshot(meta, all(taken)).await
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
@@ -223,7 +227,7 @@ impl RaftStateMachine<Types> for Shipped {
 
 #[test]
 fn openraft_accepts_the_storage() {
-    block_on(Suite::test_all(Builder(Arc::new(Realm::new())))).unwrap();
+    block_on(Suite::test_all(Builder(Realm::new()))).unwrap();
 }
 
 #[test]
@@ -434,21 +438,16 @@ fn frames(snapshot: &SnapshotContent) -> Vec<Vec<u8>> {
 }
 
 /// What the other side makes of `frames`.
-fn receive(
-    to: &Checkpoints,
-    files: &Arc<DirFiles>,
-    instance: InstanceId,
-    frames: &[Vec<u8>],
-    realm: &Realm,
-) -> Box<Arrived> {
-    let state = StateConfig::default();
-    let mut receiver = Receiver::open(files.clone(), state, &owner(), instance).unwrap();
-    for frame in frames {
-        receiver.accept(frame).unwrap();
+async fn receive(to: &Checkpoints, inbox: &Inbox, frames: &[Vec<u8>]) -> Result<Taken, InboxError> {
+    let frames = frames.iter().map(|frame| Ok(Bytes::copy_from_slice(frame)));
+    inbox.take::<Real, _>(to.state(), futures::stream::iter(frames)).await
+}
+
+fn all(taken: Taken) -> SnapshotContent {
+    match taken {
+        Taken::All(arrived) => SnapshotContent::Arrived(arrived),
+        Taken::Next(frame) => panic!("frame {frame} is missing"),
     }
-    let received = receiver.finish().unwrap();
-    let restored = load_received(&to.state(), &received, &realm.genesis).unwrap();
-    Box::new(Arrived { received, restored })
 }
 
 #[test]
@@ -468,7 +467,7 @@ fn a_snapshot_carries_both_states_and_survives_reopening() {
         assert!(sent.len() > 4, "it takes several frames");
 
         let mut other = open(&dir.path().join("follower"), &realm).unwrap();
-        let arrived = SnapshotContent::Arrived(other.receive(&sent, &realm));
+        let arrived = all(other.receive(&sent).await.unwrap());
         other.machine.install_snapshot(&snapshot.meta, arrived).await.unwrap();
         assert_eq!(other.machine.applied_state().await.unwrap().0, Some(log_id(1, 20)));
         assert_eq!((other.height(), other.digest()), (1, member.digest()));
@@ -508,32 +507,56 @@ fn a_snapshot_that_is_not_what_it_says_changes_nothing() {
         let sent = frames(&snapshot.snapshot);
 
         let mut other = open(&dir.path().join("follower"), &realm).unwrap();
-        // One flipped bit anywhere is refused before it becomes state.
-        let state = StateConfig::default();
-        let mut receiver =
-            Receiver::open(other.files.clone(), state, &owner(), other.instance).unwrap();
-        for frame in &sent {
+        // One flipped bit anywhere is refused before it becomes state, and costs one frame.
+        for (number, frame) in sent.iter().enumerate() {
             let mut evil = frame.clone();
             let middle = evil.len() / 2;
             evil[middle] ^= 1;
-            receiver.accept(&evil).unwrap_err();
-            receiver.accept(frame).unwrap();
+            let error = other.receive(&[evil]).await.err().unwrap();
+            assert!(matches!(error, InboxError::Frame(_)), "{error}");
+            match other.receive(std::slice::from_ref(frame)).await.unwrap() {
+                Taken::Next(next) => assert_eq!(next, number as u64 + 1),
+                Taken::All(arrived) => drop(arrived),
+            }
         }
-        drop(receiver.finish().unwrap());
-        let elsewhere = Owner { ring: [3; 32], ..owner() };
-        let mut receiver =
-            Receiver::open(other.files.clone(), state, &elsewhere, other.instance).unwrap();
-        let error = receiver.accept(&sent[0]).unwrap_err();
+        let stranger = Owner { ring: [3; 32], ..owner() };
+        let stranger = open_as(&dir.path().join("stranger"), &realm, &stranger).unwrap();
+        let error = stranger.receive(&sent).await.err().unwrap();
         assert!(error.to_string().contains(&Refused::Ring.to_string()), "{error}");
-        drop(receiver);
+        stranger.close();
 
         // A head that promises another index than the rows have.
-        let arrived = SnapshotContent::Arrived(other.receive(&sent, &realm));
+        let arrived = all(other.receive(&sent).await.unwrap());
         snapshot.meta.last_log_id = Some(log_id(1, 9));
         let error = other.machine.install_snapshot(&snapshot.meta, arrived).await.unwrap_err();
         assert!(error.to_string().contains("of different states"), "{error}");
         assert_eq!(other.machine.applied_state().await.unwrap().0, None);
         assert_eq!((other.height(), other.value("k")), (0, None));
+        drop(snapshot);
+        member.close();
+        other.close();
+    });
+}
+
+/// I1: two leaders in a row send the same state at the same time.
+#[test]
+fn one_snapshot_arrives_at_a_time() {
+    let (dir, realm) = (tempfile::tempdir().unwrap(), Realm::new());
+    block_on(async {
+        let mut member = open(&dir.path().join("leader"), &realm).unwrap();
+        apply(&mut member.machine, put(0, "k", b"1")).await;
+        let snapshot = member.snapshot().await;
+        let sent = frames(&snapshot.snapshot);
+        let mut other = open(&dir.path().join("follower"), &realm).unwrap();
+        let first = other.receive(&sent).await.unwrap();
+        let (checkpoints, inbox) = (other.checkpoints.clone(), other.inbox.clone());
+        let second = Box::pin(receive(&checkpoints, &inbox, &sent));
+        let Either::Right((first, second)) = select(second, ready(first)).await else {
+            panic!("the file of the first was taken by the second");
+        };
+        other.machine.install_snapshot(&snapshot.meta, all(first)).await.unwrap();
+        drop(second.await.unwrap());
+        assert_eq!(other.value("k").unwrap(), b"1");
         drop(snapshot);
         member.close();
         other.close();

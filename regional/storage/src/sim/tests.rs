@@ -44,6 +44,20 @@ fn names_are_lost_until_the_directory_is_synced() {
 }
 
 #[test]
+fn a_killed_process_leaves_what_it_wrote_but_not_durable() {
+    let disk = SimDisk::new(1);
+    write(&disk, "a", 1).sync_data().unwrap();
+    disk.sync_dir().unwrap();
+    let file = disk.open("a").unwrap();
+    file.write_at(0, &[2]).unwrap();
+    disk.kill();
+    assert!(file.sync_data().is_err(), "handles die with the process");
+    assert_eq!(disk.content("a").unwrap()[0], 2);
+    disk.crash(Survival::None);
+    assert_eq!(disk.content("a").unwrap()[0], 1);
+}
+
+#[test]
 fn faults_strike_where_they_were_set() {
     let disk = SimDisk::new(1);
     let file = write(&disk, "a", 1);

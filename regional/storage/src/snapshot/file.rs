@@ -11,14 +11,21 @@ use redb::{ReadableTable, WriteTransaction};
 use super::{
     Header, INCOMING, Reader, ReceiveError, Receiver, Refused,
     frame::{self, Chain, PREFIX_BYTES},
-    stream::{Step, Stream},
+    stream::{SealedRow, Step, Stream},
 };
 use crate::{
-    InstanceId, Mark, Owner, Record, Reserve, RingDigest, StateConfig, StorageError, Wal,
+    InstanceId, Mark, Owner, Record, Reserve, RingDigest, Row, StateConfig, StorageError, Wal,
     WalConfig,
     files::Files,
-    state::{CheckpointRow, PAGES, Table, put_in_place, put_page, unseal},
+    state::{
+        CheckpointRow, PAGES, Table, chunk_key_bytes, chunk_versions, put_in_place, put_page,
+        unseal,
+    },
 };
+
+/// etcd's clients save a snapshot with zeros up to a multiple of this, and a SHA-256 behind them.
+const PADDING_UNIT_BYTES: usize = 512;
+const PADDING_DIGEST_BYTES: usize = 32;
 
 /// Why a snapshot file could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -109,15 +116,47 @@ pub fn status(source: &mut impl Read) -> Result<Status, FileError> {
 ///
 /// [`FileError::Refused`] says what is wrong.
 pub fn verify(source: &mut impl Read) -> Result<Status, FileError> {
+    read(source, |_| Ok::<_, FileError>(()))
+}
+
+/// As [`verify`], and shows every row: pages first, by name, then history, by revision. Rows count
+/// only once this has returned well.
+///
+/// # Errors
+///
+/// Those of `visit`, or as [`verify`].
+pub fn read<E: From<FileError>>(
+    source: &mut impl Read,
+    mut visit: impl FnMut(Row<'_>) -> Result<(), E>,
+) -> Result<Status, E> {
     let mut stream = Stream::default();
     loop {
-        let frame = next_frame(source)?.ok_or(Refused::Incomplete)?;
-        if let Step::Complete = stream.accept(&frame)? {
-            break;
+        let frame = next_frame(source)?.ok_or(FileError::from(Refused::Incomplete))?;
+        match stream.accept(&frame).map_err(FileError::from)? {
+            Step::Header => {}
+            Step::Rows(rows) => rows.iter().try_for_each(|row| show(row, &mut visit))?,
+            Step::Complete => break,
         }
     }
     end(source)?;
     Ok(Status::new(&stream.header.unwrap_or_default(), Some(stream.progress.chain)))
+}
+
+fn show<E: From<FileError>>(
+    row: &SealedRow,
+    visit: &mut impl FnMut(Row<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    match row {
+        SealedRow::Page(name, row) => {
+            let bytes = unseal(Table::Page, name.as_bytes(), row).map_err(FileError::from)?;
+            visit(Row::Page { name, bytes })
+        }
+        SealedRow::Chunk(key, row) => {
+            let content = unseal(Table::History, &chunk_key_bytes(*key), row);
+            chunk_versions(*key, content.map_err(FileError::from)?)
+                .try_for_each(|version| visit(Row::Version(version.map_err(FileError::from)?)))
+        }
+    }
 }
 
 /// The next frame of a file; none at its end.
@@ -144,12 +183,19 @@ fn next_frame(source: &mut impl Read) -> Result<Option<Vec<u8>>, FileError> {
     }
 }
 
+/// Nothing follows, or what etcd's clients put there. Their digest proves nothing that the frames
+/// have not proven.
 fn end(source: &mut impl Read) -> Result<(), FileError> {
-    match source.read(&mut [0]) {
-        Ok(0) => Ok(()),
-        Ok(_) => Err(Refused::Malformed("there is something behind the last frame").into()),
-        Err(error) => Err(error.into()),
+    let mut rest = Vec::new();
+    let rest_bytes_max = PADDING_UNIT_BYTES + PADDING_DIGEST_BYTES;
+    source.take(rest_bytes_max as u64).read_to_end(&mut rest)?;
+    let padding = rest.len().checked_sub(PADDING_DIGEST_BYTES).map(|zeros| &rest[..zeros]);
+    let padded =
+        padding.is_some_and(|p| p.len() < PADDING_UNIT_BYTES && p.iter().all(|byte| *byte == 0));
+    if rest.is_empty() || padded {
+        return Ok(());
     }
+    Err(Refused::Malformed("there is something behind the last frame").into())
 }
 
 /// The data directory that a snapshot is restored into.

@@ -96,7 +96,7 @@ impl History {
 }
 
 /// The versions of the row `key`.
-pub(super) fn versions(
+pub(crate) fn versions(
     key: ChunkKey,
     mut chunk: &[u8],
 ) -> impl Iterator<Item = Result<Version<'_>, StorageError>> {

@@ -76,6 +76,10 @@ pub(crate) fn open(
     if file.len().map_err(StorageError::io(name, "size"))? == 0 {
         return Err(StorageError::damaged(name, 0, "the file is empty"));
     }
+    // A process that was killed may have left content and name in memory only, and the log is purged
+    // up to what is found here.
+    file.sync_data().map_err(StorageError::io(name, "sync"))?;
+    files.sync_dir().map_err(StorageError::io("the data directory", "sync"))?;
     start(file, cache_bytes)
 }
 

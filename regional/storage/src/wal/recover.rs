@@ -1,8 +1,8 @@
 //! Reads the log when a member starts.
 //!
 //! Every byte that was acknowledged is read and compared with its checksum. What cannot be read is
-//! either the tail of an interrupted write, which nobody was told of, or damage; [`replay_segment`]
-//! tells them apart.
+//! either the tail of an interrupted write, which nobody was told of, or damage; [`replay`] tells
+//! them apart.
 
 use std::sync::Arc;
 
@@ -62,38 +62,11 @@ pub(super) fn open(
     let Some(last) = generations.last().copied() else {
         return create(files, reserve, config, owner, fresh);
     };
-    let mut replay = Replay::default();
-    let mut end = None;
-    for generation in generations {
-        let name = segment_name(generation);
-        let file = files.open(&name).map_err(StorageError::io(&name, "open"))?;
-        let content = read(&*file, &name)?;
-        let header = Header::decode(&name, &content)?;
-        replay.check_header(&name, &header, generation, owner, &content)?;
-        if let Some(End { header: before, offset, .. }) = &end
-            && header.first_sequence != replay.sequence
-        {
-            // The next segment was begun after everything here was synced (S1).
-            return Err(unreadable(&segment_name(before.generation), *offset));
-        }
-        replay.sequence = header.first_sequence;
-        let offset = replay.segment(&name, &content, &header)?;
-        let is_last = generation == last;
-        if is_last && group_behind(&content, offset, &header).is_some() {
-            return Err(unreadable(&name, offset));
-        }
-        let mut cut = None;
-        if is_last {
-            cut = clear(&*file, &name, &content, offset)?;
-            // What was read may be in memory only, and is about to be called durable.
-            file.sync_data().map_err(StorageError::io(&name, "sync"))?;
-        }
-        end = Some(End { header, offset, cut });
-    }
-    let End { header, offset, cut } = end.expect("there is a last segment");
+    let (replay, end) = replay(&*files, &generations, owner)?;
+    let End { header, offset, cut } = end;
     replay.check_holes(&header)?;
-    let active =
-        files.open(&segment_name(last)).map_err(StorageError::io(&segment_name(last), "open"))?;
+    let name = segment_name(last);
+    let active = files.open(&name).map_err(StorageError::io(&name, "open"))?;
     let recovered = Recovered {
         instance: header.instance,
         created: false,
@@ -123,8 +96,46 @@ pub(super) fn open(
     Ok((wal, recovered))
 }
 
+/// Reads all segments, and clears what lies behind the last group.
+fn replay(
+    files: &dyn Files,
+    generations: &[u64],
+    owner: &Owner,
+) -> Result<(Replay, End), StorageError> {
+    let mut replay = Replay::default();
+    let mut end: Option<End> = None;
+    for (position, generation) in generations.iter().enumerate() {
+        let name = segment_name(*generation);
+        let file = files.open(&name).map_err(StorageError::io(&name, "open"))?;
+        let content = read(&*file, &name)?;
+        let header = Header::decode(&name, &content)?;
+        replay.check_header(&name, &header, *generation, owner, &content)?;
+        if let Some(End { header: before, offset, .. }) = &end
+            && header.first_sequence != replay.sequence
+        {
+            // The next segment was begun after everything here was synced (S1).
+            return Err(unreadable(&segment_name(before.generation), *offset));
+        }
+        replay.sequence = header.first_sequence;
+        let offset = replay.segment(&name, &content, &header)?;
+        let mut cut = None;
+        if position + 1 == generations.len() {
+            if group_behind(&content, offset, &header).is_some() {
+                return Err(unreadable(&name, offset));
+            }
+            cut = clear(&*file, &name, &content, offset)?;
+            // What was read may be in memory only, and is about to be called durable.
+            file.sync_data().map_err(StorageError::io(&name, "sync"))?;
+        }
+        end = Some(End { header, offset, cut });
+    }
+    Ok((replay, end.expect("there is a last segment")))
+}
+
 /// The generations of the segments in use, and the spares. Removes what was never finished.
 fn survey(files: &dyn Files, config: WalConfig) -> Result<(Vec<u64>, Vec<Spare>), StorageError> {
+    // A name may be in memory only, left by a process that was killed; entries must not go there.
+    files.sync_dir().map_err(StorageError::io("the data directory", "sync"))?;
     let (mut generations, mut spares) = (Vec::new(), Vec::new());
     let mut garbage = Vec::new();
     for name in files.list().map_err(StorageError::io("the data directory", "list"))? {

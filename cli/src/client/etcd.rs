@@ -1,0 +1,156 @@
+//! Connections to the members of a ring as a client of etcd has them: ordinary TLS with the region's
+//! own CA and a certificate that names a user.
+
+use std::{fs, io, sync::Arc, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+};
+use satrap_proto::etcdserverpb::{
+    Member, MemberListRequest, cluster_client::ClusterClient, maintenance_client::MaintenanceClient,
+};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
+use tower::service_fn;
+
+use crate::{error::CliError, realm::description::Client as Files};
+
+/// Name resolution, TCP and TLS together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Who asks, and how servers prove who they are.
+#[derive(Clone)]
+pub struct EtcdClient {
+    tls: TlsConnector,
+    /// Where the members listen.
+    pub endpoints: Vec<String>,
+}
+
+impl EtcdClient {
+    /// Loads the credentials; connects to nobody yet.
+    ///
+    /// # Errors
+    ///
+    /// If a file is missing or wrong.
+    pub fn open(files: &Files, endpoints: Vec<String>) -> Result<Self, CliError> {
+        let read = |path: &std::path::PathBuf| {
+            fs::read(path).map_err(|e| CliError::file("etcd credentials", path, &e))
+        };
+        let wrong = |path: &std::path::PathBuf, why: &dyn std::fmt::Display| {
+            CliError::usage(format!("etcd credentials {}: {why}", path.display()))
+        };
+        let certificates = |path: &std::path::PathBuf| {
+            let pem = read(path)?;
+            let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+            certificates.map_err(|e| wrong(path, &e))
+        };
+        let (authorities, chain) = (certificates(&files.ca)?, certificates(&files.cert)?);
+        let mut roots = RootCertStore::empty();
+        for authority in authorities {
+            roots.add(authority).map_err(|e| wrong(&files.ca, &e))?;
+        }
+        let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?);
+        let key = key.map_err(|e| wrong(&files.key, &e))?;
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let config =
+            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.map_err(CliError::internal)?.with_root_certificates(roots);
+        let config = config.with_client_auth_cert(chain, key);
+        let mut config = config.map_err(|e| wrong(&files.cert, &e))?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Self { tls: TlsConnector::from(Arc::new(config)), endpoints })
+    }
+
+    /// A channel to one member.
+    ///
+    /// # Errors
+    ///
+    /// If nobody answers there, or whoever does is not who the address says.
+    pub async fn connect(&self, url: &str) -> Result<Channel, CliError> {
+        let failed = |why: &dyn std::fmt::Display| CliError::unavailable(format!("{url}: {why}"));
+        let target = url.strip_prefix("https://").unwrap_or(url).trim_end_matches('/').to_owned();
+        // The library insists on doing TLS itself for `https`; here the connector does it.
+        let endpoint = Endpoint::from_shared(format!("http://{target}"));
+        let endpoint = endpoint.map_err(|e| failed(&e))?.connect_timeout(CONNECT_TIMEOUT);
+        let host = endpoint.uri().host().unwrap_or_default();
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host = ServerName::try_from(host).map_err(|e| failed(&e))?;
+        let tls = self.tls.clone();
+        let connector = service_fn(move |_| {
+            let (target, tls, host) = (target.clone(), tls.clone(), host.clone());
+            async move {
+                let tcp = TcpStream::connect(&target).await?;
+                tcp.set_nodelay(true)?;
+                Ok::<_, io::Error>(TokioIo::new(tls.connect(host, tcp).await?))
+            }
+        });
+        let channel = endpoint.connect_with_connector(connector).await;
+        channel.map_err(|e| {
+            let cause = std::error::Error::source(&e).map_or_else(String::new, |c| format!(": {c}"));
+            failed(&format!("{e}{cause}"))
+        })
+    }
+
+    /// A channel to the first member that answers.
+    ///
+    /// # Errors
+    ///
+    /// If none does; the last reason.
+    pub async fn any(&self) -> Result<Channel, CliError> {
+        let mut last = CliError::usage("the region has no endpoint for clients of etcd");
+        for url in &self.endpoints {
+            match self.connect(url).await {
+                Ok(channel) => return Ok(channel),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// The service for members, at whoever answers.
+    ///
+    /// # Errors
+    ///
+    /// As [`EtcdClient::any`].
+    pub async fn cluster(&self) -> Result<ClusterClient<Channel>, CliError> {
+        Ok(ClusterClient::new(self.any().await?))
+    }
+
+    /// The service for upkeep, at whoever answers.
+    ///
+    /// # Errors
+    ///
+    /// As [`EtcdClient::any`].
+    pub async fn maintenance(&self) -> Result<MaintenanceClient<Channel>, CliError> {
+        Ok(MaintenanceClient::new(self.any().await?))
+    }
+}
+
+/// The members of the ring, those that are expected included.
+///
+/// # Errors
+///
+/// What the ring answered.
+pub async fn members(cluster: &mut ClusterClient<Channel>) -> Result<Vec<Member>, CliError> {
+    let list = cluster.member_list(MemberListRequest { linearizable: true }).await;
+    list.map(|reply| reply.into_inner().members).map_err(|status| answer(&status))
+}
+
+/// What a server refused, or that it cannot answer.
+#[must_use]
+pub fn answer(status: &Status) -> CliError {
+    let text = status.message();
+    match status.code() {
+        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Unknown => {
+            CliError::unavailable(text)
+        }
+        _ => CliError::refused(text),
+    }
+}

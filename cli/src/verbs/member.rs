@@ -1,0 +1,203 @@
+//! `satrap member`: who belongs to a running ring.
+//!
+//! For rings that still have a majority, so nothing that was acknowledged is ever lost here. A ring
+//! that lost its majority needs `satrap recover`, which is another verb on purpose.
+
+use std::fmt;
+
+use satrap_proto::etcdserverpb::{
+    Member, MemberAddRequest, MemberRemoveRequest, cluster_client::ClusterClient,
+};
+use serde::Serialize;
+use tonic::transport::Channel;
+
+use crate::{
+    client::etcd::{answer, members},
+    error::CliError,
+    output::{Output, table},
+    verbs::{block_on, etcd},
+};
+
+/// What to do.
+#[derive(clap::Subcommand, Debug)]
+pub enum Verb {
+    /// Show the members
+    List(List),
+    /// Expect a member at an address; it learns, and votes once it has caught up
+    Add(Add),
+    /// Drop a member, or an invitation
+    Remove(Remove),
+    /// Drop a member that lost its disk and expect it back, empty, under the same name and address
+    Replace(Replace),
+}
+
+/// Arguments of `list`.
+#[derive(clap::Args, Debug)]
+pub struct List {
+    #[command(flatten)]
+    region: etcd::Args,
+}
+
+/// Arguments of `add`.
+#[derive(clap::Args, Debug)]
+pub struct Add {
+    /// What its certificate calls it
+    name: String,
+    /// Where the other members reach it
+    #[arg(long, value_name = "URL")]
+    peer_url: String,
+    #[command(flatten)]
+    region: etcd::Args,
+}
+
+/// Arguments of `remove`.
+#[derive(clap::Args, Debug)]
+pub struct Remove {
+    /// Its name, or its number in hex, as `member list` shows them
+    member: String,
+    #[command(flatten)]
+    region: etcd::Args,
+}
+
+/// Arguments of `replace`.
+#[derive(clap::Args, Debug)]
+pub struct Replace {
+    /// Its name, or its number in hex, as `member list` shows them
+    member: String,
+    /// Where the other members will reach it, if elsewhere than before
+    #[arg(long, value_name = "URL")]
+    peer_url: Option<String>,
+    #[command(flatten)]
+    region: etcd::Args,
+}
+
+/// Does it.
+///
+/// # Errors
+///
+/// If nobody answers, or the ring refuses.
+pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
+    block_on(async {
+        match verb {
+            Verb::List(List { region }) => {
+                let mut cluster = region.client()?.cluster().await?;
+                output.show(&View::of(None, members(&mut cluster).await?))
+            }
+            Verb::Add(Add { name, peer_url, region }) => {
+                let mut cluster = region.client()?.cluster().await?;
+                let known = members(&mut cluster).await?;
+                if known.iter().any(|member| member.name == *name) {
+                    return Err(CliError::refused(format!(
+                        "`{name}` is a member; if it lost its disk: satrap member replace {name}"
+                    )));
+                }
+                let after = add(&mut cluster, peer_url).await?;
+                let next = format!("start `{name}` with an empty data directory at {peer_url}");
+                output.show(&View::of(Some(next), after))
+            }
+            Verb::Remove(Remove { member, region }) => {
+                let mut cluster = region.client()?.cluster().await?;
+                let Member { id, .. } = find(&members(&mut cluster).await?, member)?;
+                output.show(&View::of(None, remove(&mut cluster, id).await?))
+            }
+            Verb::Replace(args) => replace(args, output).await,
+        }
+    })
+}
+
+async fn replace(args: &Replace, output: &Output) -> Result<(), CliError> {
+    let Replace { member, peer_url, region } = args;
+    let client = region.client()?;
+    let mut cluster = client.cluster().await?;
+    let known = members(&mut cluster).await?;
+    let Member { id, name, peer_ur_ls, .. } = match find(&known, member) {
+        Ok(found) => found,
+        // The verb was cut off between its two halves, and is run again.
+        Err(_) if peer_url.is_some() => Member { name: member.clone(), ..Member::default() },
+        Err(error) => {
+            let hint = "if an earlier `replace` removed it already, give --peer-url";
+            return Err(CliError::refused(format!("{}; {hint}", error.message)));
+        }
+    };
+    let peer_url = peer_url.clone().or_else(|| peer_ur_ls.into_iter().next()).ok_or_else(|| {
+        CliError::usage(format!("`{name}` has no known address; give --peer-url URL"))
+    })?;
+    if id != 0 {
+        remove(&mut cluster, id).await?;
+    }
+    let after = add(&mut cluster, &peer_url).await?;
+    let next = format!(
+        "start `{name}` with an empty data directory at {peer_url}; it votes once it has caught up"
+    );
+    output.show(&View::of(Some(next), after))
+}
+
+async fn add(
+    cluster: &mut ClusterClient<Channel>,
+    peer_url: &str,
+) -> Result<Vec<Member>, CliError> {
+    let request = MemberAddRequest { peer_ur_ls: vec![peer_url.to_owned()], is_learner: false };
+    let added = cluster.member_add(request).await;
+    added.map(|reply| reply.into_inner().members).map_err(|status| answer(&status))
+}
+
+async fn remove(cluster: &mut ClusterClient<Channel>, id: u64) -> Result<Vec<Member>, CliError> {
+    let removed = cluster.member_remove(MemberRemoveRequest { id }).await;
+    removed.map(|reply| reply.into_inner().members).map_err(|status| answer(&status))
+}
+
+fn find(members: &[Member], wanted: &str) -> Result<Member, CliError> {
+    let number = u64::from_str_radix(wanted, 16).ok();
+    let by_name = members.iter().find(|member| member.name == wanted);
+    let by_number = || members.iter().find(|member| Some(member.id) == number);
+    by_name.or_else(by_number).cloned().ok_or_else(|| {
+        let names: Vec<_> = members.iter().map(|member| member.name.as_str()).collect();
+        CliError::refused(format!("no member `{wanted}`; there are {}", names.join(", ")))
+    })
+}
+
+#[derive(Serialize)]
+struct View {
+    next: Option<String>,
+    members: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    id: String,
+    /// Empty until it has come.
+    name: String,
+    role: &'static str,
+    peer_urls: Vec<String>,
+    client_urls: Vec<String>,
+}
+
+impl View {
+    fn of(next: Option<String>, members: Vec<Member>) -> Self {
+        let row = |member: Member| Row {
+            id: format!("{:x}", member.id),
+            role: match (member.name.is_empty(), member.is_learner) {
+                (true, _) => "expected",
+                (false, true) => "learner",
+                (false, false) => "voter",
+            },
+            name: member.name,
+            peer_urls: member.peer_ur_ls,
+            client_urls: member.client_ur_ls,
+        };
+        Self { next, members: members.into_iter().map(row).collect() }
+    }
+}
+
+impl fmt::Display for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let heading = ["ID", "NAME", "ROLE", "PEERS REACH IT AT", "CLIENTS REACH IT AT"];
+        let mut rows = vec![heading.map(str::to_owned).to_vec()];
+        rows.extend(self.members.iter().map(|Row { id, name, role, peer_urls, client_urls }| {
+            let (peers, clients) = (peer_urls.join(","), client_urls.join(","));
+            vec![id.clone(), name.clone(), (*role).to_owned(), peers, clients]
+        }));
+        write!(f, "{}", table(&rows))?;
+        self.next.as_ref().map_or(Ok(()), |next| writeln!(f, "next: {next}"))
+    }
+}

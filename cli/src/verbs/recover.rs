@@ -1,0 +1,372 @@
+//! `satrap recover`: what to do when a majority of a ring is gone for good.
+//!
+//! Nobody can tell what the lost members acknowledged, so nothing here is automatic: `plan` shows what
+//! each survivor has, `apply` does what one operator chose and others can see, and `status` shows that
+//! it was done.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::{TcpStream, ToSocketAddrs as _},
+    path::PathBuf,
+    time::Duration,
+};
+
+use ed25519_dalek::Signer as _;
+use satrap_regional_server::{
+    Config,
+    offline::{self, Decision, Survivor},
+};
+use serde::Serialize;
+
+use crate::{
+    client::{Client, Connection},
+    error::CliError,
+    operator,
+    output::{Output, table},
+    verbs::{
+        block_on,
+        snapshot::blame,
+        status::{RecoveryView, gather},
+    },
+};
+
+/// How long a member that is said to be lost may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// What to do.
+#[derive(clap::Subcommand, Debug)]
+pub enum Verb {
+    /// Compare what survivors have on their disks; none of them may run
+    Plan(Plan),
+    /// Make one survivor a ring of its own, with all that its disk holds
+    Apply(Apply),
+    /// Show every time the history of a ring was cut
+    Status(Status),
+}
+
+/// Arguments of `plan`.
+#[derive(clap::Args, Debug)]
+pub struct Plan {
+    /// Configuration of a survivor (repeatable)
+    #[arg(long = "config", value_name = "FILE", required = true)]
+    configs: Vec<PathBuf>,
+}
+
+/// Arguments of `apply`.
+#[derive(clap::Args, Debug)]
+pub struct Apply {
+    /// Configuration of the trusted survivor
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Its name: what its disk holds is the history from now on
+    #[arg(long, value_name = "MEMBER")]
+    trust: String,
+    /// The members that are gone for good, separated by commas
+    #[arg(long, value_name = "MEMBERS", value_delimiter = ',', required = true)]
+    lost: Vec<String>,
+    /// What happened, for whoever reads the record later
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// Sign with this key (repeatable), as often as governance changes are approved
+    #[arg(long = "operator-key", value_name = "FILE", required = true)]
+    operator_keys: Vec<PathBuf>,
+}
+
+/// Arguments of `status`.
+#[derive(clap::Args, Debug)]
+pub struct Status {
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Does it.
+///
+/// # Errors
+///
+/// If the data cannot be used, or the recovery is not needed, not explicit or not signed.
+pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
+    match verb {
+        Verb::Plan(args) => {
+            let survivors = args.configs.iter().map(survey).collect::<Result<Vec<_>, _>>()?;
+            output.show(&PlanView::of(survivors.into_iter().map(|(_, found)| found).collect()))
+        }
+        Verb::Apply(args) => apply(args, output),
+        Verb::Status(args) => status(args, output),
+    }
+}
+
+fn survey(path: &PathBuf) -> Result<(Config, Survivor), CliError> {
+    let config = Config::load(path).map_err(CliError::usage)?;
+    let found = offline::survey(&config).map_err(|error| {
+        let CliError { kind, rule, message } = blame(&error);
+        CliError { kind, rule, message: format!("member `{}`: {message}", config.name) }
+    })?;
+    Ok((config, found))
+}
+
+fn apply(args: &Apply, output: &Output) -> Result<(), CliError> {
+    let keys = args.operator_keys.iter().map(|path| operator::read_key(path));
+    let keys = keys.collect::<Result<Vec<_>, _>>()?;
+    let (config, survivor) = survey(&args.config)?;
+    if config.name.as_str() != args.trust {
+        return Err(CliError::usage(format!(
+            "{} is the configuration of `{}`, not of `{}`; apply on the machine of the member that \
+             you trust",
+            args.config.display(),
+            config.name,
+            args.trust
+        )));
+    }
+    check_lost(&survivor, &args.lost)?;
+    let others = survivor.voters.iter().map(|(name, _)| name.clone());
+    let decision = Decision {
+        lost: others.filter(|name| *name != survivor.member).collect(),
+        reason: args.reason.clone(),
+        epoch: offline::epoch_now().map_err(|e| blame(&e))?.max(survivor.epoch + 1),
+    };
+    let sign = |bytes: &[u8]| keys.iter().flat_map(|key| key.sign(bytes).to_bytes()).collect();
+    let forced = offline::force(&config, &decision, sign).map_err(|e| blame(&e))?;
+    let signers = offline::signers(&config.genesis, &forced.record).into_iter().collect();
+    output.show(&Applied {
+        member: survivor.member,
+        epoch: forced.record.epoch,
+        kept: forced.record.kept,
+        at_risk_from: survivor.committed_revision + 1,
+        revision: forced.rebuilt.revision,
+        lost: forced.record.lost,
+        signers,
+        aside: forced.aside,
+    })
+}
+
+/// A ring that still has a majority needs no recovery, and must not get one.
+fn check_lost(survivor: &Survivor, lost: &[String]) -> Result<(), CliError> {
+    let voters: BTreeSet<_> = survivor.voters.iter().map(|(name, _)| name.as_str()).collect();
+    let lost: BTreeSet<_> = lost.iter().map(String::as_str).collect();
+    if let Some(stranger) = lost.iter().find(|name| !voters.contains(**name)) {
+        let voters: Vec<_> = voters.into_iter().collect();
+        return Err(CliError::usage(format!(
+            "`{stranger}` does not vote in this ring; its voters are {}",
+            voters.join(", ")
+        )));
+    }
+    if lost.contains(survivor.member.as_str()) {
+        let member = &survivor.member;
+        return Err(CliError::usage(format!("`{member}` cannot be both trusted and lost")));
+    }
+    let alive = voters.difference(&lost).count();
+    if alive * 2 > voters.len() {
+        return Err(CliError::refused(format!(
+            "{alive} of {} voters are not lost, which is a majority: start them, and use `satrap \
+             member replace` for the others; nothing is lost then",
+            voters.len()
+        )));
+    }
+    for (name, url) in survivor.voters.iter().filter(|(name, _)| lost.contains(name.as_str())) {
+        if answers(url) {
+            return Err(CliError::refused(format!(
+                "`{name}` is said to be lost, and something answers at {url}; stop it for good \
+                 first, or two rings may take writes"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn answers(url: &str) -> bool {
+    let target = url.strip_prefix("https://").unwrap_or(url).trim_end_matches('/');
+    let addresses = target.to_socket_addrs().into_iter().flatten();
+    let mut tried = addresses.map(|address| TcpStream::connect_timeout(&address, ANSWER_WITHIN));
+    tried.any(|connected| connected.is_ok())
+}
+
+fn status(args: &Status, output: &Output) -> Result<(), CliError> {
+    let client = Client::open(&args.connection)?;
+    let realm = block_on(async { Ok(gather(&client).await) })?;
+    if realm.regions.is_empty() {
+        return Err(CliError::unavailable("no member of any region answers"));
+    }
+    let of = |region: crate::verbs::status::RegionView| Cuts {
+        region: region.name,
+        recoveries: region.recoveries,
+    };
+    output.show(&CutsView { regions: realm.regions.into_iter().map(of).collect() })
+}
+
+/// What each survivor has.
+#[derive(Serialize)]
+struct PlanView {
+    survivors: Vec<Row>,
+    voters: Vec<String>,
+    quorum: usize,
+    /// The survivor that has all that any survivor acknowledged.
+    furthest: String,
+    needs_recovery: bool,
+}
+
+#[derive(Serialize)]
+struct Row {
+    member: String,
+    instance: String,
+    term: u64,
+    voted_for: Option<String>,
+    log: [u64; 2],
+    last_term: u64,
+    committed_index: u64,
+    applied_index: u64,
+    committed_revision: i64,
+    last_revision: i64,
+    /// Revisions that it was told to write and does not know the fate of, if any.
+    uncertain: Option<[i64; 2]>,
+    /// Of those that it has, revisions that no other survivor has.
+    only_here: Option<[i64; 2]>,
+    committed_digest: String,
+    last_digest: String,
+    epoch: u32,
+}
+
+fn range(after: i64, last: i64) -> Option<[i64; 2]> {
+    (last > after).then_some([after + 1, last])
+}
+
+impl PlanView {
+    fn of(survivors: Vec<Survivor>) -> Self {
+        let furthest = survivors.iter().max_by_key(|s| (s.last_term, s.last_index));
+        let voters = furthest.map(|s| s.voters.iter().map(|(name, _)| name.clone()).collect());
+        let voters: Vec<String> = voters.unwrap_or_default();
+        let quorum = voters.len() / 2 + 1;
+        let alive = survivors.iter().filter(|s| voters.contains(&s.member)).count();
+        let furthest = furthest.map(|s| s.member.clone()).unwrap_or_default();
+        let row = |s: &Survivor| {
+            let others = survivors.iter().filter(|other| other.member != s.member);
+            let known_elsewhere = others.map(|other| other.last_revision).max().unwrap_or(0);
+            Row {
+                member: s.member.clone(),
+                instance: s.instance.clone(),
+                term: s.term,
+                voted_for: s.voted_for.clone(),
+                log: [s.first_index, s.last_index],
+                last_term: s.last_term,
+                committed_index: s.committed_index,
+                applied_index: s.applied_index,
+                committed_revision: s.committed_revision,
+                last_revision: s.last_revision,
+                uncertain: range(s.committed_revision, s.last_revision),
+                only_here: range(known_elsewhere, s.last_revision),
+                committed_digest: s.committed_digest.clone(),
+                last_digest: s.last_digest.clone(),
+                epoch: s.epoch,
+            }
+        };
+        let rows = survivors.iter().map(row).collect();
+        Self { survivors: rows, voters, quorum, furthest, needs_recovery: alive < quorum }
+    }
+}
+
+impl fmt::Display for PlanView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let heading = ["SURVIVOR", "VOTED IN", "LOG", "LAST TERM", "COMMITTED", "REVISION", "STATE"];
+        let mut rows = vec![heading.map(str::to_owned).to_vec()];
+        rows.extend(self.survivors.iter().map(|s| {
+            let [first, last] = s.log;
+            vec![
+                s.member.clone(),
+                s.term.to_string(),
+                format!("{first}..={last}"),
+                s.last_term.to_string(),
+                format!("{}, at least", s.committed_index),
+                s.last_revision.to_string(),
+                s.last_digest.chars().take(16).collect(),
+            ]
+        }));
+        write!(f, "{}", table(&rows))?;
+        for s in &self.survivors {
+            if let Some([first, last]) = s.uncertain {
+                let member = &s.member;
+                writeln!(
+                    f,
+                    "  `{member}` does not know whether revisions {first} to {last} were \
+                     acknowledged; trusting it keeps them"
+                )?;
+            }
+            if let Some([first, last]) = s.only_here {
+                writeln!(f, "  only `{}` has revisions {first} to {last}", s.member)?;
+            }
+        }
+        let Self { voters, quorum, furthest, .. } = self;
+        let all = voters.join(", ");
+        if !self.needs_recovery {
+            return writeln!(
+                f,
+                "{quorum} of {all} are a majority, and as many are here: start them, and replace the \
+                 others with `satrap member replace`; nothing is lost then"
+            );
+        }
+        let gone: Vec<_> = voters
+            .iter()
+            .filter(|name| !self.survivors.iter().any(|s| s.member == **name))
+            .map(String::as_str)
+            .collect();
+        let gone = gone.join(",");
+        writeln!(
+            f,
+            "  the others ({gone}) may have acknowledged writes behind the end of every log here; \
+             those are lost, and nobody can say how many\n\
+             `{furthest}` has everything that a survivor acknowledged. If {gone} are gone for good:\n  \
+             satrap recover apply --config ... --trust {furthest} --lost {gone} --reason ... \
+             --operator-key ..."
+        )
+    }
+}
+
+#[derive(Serialize)]
+struct Applied {
+    member: String,
+    epoch: u32,
+    kept: i64,
+    at_risk_from: i64,
+    revision: i64,
+    lost: Vec<String>,
+    signers: Vec<String>,
+    aside: PathBuf,
+}
+
+impl fmt::Display for Applied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { member, epoch, kept, revision, signers, aside, .. } = self;
+        let lost = self.lost.join(", ");
+        writeln!(f, "`{member}` is a ring of its own, in epoch {epoch}, signed by {}", signers.join(", "))?;
+        writeln!(f, "  kept up to revision {kept}; the history goes on above {revision}")?;
+        writeln!(f, "  what {lost} acknowledged behind that is lost")?;
+        writeln!(f, "  the old directory is {}", aside.display())?;
+        writeln!(
+            f,
+            "next: start `{member}`; then, for each of {lost}: empty its data directory, `satrap \
+             member add NAME --peer-url URL`, start it"
+        )
+    }
+}
+
+#[derive(Serialize)]
+struct Cuts {
+    region: String,
+    recoveries: Vec<RecoveryView>,
+}
+
+#[derive(Serialize)]
+struct CutsView {
+    regions: Vec<Cuts>,
+}
+
+impl fmt::Display for CutsView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Cuts { region, recoveries } in &self.regions {
+            match recoveries.as_slice() {
+                [] => writeln!(f, "{region}: its history was never cut")?,
+                cuts => cuts.iter().try_for_each(|cut| writeln!(f, "{region}: {cut}"))?,
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,273 @@
+//! 000-58, 000-59, 000-60, 000-73 to 000-75: a member is replaced without loss, a snapshot is
+//! restored, and a lost majority is recovered from, with the verbs that the runbooks name.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod common;
+mod realm;
+
+use std::{cell::Cell, fs, path::Path, time::Duration};
+
+use common::Ran;
+use satrap_cli::realm::create;
+use serde_json::Value;
+use tokio::time::{sleep, timeout};
+
+use self::realm::ring::{LOOK, Ring, etcd_plan};
+
+const WITHIN: Duration = Duration::from_secs(60);
+
+/// Runs a verb beside the tasks of the test.
+async fn satrap(dir: &Path, args: &[&str]) -> Ran {
+    let (dir, args) = (dir.to_owned(), args.iter().map(|&arg| arg.to_owned()));
+    let args: Vec<String> = args.collect();
+    let run = move || common::satrap(&dir, &args.iter().map(String::as_str).collect::<Vec<_>>());
+    tokio::task::spawn_blocking(run).await.unwrap()
+}
+
+/// Waits for something that must come.
+async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let found = async {
+        loop {
+            match look().await {
+                Some(found) => return found,
+                None => sleep(LOOK).await,
+            }
+        }
+    };
+    timeout(WITHIN, found).await.unwrap_or_else(|_| panic!("{what}: not within {WITHIN:?}"))
+}
+
+impl Ring {
+    async fn satrap(&self, args: &[&str]) -> Ran {
+        satrap(self.dir(), args).await
+    }
+
+    /// Runs a verb about the running ring.
+    async fn online(&self, args: &[&str]) -> Ran {
+        let realm = self.dir().display().to_string();
+        self.satrap(&[args, &["--realm", &realm, "--json"]].concat()).await
+    }
+
+    async fn role_of(&self, name: &str) -> String {
+        let listed = self.online(&["member", "list"]).await.json();
+        let members = listed["members"].as_array().unwrap();
+        let found = members.iter().find(|member| member["name"] == name);
+        found.map_or_else(String::new, |member| member["role"].as_str().unwrap().to_owned())
+    }
+
+    async fn until_votes(&self, name: &str) {
+        let votes = async {
+            while self.role_of(name).await != "voter" {
+                sleep(LOOK).await;
+            }
+        };
+        if timeout(WITHIN, votes).await.is_err() {
+            let tails = self.realm.processes.iter().map(|p| format!("{}:\n{}\n", p.name, p.log_tail()));
+            panic!("`{name}` does not get its vote:\n{}", tails.collect::<String>());
+        }
+    }
+
+    /// What every member holds, once all of them answer the same.
+    async fn until_all_hold(&self, keys: &[String]) {
+        for member in 0..3 {
+            let holds = async || {
+                let held = self.keys(member).await.ok()?;
+                keys.iter().all(|key| held.contains(key)).then_some(())
+            };
+            until(&format!("member {member} holds every acknowledged key"), holds).await;
+        }
+    }
+}
+
+fn i64_of(value: &Value, field: &str) -> i64 {
+    value[field].as_i64().unwrap_or_else(|| panic!("no {field} in {value}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ring_is_destroyed_and_restored_from_a_snapshot_000_74() {
+    let mut ring = Ring::start().await;
+    for number in 0..20 {
+        ring.put(&format!("k{number}"), "kept").await;
+    }
+    let token = ring.token("db").await;
+    let saved = ring.online(&["snapshot", "save", "saved.db"]).await.json();
+    assert!(i64_of(&saved, "keys") >= 21, "{saved}");
+    let checked = ring.online(&["snapshot", "verify", "saved.db"]).await.json();
+    for field in ["digest", "state_digest", "revision", "voters", "bytes"] {
+        assert_eq!(checked[field], saved[field], "{field}");
+    }
+    let again = ring.online(&["snapshot", "save", "saved.db"]).await;
+    again.fails(64, "never overwritten");
+    let lost = ring.put("lost", "").await;
+    ring.kill(0..3).await;
+
+    let configs: Vec<_> = (0..3).map(|member| ring.config(member)).collect();
+    let restore = async |file: &str, rest: &[&str]| {
+        ring.satrap(&[&["snapshot", "restore", file, "--json", "--config"], rest].concat()).await
+    };
+    restore("saved.db", &[&configs[0]]).await.fails(64, "only ever made in an empty directory");
+    (0..3).for_each(|member| ring.wipe(member));
+    wrong_files(&ring, &configs[0]).await;
+    assert!(!ring.data_dir(0).exists(), "what was refused left nothing behind");
+
+    // Each on its own, as on three machines.
+    let first = restore("saved.db", &[&configs[0]]).await.json();
+    assert_eq!(first["missing"], serde_json::json!(["b", "c"]));
+    let epoch = first["epoch"].to_string();
+    let others = ["--config", configs[2].as_str(), "--epoch", epoch.as_str()];
+    let others = restore("saved.db", &[&[configs[1].as_str()], &others[..]].concat()).await.json();
+    for member in others["members"].as_array().unwrap() {
+        assert_eq!(member["state_digest"], first["members"][0]["state_digest"]);
+    }
+    assert_eq!(first["kept"], saved["revision"]);
+
+    (0..3).for_each(|member| ring.realm.processes[member].restart());
+    assert!(ring.put("after", "").await > lost + 1_000_000, "revisions leap");
+    let keys: Vec<_> = (0..20).map(|number| format!("k{number}")).collect();
+    ring.until_all_hold(&keys).await;
+    assert!(!ring.keys(0).await.unwrap().contains(&"lost".to_owned()));
+    let told = ring.watch_from(lost + 1).await;
+    assert!(told.canceled && told.compact_revision > lost, "an old watch must resync: {told:?}");
+    let newer = ring.token("other").await;
+    assert!(newer.epoch > token.epoch, "{newer:?} after {token:?}");
+    let cut = ring.online(&["recover", "status"]).await.json();
+    let cut = &cut["regions"][0]["recoveries"][0];
+    assert_eq!((&cut["kind"], &cut["kept"]), (&"restored".into(), &saved["revision"]));
+    assert!(cut["reason"].as_str().unwrap().contains(saved["digest"].as_str().unwrap()));
+}
+
+/// Each wrong input is refused with its own reason.
+async fn wrong_files(ring: &Ring, config: &str) {
+    let restore = async |file: &str, config: &str| {
+        ring.satrap(&["snapshot", "restore", file, "--config", config]).await
+    };
+    let whole = fs::read(ring.dir().join("saved.db")).unwrap();
+    fs::write(ring.dir().join("short.db"), &whole[..whole.len() / 2]).unwrap();
+    restore("short.db", config).await.fails(65, "cut short");
+    fs::write(ring.dir().join("noise.db"), b"SQLite format 3\0 and so on").unwrap();
+    restore("noise.db", config).await.fails(65, "no frame begins here");
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 3] ^= 1;
+    fs::write(ring.dir().join("flipped.db"), &flipped).unwrap();
+    restore("flipped.db", config).await.fails(65, "does not have its digest");
+    restore("absent.db", config).await.fails(64, "No such file");
+    let stranger = create(&etcd_plan(), &ring.dir().join("stranger")).unwrap();
+    let stranger = stranger.members[0].config.display().to_string();
+    restore("saved.db", &stranger).await.fails(65, "is of another ring");
+    let (a, b) = (config, stranger.as_str());
+    let both = ring.satrap(&["snapshot", "restore", "saved.db", "--config", a, "--config", b]).await;
+    both.fails(64, "do not list the same ring");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_majority_is_recovered_from_by_an_explicit_choice_000_75() {
+    let mut ring = Ring::start().await;
+    for number in 0..20 {
+        ring.put(&format!("k{number}"), "kept").await;
+    }
+    let keys: Vec<_> = (0..20).map(|number| format!("k{number}")).collect();
+    // The survivor has what was acknowledged, as far as this test can know.
+    ring.until_all_hold(&keys).await;
+    let seen = ring.put("seen", "").await;
+    let token = ring.token("db").await;
+    let configs: Vec<_> = (0..3).map(|member| ring.config(member)).collect();
+    let plan = ["recover", "plan", "--json", "--config", configs[0].as_str()];
+    ring.satrap(&plan).await.fails(64, "another process uses");
+    ring.kill(0..3).await;
+
+    let two = [&plan[..], &["--config", configs[1].as_str()]].concat();
+    let two = ring.satrap(&two).await.json();
+    assert_eq!(two["needs_recovery"], false, "{two}");
+    let one = ring.satrap(&plan).await.json();
+    assert_eq!((&one["needs_recovery"], &one["quorum"]), (&true.into(), &2.into()));
+    let survivor = &one["survivors"][0];
+    assert!(i64_of(survivor, "last_revision") >= seen - 1, "{survivor}");
+    assert!(i64_of(survivor, "committed_revision") <= i64_of(survivor, "last_revision"));
+
+    wrong_choices(&mut ring, &configs).await;
+    let key = ring.realm.files.operators[0].operator_key.display().to_string();
+    let apply = ["recover", "apply", "--json", "--config", configs[0].as_str(), "--trust", "a"];
+    let rest = ["--lost", "b,c", "--reason", "fire in zone two", "--operator-key", key.as_str()];
+    let done = ring.satrap(&[&apply[..], &rest[..]].concat()).await.json();
+    assert_eq!(done["kept"], survivor["last_revision"]);
+    assert_eq!(done["signers"], serde_json::json!(["alice"]));
+    assert!(Path::new(done["aside"].as_str().unwrap()).join("state.redb").exists());
+
+    ring.realm.processes[0].restart();
+    assert!(ring.put("after", "").await > seen + 1_000_000, "revisions leap");
+    let held = ring.keys(0).await.unwrap();
+    assert!(keys.iter().all(|key| held.contains(key)), "{held:?}");
+    let told = ring.watch_from(seen + 1).await;
+    assert!(told.canceled && told.compact_revision > seen, "{told:?}");
+    assert!(ring.token("other").await.epoch > token.epoch);
+    let shown = ring.satrap(&["status", "--realm", "."]).await;
+    assert!(shown.out.contains("fire in zone two"), "{}", shown.out);
+
+    // The others come back empty, one after the other.
+    for member in [1, 2] {
+        ring.wipe(member);
+        let name = ["a", "b", "c"][member];
+        let url = ring.realm.plan.regions[0].members[member].peer_url.clone();
+        ring.online(&["member", "add", name, "--peer-url", &url]).await.succeeds();
+        ring.realm.processes[member].restart();
+        ring.until_votes(name).await;
+    }
+    ring.until_all_hold(&keys).await;
+}
+
+/// Nothing but an explicit, signed and needed choice is taken.
+async fn wrong_choices(ring: &mut Ring, configs: &[String]) {
+    let key = ring.realm.files.operators[0].operator_key.display().to_string();
+    let because = ["--reason", "test", "--operator-key", key.as_str()];
+    let apply = ["recover", "apply", "--config", configs[0].as_str()];
+    let run = async |ring: &Ring, choice: &[&str], because: &[&str]| {
+        ring.satrap(&[&apply[..], choice, because].concat()).await
+    };
+    run(ring, &["--lost", "b,c"], &because).await.fails(64, "--trust");
+    run(ring, &["--trust", "a"], &because).await.fails(64, "--lost");
+    let wrong = run(ring, &["--trust", "b", "--lost", "a,c"], &because).await;
+    wrong.fails(64, "is the configuration of `a`");
+    run(ring, &["--trust", "a", "--lost", "a,b"], &because).await.fails(64, "both trusted and lost");
+    run(ring, &["--trust", "a", "--lost", "b,x"], &because).await.fails(64, "does not vote");
+    run(ring, &["--trust", "a", "--lost", "c"], &because).await.fails(65, "which is a majority");
+    let stranger = ring.dir().join("stranger.key").display().to_string();
+    ring.satrap(&["govern", "new-key", &stranger]).await.succeeds();
+    let signed = ["--reason", "test", "--operator-key", stranger.as_str()];
+    let wrong = run(ring, &["--trust", "a", "--lost", "b,c"], &signed).await;
+    wrong.fails(65, "not signed by enough operators: 0 of 1");
+    // A member that still runs is not lost.
+    ring.realm.processes[1].restart();
+    let address = ring.realm.plan.regions[0].members[1].peer_listen;
+    let listens = async || tokio::net::TcpStream::connect(address).await.ok();
+    until("member b listens", listens).await;
+    let wrong = run(ring, &["--trust", "a", "--lost", "b,c"], &because).await;
+    wrong.fails(65, "something answers");
+    ring.kill([1]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_lost_its_disk_is_replaced_by_one_verb_000_65_000_73() {
+    let mut ring = Ring::start().await;
+    ring.until_votes("c").await;
+    ring.online(&["member", "remove", "nobody"]).await.fails(65, "no member `nobody`");
+    ring.kill([2]).await;
+    let (done, writer) = (Cell::new(false), ring.client.clone());
+    let drill = async {
+        ring.wipe(2);
+        let before = ring.put("before", "").await;
+        let added = ring.online(&["member", "add", "c", "--peer-url", "https://127.0.0.1:9"]).await;
+        added.fails(65, "satrap member replace c");
+        let replaced = ring.online(&["member", "replace", "c"]).await.json();
+        let members = replaced["members"].as_array().unwrap();
+        assert!(members.iter().any(|member| member["role"] == "expected"), "{replaced}");
+        ring.realm.processes[2].restart();
+        ring.until_votes("c").await;
+        done.set(true);
+        before
+    };
+    let load = Ring::put_until(&writer, &done);
+    let (acknowledged, _) = tokio::join!(load, drill);
+    assert!(!acknowledged.is_empty());
+    ring.until_all_hold(&acknowledged).await;
+}

@@ -1,0 +1,433 @@
+//! The members of one simulated ring: their disks, their processes, and what befalls both.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt::Write as _,
+    future::pending,
+    hash::Hasher as _,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use satrap_certify::{Genesis, Label};
+use satrap_history::random::Random;
+use satrap_host::Shutdown;
+use satrap_proto::v1::ring_server::RingServer;
+use satrap_regional_api::Backend;
+use satrap_regional_storage::{
+    Config, InstanceId, WalConfig,
+    limits::SEGMENT_BYTES_MIN,
+    sim::{SimDisk, Survival},
+};
+use tokio::{sync::oneshot, time};
+
+use super::{
+    bug::Bug,
+    net::{Net, dial},
+    runtime::{Node, Sim},
+};
+use crate::{
+    raft::{
+        Compaction, Ring, RingSetup, Timing,
+        boot::{Opened, Writers},
+        checkpoint::{CheckpointRequest, Checkpoints},
+        disk::Disk,
+        log_store::{LogSize, LogStore},
+        owner,
+        ring_service::RingService,
+        serve,
+        types::MemberName,
+        writer::Writer,
+    },
+    tests::{cluster::REGION, realm::label},
+};
+
+/// What a death is told as; empty while alive.
+type Death = Option<String>;
+
+/// One run of a member's process.
+pub struct Process {
+    /// Where it runs.
+    pub node: Arc<Node>,
+    /// Once it has started.
+    pub live: Option<Live>,
+    /// Where its clients are served, once it belongs to the ring.
+    pub backend: Option<Backend>,
+    /// Why it ended by itself.
+    pub death: Death,
+}
+
+/// What can be seen of a process that runs.
+#[derive(Clone)]
+pub struct Live {
+    /// Its part in the ring.
+    pub ring: Ring<Sim>,
+    /// Its log.
+    pub log: LogStore<Sim>,
+    service: RingServer<RingService<Sim>>,
+}
+
+/// One member's computer.
+pub struct Host {
+    /// Survives its processes.
+    pub disk: SimDisk,
+    /// How often it was started.
+    pub boots: u64,
+    /// How often its disk was replaced by an empty one.
+    pub losses: u64,
+    /// Milliseconds that a write takes at most.
+    pub write_ms_max: u64,
+    /// What runs on it.
+    pub process: Option<Process>,
+}
+
+/// What happened, as a number and the end of the story.
+#[derive(Default)]
+struct Trace {
+    hash: u64,
+    lines: u64,
+    last: VecDeque<String>,
+}
+
+/// Lines that a failure shows.
+const LINES_SHOWN: usize = 400;
+
+/// Everything there is.
+pub struct World {
+    /// Decides everything.
+    pub seed: u64,
+    /// What is wrong on purpose.
+    pub bug: Option<Bug>,
+    /// Whether clocks run at different speeds.
+    pub skewed: bool,
+    genesis: Arc<Genesis>,
+    founders: BTreeMap<Label, String>,
+    net: Mutex<Net>,
+    hosts: Mutex<BTreeMap<MemberName, Host>>,
+    trace: Mutex<Trace>,
+    started: time::Instant,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The address of a member.
+pub fn url(name: &str) -> String {
+    format!("https://{name}:7000")
+}
+
+impl World {
+    /// Computers for `founders` members; nothing runs.
+    pub fn new(seed: u64, founders: u64, genesis: Arc<Genesis>, bug: Option<Bug>) -> Arc<Self> {
+        let names = (1..=founders).map(|n| format!("m{n}"));
+        Arc::new(Self {
+            seed,
+            bug,
+            skewed: seed % 4 != 0,
+            genesis,
+            founders: names.map(|name| (label(&name), url(&name))).collect(),
+            net: Net::new(seed).into(),
+            hosts: Mutex::default(),
+            trace: Mutex::default(),
+            started: time::Instant::now(),
+        })
+    }
+
+    /// The network.
+    pub fn net(&self) -> MutexGuard<'_, Net> {
+        lock(&self.net)
+    }
+
+    /// The computers.
+    pub fn hosts(&self) -> MutexGuard<'_, BTreeMap<MemberName, Host>> {
+        lock(&self.hosts)
+    }
+
+    /// Everybody who was ever there.
+    pub fn names(&self) -> Vec<MemberName> {
+        self.hosts().keys().cloned().collect()
+    }
+
+    /// The founders' names.
+    pub fn founders(&self) -> Vec<MemberName> {
+        self.founders.keys().map(MemberName::from).collect()
+    }
+
+    /// Nanoseconds since the beginning.
+    pub fn now_ns(&self) -> u64 {
+        self.started.elapsed().as_nanos() as u64
+    }
+
+    /// Writes down what happened.
+    pub fn note(&self, what: &str) {
+        let ms = self.started.elapsed().as_millis();
+        let mut trace = lock(&self.trace);
+        let mut hasher = std::hash::DefaultHasher::new();
+        hasher.write_u64(trace.hash);
+        hasher.write_u128(ms);
+        hasher.write(what.as_bytes());
+        trace.hash = hasher.finish();
+        trace.lines += 1;
+        if trace.last.len() == LINES_SHOWN {
+            trace.last.pop_front();
+        }
+        trace.last.push_back(format!("{ms:>7} ms  {what}"));
+    }
+
+    /// Everything that happened, as one number, and how much that was.
+    pub fn fingerprint(&self) -> (u64, u64) {
+        let trace = lock(&self.trace);
+        (trace.hash, trace.lines)
+    }
+
+    /// The end of the story.
+    pub fn story(&self) -> String {
+        lock(&self.trace).last.iter().fold(String::new(), |mut all, line| {
+            let _ = writeln!(all, "{line}");
+            all
+        })
+    }
+
+    /// A number that depends on the seed and on what it is for.
+    pub fn number(&self, name: &MemberName, boots: u64) -> u64 {
+        let mut hasher = std::hash::DefaultHasher::new();
+        hasher.write(name.as_str().as_bytes());
+        hasher.write_u64(boots);
+        hasher.write_u64(self.seed);
+        hasher.finish()
+    }
+
+    /// Where requests to `name` go, if it runs.
+    pub fn service(&self, name: &MemberName) -> Option<(Arc<Node>, RingServer<RingService<Sim>>)> {
+        let hosts = self.hosts();
+        let process = hosts.get(name)?.process.as_ref()?;
+        Some((process.node.clone(), process.live.as_ref()?.service.clone()))
+    }
+
+    /// What runs, by name.
+    pub fn running(&self) -> Vec<(MemberName, Live)> {
+        let hosts = self.hosts();
+        let live = |host: &Host| host.process.as_ref().and_then(|process| process.live.clone());
+        hosts.iter().filter_map(|(name, host)| Some((name.clone(), live(host)?))).collect()
+    }
+
+    /// Where clients of `name` are served, if they are.
+    pub fn backend(&self, name: &MemberName) -> Option<Backend> {
+        let hosts = self.hosts();
+        let process = hosts.get(name)?.process.as_ref()?;
+        process.death.is_none().then(|| process.backend.clone()).flatten()
+    }
+
+    /// Those whose process ended by itself, and why.
+    pub fn dead(&self) -> Vec<(MemberName, String)> {
+        let hosts = self.hosts();
+        let death = |host: &Host| host.process.as_ref().and_then(|process| process.death.clone());
+        hosts.iter().filter_map(|(name, host)| Some((name.clone(), death(host)?))).collect()
+    }
+
+    /// Starts the process of `name`; its computer is bought if there is none.
+    pub fn boot(self: &Arc<Self>, name: &MemberName) {
+        let mut hosts = self.hosts();
+        let disk = || SimDisk::new(self.number(name, 0));
+        let host = hosts.entry(name.clone()).or_insert_with(|| Host {
+            disk: disk(),
+            boots: 0,
+            losses: 0,
+            write_ms_max: 2,
+            process: None,
+        });
+        assert!(host.process.is_none(), "{name} runs already");
+        host.boots += 1;
+        let mut chance = Random::new(self.number(name, host.boots));
+        let rate = if self.skewed { chance.between(800, 1_200) } else { 1_000 };
+        let node = Node::new(chance.number(), rate);
+        self.note(&format!("{name} boots, clock at {rate}/1000"));
+        let (world, of, disk) = (self.clone(), name.clone(), host.disk.clone());
+        let same_instance = self.bug == Some(Bug::LostDiskVotes);
+        let fresh = if same_instance { self.number(name, 0) } else { chance.number() };
+        drop(node.spawn(async move {
+            let ended = world.clone().live(of.clone(), disk, fresh).await;
+            world.died(&of, ended);
+        }));
+        host.process = Some(Process { node, live: None, backend: None, death: None });
+    }
+
+    fn died(&self, name: &MemberName, ended: Result<(), String>) {
+        let why = ended.err().unwrap_or_else(|| "it ended".into());
+        self.note(&format!("{name} dies: {why}"));
+        if let Some(process) = self.hosts().get_mut(name).and_then(|host| host.process.as_mut()) {
+            process.death.get_or_insert(why);
+        }
+    }
+
+    /// Ends the process of `name`, as a power cut does: `survival` of what was not synced stays.
+    pub async fn crash(&self, name: &MemberName, survival: Survival) {
+        let process = {
+            let mut hosts = self.hosts();
+            let Some(host) = hosts.get_mut(name) else { return };
+            host.disk.crash(survival);
+            host.process.take()
+        };
+        if let Some(process) = process {
+            self.note(&format!("{name} crashes, {survival:?}"));
+            let Process { node, live, backend, .. } = process;
+            drop((live, backend));
+            node.kill().await;
+        }
+    }
+
+    /// As [`World::crash`], and the disk is replaced by an empty one.
+    pub async fn lose_disk(&self, name: &MemberName) {
+        self.crash(name, Survival::None).await;
+        let mut hosts = self.hosts();
+        if let Some(host) = hosts.get_mut(name) {
+            host.losses += 1;
+            host.disk = SimDisk::new(self.number(name, 1_000 + host.losses));
+            self.note(&format!("{name} lost its disk"));
+        }
+    }
+
+    fn setup(&self, name: &MemberName) -> RingSetup {
+        let mut members = self.founders.clone();
+        members.entry(label(name.as_str())).or_insert_with(|| url(name.as_str()));
+        RingSetup {
+            genesis: self.genesis.clone(),
+            region: label(REGION),
+            name: label(name.as_str()),
+            members,
+            peer_url_overrides: BTreeMap::new(),
+            client_urls: vec![url(name.as_str())],
+            data_dir: std::path::PathBuf::new(),
+            timing: Timing::default(),
+            compaction: Compaction {
+                max: LogSize { entries: 60, bytes: usize::MAX },
+                keep: LogSize { entries: 10, bytes: usize::MAX },
+            },
+        }
+    }
+
+    /// One run of one member: what `run.rs` does in production.
+    async fn live(
+        self: Arc<Self>,
+        name: MemberName,
+        sim: SimDisk,
+        fresh: u64,
+    ) -> Result<(), String> {
+        let setup = self.setup(&name);
+        let files = Arc::new(sim);
+        let wal = WalConfig { segment_bytes: SEGMENT_BYTES_MIN };
+        let config = Config { wal, ..Config::default() };
+        let mut instance = InstanceId::default();
+        instance[..8].copy_from_slice(&fresh.to_be_bytes());
+        let owner = owner(&setup);
+        let disk = Disk::open(files.clone(), config, &owner, instance, &setup.genesis);
+        let mut disk = disk.map_err(|error| error.to_string())?;
+        if self.bug == Some(Bug::VoteForgotten) {
+            disk.log.vote = None;
+        }
+        self.lie_about_syncs(&name);
+        let opened = Opened::<Sim>::new(setup, files, disk, dial(&self, &name));
+        let (opened, writers) = opened.map_err(|error| error.to_string())?;
+        self.start_writers(&name, writers);
+        let parts = opened.start().await.map_err(|error| error.to_string())?;
+        let live =
+            Live { ring: parts.ring(), log: parts.log.clone(), service: parts.service() };
+        let (backend, ready) = oneshot::channel();
+        self.with_process(&name, |process| process.live = Some(live));
+        let serve = serve::drive(
+            parts,
+            pending(),
+            Shutdown::default(),
+            backend,
+            Shutdown::default(),
+        );
+        let publish = async {
+            if let Ok(backend) = ready.await {
+                self.note(&format!("{name} serves"));
+                self.with_process(&name, |process| process.backend = Some(backend));
+            }
+            pending::<()>().await;
+        };
+        tokio::select! {
+            biased;
+            ended = serve => ended.map_err(|error| error.to_string()),
+            () = publish => Ok(()),
+        }
+    }
+
+    fn lie_about_syncs(&self, name: &MemberName) {
+        if self.bug == Some(Bug::AcknowledgedBeforeSync)
+            && let Some(host) = self.hosts().get(name)
+        {
+            let lying = satrap_regional_storage::sim::Faults {
+                lying_sync: true,
+                ..satrap_regional_storage::sim::Faults::default()
+            };
+            host.disk.set_faults(lying);
+        }
+    }
+
+    fn with_process(&self, name: &MemberName, change: impl FnOnce(&mut Process)) {
+        if let Some(process) = self.hosts().get_mut(name).and_then(|host| host.process.as_mut()) {
+            change(process);
+        }
+    }
+
+    fn start_writers(self: &Arc<Self>, name: &MemberName, writers: Writers) {
+        let Writers { log, checkpoints, requests } = writers;
+        let Some(node) =
+            self.hosts().get(name).and_then(|h| Some(h.process.as_ref()?.node.clone()))
+        else {
+            return;
+        };
+        let (world, of) = (self.clone(), name.clone());
+        drop(node.spawn(async move {
+            let ended = world.write_log(&of, log).await;
+            world.died(&of, ended);
+        }));
+        let (world, of) = (self.clone(), name.clone());
+        drop(node.spawn(async move {
+            let ended = world.write_checkpoints(&of, &checkpoints, &requests).await;
+            world.died(&of, ended);
+        }));
+    }
+
+    /// What a write takes now.
+    async fn write_delay(&self, name: &MemberName) {
+        let ms_max = self.hosts().get(name).map_or(0, |host| host.write_ms_max);
+        let ms = self.net().below(ms_max + 1);
+        time::sleep(Duration::from_millis(ms)).await;
+    }
+
+    /// The body of the log's thread.
+    async fn write_log(&self, name: &MemberName, mut log: Writer) -> Result<(), String> {
+        while let Some(first) = log.next().await {
+            self.write_delay(name).await;
+            log.commit(first).map_err(|error| error.to_string())?;
+        }
+        log.finish().map_err(|error| error.to_string())
+    }
+
+    /// The body of the checkpoints' thread.
+    async fn write_checkpoints(
+        &self,
+        name: &MemberName,
+        checkpoints: &Checkpoints,
+        requests: &std::sync::mpsc::Receiver<CheckpointRequest>,
+    ) -> Result<(), String> {
+        for round in 0_u64.. {
+            time::sleep(Duration::from_millis(25)).await;
+            let done = match requests.try_recv() {
+                Ok(request) => {
+                    self.write_delay(name).await;
+                    checkpoints.serve(request)
+                }
+                Err(_) if round % 20 == 0 => checkpoints.step(),
+                Err(_) => Ok(()),
+            };
+            done.map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+}
