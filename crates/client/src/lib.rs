@@ -1,0 +1,3 @@
+//! x
+pub mod guard;
+pub mod token;

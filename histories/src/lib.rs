@@ -1,0 +1,41 @@
+//! Runs live rings under faults, records what clients see, and has it checked.
+//!
+//! ```text
+//!  thread of the run: Cluster ◀── Nemesis ◀── plan(seed)          (namespaces, signals, disks)
+//!                        ▲
+//!  thread of the load:  8 clients, 2 lease keepers, a compactor, 8 watchers, a recorder for each
+//!                        member ──▶ Recording ──▶ satrap_history::check
+//! ```
+//!
+//! # Invariants
+//!
+//! - A run with fewer than [`run::OPERATIONS_MIN`] completed operations, or with a fault that had
+//!   no effect, fails: it proved nothing.
+//! - An operation of the recording is one call on the wire. Nothing is sent again by itself.
+//! - What no code path proves to have been refused has an unknown outcome.
+//! - Nothing outlives a run: not a process, not a namespace, not a mount; also not on a panic.
+//!
+//! # Deliberately absent
+//!
+//! No judgment: that is `satrap-history`'s. No store: whatever speaks the etcd API and can be
+//! started by a [`cluster::Store`] is run alike.
+
+pub mod admin;
+pub mod clients;
+pub mod cluster;
+pub mod disk;
+pub mod failover;
+pub mod fault;
+pub mod fencing;
+pub mod holder;
+pub mod nemesis;
+pub mod net;
+pub mod run;
+pub mod satrap;
+pub mod session;
+pub mod shared;
+pub mod trouble;
+pub mod watchers;
+pub mod wire;
+
+pub use trouble::Trouble;

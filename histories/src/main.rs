@@ -1,0 +1,143 @@
+//! `satrap-histories`: more runs than a test has time for, against etcd or a ring.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use satrap_histories::{
+    Trouble,
+    cluster::{Etcd, Store},
+    failover::{measure, percentile},
+    fencing::{Guard, experiment},
+    holder::{Holder, hold},
+    run::{Options, run},
+    satrap::Satrap,
+};
+
+/// Short, so that there are many elections, and not as short as a busy machine pauses.
+const ELECTION_MS: u32 = 500;
+
+/// Runs a live ring of three under faults and checks what its clients saw. Wants root.
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Histories under faults.
+    Run {
+        #[command(flatten)]
+        program: Program,
+        /// How many runs.
+        #[arg(long, default_value_t = 20)]
+        runs: u64,
+        /// The seed of the first run; each further one has the next.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Rounds of faults in each run.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
+    /// Lock holders that are stopped past their lease, with a guarded resource and without.
+    Fencing {
+        #[command(flatten)]
+        program: Program,
+        /// How often a holder is stopped.
+        #[arg(long, default_value_t = 4)]
+        pauses: usize,
+    },
+    /// The time from the death of a leader to the next acknowledged write.
+    Failover {
+        #[command(flatten)]
+        program: Program,
+        /// How many leaders are killed.
+        #[arg(long, default_value_t = 50)]
+        kills: usize,
+        /// Milliseconds without a heartbeat until a follower stands for election.
+        #[arg(long, default_value_t = 1_000)]
+        election_ms: u32,
+    },
+    /// A lock holder, as the experiment starts it.
+    #[command(hide = true)]
+    Holder(Holder),
+}
+
+/// What the members run.
+#[derive(Clone, Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Program {
+    /// The satrap binary.
+    #[arg(long)]
+    satrap: Option<PathBuf>,
+    /// The etcd binary.
+    #[arg(long)]
+    etcd: Option<PathBuf>,
+}
+
+impl Program {
+    fn store(&self, election_ms: u32) -> Result<Box<dyn Store>, Trouble> {
+        Ok(match (&self.satrap, &self.etcd) {
+            (Some(binary), _) => Box::new(Satrap::new(binary, election_ms)?),
+            (None, Some(binary)) => Box::new(Etcd { binary: binary.clone(), election_ms }),
+            (None, None) => return Err(Trouble::Worthless("there is no program to run".into())),
+        })
+    }
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().verb {
+        Verb::Run { program, runs, seed, rounds } => histories(&program, seed..seed + runs, rounds),
+        Verb::Fencing { program, pauses } => fencing(&program, pauses),
+        Verb::Failover { program, kills, election_ms } => failover(&program, kills, election_ms),
+        Verb::Holder(holder) => hold(&holder),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(trouble) => {
+            eprintln!("{trouble}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn histories(
+    program: &Program,
+    seeds: std::ops::Range<u64>,
+    rounds: usize,
+) -> Result<(), Trouble> {
+    let mut failed = Vec::new();
+    for seed in seeds {
+        match run(program.store(ELECTION_MS)?, Options { seed, rounds }) {
+            Ok(summary) => {
+                println!("{summary}");
+                summary.violations.iter().take(5).for_each(|violation| println!("  {violation}"));
+                if !summary.violations.is_empty() {
+                    failed.push(seed);
+                }
+            }
+            Err(trouble) => {
+                println!("seed {seed}: {trouble}");
+                failed.push(seed);
+            }
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { Err(Trouble::Worthless(format!("seeds {failed:?}"))) }
+}
+
+fn fencing(program: &Program, pauses: usize) -> Result<(), Trouble> {
+    let own = std::env::current_exe().map_err(Trouble::io("the path of this program"))?;
+    for guard in [Guard::Tokens, Guard::Nothing] {
+        let outcome = experiment(program.store(ELECTION_MS)?, &own, guard, pauses)?;
+        println!("{guard:?}: {outcome:?}");
+    }
+    Ok(())
+}
+
+fn failover(program: &Program, kills: usize, election_ms: u32) -> Result<(), Trouble> {
+    let times = measure(program.store(election_ms)?, kills)?;
+    let (p50, p99) = (percentile(&times, 50), percentile(&times, 99));
+    let most = times.last().copied().unwrap_or_default();
+    println!("{kills} leaders killed: p50 {p50:?}, p99 {p99:?}, most {most:?}");
+    Ok(())
+}

@@ -1,0 +1,79 @@
+//! Live rings under faults: what their clients saw is what one member that never fails would have
+//! shown them. All of it wants root, and rings of the program that this build makes.
+
+#![expect(clippy::unwrap_used, reason = "the lint exempts test functions but not their helpers")]
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use satrap_histories::{
+    cluster::Store,
+    failover::{measure, percentile},
+    fencing::{Guard, experiment},
+    run::{OPERATIONS_MIN, Options, Summary, run},
+    satrap::Satrap,
+};
+
+/// The seeds that every change is judged by; the binary runs any others.
+const SEEDS: std::ops::RangeInclusive<u64> = 1..=20;
+const ROUNDS: usize = 5;
+const ELECTION_MS: u32 = 500;
+const HOLDERS_STOPPED: usize = 2;
+const LEADERS_KILLED: usize = 8;
+
+/// The program, as it is now: whoever tests this package alone has perhaps an old one.
+static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
+    let built = Command::new(env!("CARGO")).args(["build", "-q", "-p", "satrap"]).status();
+    assert!(built.unwrap().success());
+    // Beside the programs of this package.
+    Path::new(env!("CARGO_BIN_EXE_satrap-histories")).with_file_name("satrap")
+});
+
+/// Rings run one after the other: two at once are late on two processors.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn ring() -> Box<dyn Store> {
+    Box::new(Satrap::new(&PROGRAM, ELECTION_MS).unwrap())
+}
+
+fn check(summary: &Summary) {
+    println!("{summary}");
+    assert!(summary.completed >= OPERATIONS_MIN);
+    let first: Vec<_> = summary.violations.iter().take(5).map(ToString::to_string).collect();
+    assert!(first.is_empty(), "seed {}:\n{}", summary.seed, first.join("\n"));
+}
+
+#[test]
+fn histories_under_faults_are_those_of_a_store_that_never_fails() {
+    let _alone = alone();
+    for seed in SEEDS {
+        check(&run(ring(), Options { seed, rounds: ROUNDS }).unwrap());
+    }
+}
+
+#[test]
+fn a_stopped_holder_does_harm_only_where_nobody_looks_at_its_token() {
+    let _alone = alone();
+    let own = Path::new(env!("CARGO_BIN_EXE_satrap-histories"));
+    let guarded = experiment(ring(), own, Guard::Tokens, HOLDERS_STOPPED).unwrap();
+    assert!(guarded.violations.is_empty(), "{guarded:?}");
+    assert!(guarded.refused >= HOLDERS_STOPPED, "{guarded:?}");
+    let unguarded = experiment(ring(), own, Guard::Nothing, HOLDERS_STOPPED).unwrap();
+    assert!(!unguarded.violations.is_empty(), "{unguarded:?}");
+}
+
+#[test]
+fn writes_go_on_soon_after_a_leader_died() {
+    let _alone = alone();
+    let times = measure(ring(), LEADERS_KILLED).unwrap();
+    println!("p50 {:?}, all {times:?}", percentile(&times, 50));
+    // Two rounds of an election, and a machine that does other things too.
+    assert!(percentile(&times, 100) < Duration::from_secs(6), "{times:?}");
+}

@@ -1,0 +1,157 @@
+//! The faults are real: packets are lost in the directions asked for, disks refuse, and nothing is
+//! left behind. All of it wants root, as the runs do.
+
+#![expect(clippy::unwrap_used, reason = "the lint exempts test functions but not their helpers")]
+
+use std::{
+    fs,
+    io::Write as _,
+    net::UdpSocket,
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+use satrap_histories::{
+    disk::Disk,
+    net::{Network, Node, Rule, address},
+    run::enter,
+    shared::now_ns,
+    trouble::tool,
+};
+
+const ONE: Node = Node::Member(0);
+const TWO: Node = Node::Member(1);
+const THREE: Node = Node::Member(2);
+
+/// A socket in the namespace of a node.
+fn socket(network: &Network, node: Node) -> UdpSocket {
+    thread::scope(|scope| {
+        let opened = scope.spawn(|| {
+            enter(network, node).unwrap();
+            let host = match node {
+                Node::Clients => "10.77.0.254".to_owned(),
+                Node::Member(member) => address(member),
+            };
+            let socket = UdpSocket::bind((host, 7)).unwrap();
+            // Longer than any packet takes; it only delays the count of those that were lost.
+            socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            socket
+        });
+        opened.join().unwrap()
+    })
+}
+
+/// How many of `count` packets arrive.
+fn arrive(from: &UdpSocket, to: &UdpSocket, count: usize) -> usize {
+    let mut arrived = 0;
+    let mut buffer = [0; 8];
+    // In portions that fit the queue of a socket.
+    for portion in 0..count.div_ceil(50) {
+        for _ in portion * 50..count.min((portion + 1) * 50) {
+            from.send_to(b"x", to.local_addr().unwrap()).unwrap();
+        }
+        while to.recv_from(&mut buffer).is_ok() {
+            arrived += 1;
+        }
+    }
+    arrived
+}
+
+#[test]
+fn packets_are_lost_in_the_direction_asked_for() {
+    let mut network = Network::new(3).unwrap();
+    let [one, two, three, clients] =
+        [ONE, TWO, THREE, Node::Clients].map(|node| socket(&network, node));
+    assert_eq!((arrive(&one, &two, 50), arrive(&two, &one, 50)), (50, 50));
+
+    // Asymmetric, and not transitive.
+    network.set(ONE, TWO, Rule::Cut).unwrap();
+    assert_eq!((arrive(&one, &two, 50), arrive(&two, &one, 50)), (0, 50));
+    assert_eq!((arrive(&one, &three, 50), arrive(&three, &two, 50)), (50, 50));
+    assert_eq!(arrive(&clients, &one, 50), 50);
+
+    network.set_both(THREE, Node::Clients, Rule::Cut).unwrap();
+    assert_eq!((arrive(&three, &clients, 50), arrive(&clients, &three, 50)), (0, 0));
+    assert_eq!(arrive(&one, &clients, 50), 50);
+
+    network.set(ONE, TWO, Rule::Loss(30)).unwrap();
+    let arrived = arrive(&one, &two, 1_000);
+    assert!((620..=780).contains(&arrived), "of 1000 packets {arrived} arrived at 30 % loss");
+
+    let lost = network.heal().unwrap();
+    assert!(lost >= 300, "the network counted {lost} lost packets");
+    assert_eq!((arrive(&one, &two, 50), arrive(&three, &clients, 50)), (50, 50));
+}
+
+#[test]
+fn a_disk_is_full_then_broken_then_well_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = Disk::new(directory.path(), "disk", "satrap-h-test-full").unwrap();
+    let file = disk.path().join("file");
+    fs::write(&file, "before").unwrap();
+
+    assert!(disk.fill().unwrap());
+    fs::write(disk.path().join("more"), vec![1; 1 << 16]).unwrap_err();
+    disk.free().unwrap();
+    fs::write(disk.path().join("more"), vec![1; 1 << 16]).unwrap();
+
+    let open = fs::File::options().append(true).open(&file).unwrap();
+    open.sync_all().unwrap();
+    disk.break_medium().unwrap();
+    // Whoever has a file open learns of it at the next write or sync.
+    assert!((&open).write_all(b"after").and_then(|()| open.sync_all()).is_err());
+    drop(open);
+    disk.repair().unwrap();
+    assert_eq!(fs::read_to_string(&file).unwrap(), "before");
+    fs::write(&file, "after").unwrap();
+}
+
+#[test]
+fn a_slow_disk_is_slow_for_its_members_only_while_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = Disk::new(directory.path(), "disk", "satrap-h-test-slow").unwrap();
+    let target = disk.path().join("synced");
+    let twenty_syncs = || {
+        let script = format!(
+            "read go; exec dd if=/dev/zero of={} bs=4k count=20 oflag=dsync status=none",
+            target.display()
+        );
+        let mut command = Command::new("sh");
+        let mut child = command.args(["-c", &script]).stdin(Stdio::piped()).spawn().unwrap();
+        disk.adopt(child.id()).unwrap();
+        let begun = now_ns();
+        child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        assert!(child.wait().unwrap().success());
+        Duration::from_nanos(now_ns() - begun)
+    };
+    let before = twenty_syncs();
+    disk.limit(15).unwrap();
+    let slow = twenty_syncs();
+    disk.limit(0).unwrap();
+    let after = twenty_syncs();
+    println!("twenty syncs: {before:?}, limited {slow:?}, then {after:?}");
+    // At 15 writes a second and at least one for each sync.
+    assert!(slow > Duration::from_secs(1), "a slow disk took {slow:?}");
+    assert!(slow > before.max(after) * 2, "{before:?}, {slow:?}, {after:?}");
+}
+
+#[test]
+fn nothing_is_left_behind_by_a_panic_or_by_the_dead() {
+    let mut name = String::new();
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let network = Network::new(1).unwrap();
+        name = network.namespace(ONE);
+        assert!(fs::exists(format!("/run/netns/{name}")).unwrap());
+        panic!("on purpose");
+    }));
+    assert!(panicked.is_err());
+    assert!(!fs::exists(format!("/run/netns/{name}")).unwrap());
+
+    // No process has this id.
+    let dead = "satrap-h999999999-0c";
+    tool("ip", &["netns", "add", dead]).unwrap();
+    drop(Network::new(1).unwrap());
+    assert!(!fs::exists(format!("/run/netns/{dead}")).unwrap());
+}
