@@ -63,7 +63,8 @@ impl Ring {
             }
         };
         if timeout(WITHIN, votes).await.is_err() {
-            let tails = self.realm.processes.iter().map(|p| format!("{}:\n{}\n", p.name, p.log_tail()));
+            let tails =
+                self.realm.processes.iter().map(|p| format!("{}:\n{}\n", p.name, p.log_tail()));
             panic!("`{name}` does not get its vote:\n{}", tails.collect::<String>());
         }
     }
@@ -156,7 +157,8 @@ async fn wrong_files(ring: &Ring, config: &str) {
     let stranger = stranger.members[0].config.display().to_string();
     restore("saved.db", &stranger).await.fails(65, "is of another ring");
     let (a, b) = (config, stranger.as_str());
-    let both = ring.satrap(&["snapshot", "restore", "saved.db", "--config", a, "--config", b]).await;
+    let both =
+        ring.satrap(&["snapshot", "restore", "saved.db", "--config", a, "--config", b]).await;
     both.fails(64, "do not list the same ring");
 }
 
@@ -228,7 +230,9 @@ async fn wrong_choices(ring: &mut Ring, configs: &[String]) {
     run(ring, &["--trust", "a"], &because).await.fails(64, "--lost");
     let wrong = run(ring, &["--trust", "b", "--lost", "a,c"], &because).await;
     wrong.fails(64, "is the configuration of `a`");
-    run(ring, &["--trust", "a", "--lost", "a,b"], &because).await.fails(64, "both trusted and lost");
+    run(ring, &["--trust", "a", "--lost", "a,b"], &because)
+        .await
+        .fails(64, "both trusted and lost");
     run(ring, &["--trust", "a", "--lost", "b,x"], &because).await.fails(64, "does not vote");
     run(ring, &["--trust", "a", "--lost", "c"], &because).await.fails(65, "which is a majority");
     let stranger = ring.dir().join("stranger.key").display().to_string();

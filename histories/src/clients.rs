@@ -40,7 +40,8 @@ impl Client {
     async fn session(&mut self) -> Option<(Peer, Channel)> {
         if self.session.is_none() {
             let peer = self.shared.any_peer(&mut self.random)?;
-            self.session = self.shared.dialer.connect(&peer.url).await.map(|channel| (peer, channel));
+            self.session =
+                self.shared.dialer.connect(&peer.url).await.map(|channel| (peer, channel));
         }
         self.session.clone()
     }

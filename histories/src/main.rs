@@ -101,11 +101,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn histories(
-    program: &Program,
-    seeds: std::ops::Range<u64>,
-    rounds: usize,
-) -> Result<(), Trouble> {
+fn histories(program: &Program, seeds: std::ops::Range<u64>, rounds: usize) -> Result<(), Trouble> {
     let mut failed = Vec::new();
     for seed in seeds {
         match run(program.store(ELECTION_MS)?, Options { seed, rounds }) {

@@ -26,7 +26,7 @@ const WATCHERS: u32 = 8;
 /// Fewer completed operations make a run worthless.
 pub const OPERATIONS_MIN: u64 = 10_000;
 /// Operations come at least this fast on average, or the run is given up.
-const RUN_NS_MAX: u64 = 120_000_000_000;
+const RUN_NS_MAX: u64 = 300_000_000_000;
 /// By when open watches have the last revision.
 const CATCH_UP_NS: u64 = 15_000_000_000;
 /// How late a lease may end: a leader that was just elected grants a whole new term, and looks for
@@ -86,7 +86,8 @@ pub fn enter(network: &Network, node: Node) -> Result<(), Trouble> {
 pub fn start(store: Box<dyn Store>, shared: &Arc<Shared>, seed: u64) -> Result<Nemesis, Trouble> {
     let cluster = Cluster::start(store)?;
     enter(&cluster.network, Node::Clients)?;
-    let mut nemesis = Nemesis::new(cluster, Admin::new(shared.dialer.clone())?, Arc::clone(shared), seed);
+    let mut nemesis =
+        Nemesis::new(cluster, Admin::new(shared.dialer.clone())?, Arc::clone(shared), seed);
     match nemesis.heal() {
         Ok(()) => Ok(nemesis),
         Err(trouble) => {

@@ -115,9 +115,8 @@ impl Satrap {
 
     /// The configuration of one start.
     fn config(&self, start: &Start) -> Result<PathBuf, Trouble> {
-        let is_there = |member: &&MemberPlan| {
-            start.ring.iter().any(|(name, _)| name == member.name.as_str())
-        };
+        let is_there =
+            |member: &&MemberPlan| start.ring.iter().any(|(name, _)| name == member.name.as_str());
         let whole = &self.plan.regions[0];
         let members: Vec<_> = whole.members.iter().filter(is_there).cloned().collect();
         let own = whole.members.iter().position(|member| member.name.as_str() == start.name);

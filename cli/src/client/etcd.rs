@@ -93,7 +93,8 @@ impl EtcdClient {
         });
         let channel = endpoint.connect_with_connector(connector).await;
         channel.map_err(|e| {
-            let cause = std::error::Error::source(&e).map_or_else(String::new, |c| format!(": {c}"));
+            let cause =
+                std::error::Error::source(&e).map_or_else(String::new, |c| format!(": {c}"));
             failed(&format!("{e}{cause}"))
         })
     }

@@ -8,7 +8,7 @@ use std::{
     collections::BTreeSet,
     fmt,
     net::{TcpStream, ToSocketAddrs as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -88,7 +88,8 @@ pub struct Status {
 pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
     match verb {
         Verb::Plan(args) => {
-            let survivors = args.configs.iter().map(survey).collect::<Result<Vec<_>, _>>()?;
+            let survivors =
+                args.configs.iter().map(|path| survey(path)).collect::<Result<Vec<_>, _>>()?;
             output.show(&PlanView::of(survivors.into_iter().map(|(_, found)| found).collect()))
         }
         Verb::Apply(args) => apply(args, output),
@@ -96,7 +97,7 @@ pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
     }
 }
 
-fn survey(path: &PathBuf) -> Result<(Config, Survivor), CliError> {
+fn survey(path: &Path) -> Result<(Config, Survivor), CliError> {
     let config = Config::load(path).map_err(CliError::usage)?;
     let found = offline::survey(&config).map_err(|error| {
         let CliError { kind, rule, message } = blame(&error);
@@ -266,7 +267,8 @@ impl PlanView {
 
 impl fmt::Display for PlanView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let heading = ["SURVIVOR", "VOTED IN", "LOG", "LAST TERM", "COMMITTED", "REVISION", "STATE"];
+        let heading =
+            ["SURVIVOR", "VOTED IN", "LOG", "LAST TERM", "COMMITTED", "REVISION", "STATE"];
         let mut rows = vec![heading.map(str::to_owned).to_vec()];
         rows.extend(self.survivors.iter().map(|s| {
             let [first, last] = s.log;
@@ -336,7 +338,11 @@ impl fmt::Display for Applied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { member, epoch, kept, revision, signers, aside, .. } = self;
         let lost = self.lost.join(", ");
-        writeln!(f, "`{member}` is a ring of its own, in epoch {epoch}, signed by {}", signers.join(", "))?;
+        writeln!(
+            f,
+            "`{member}` is a ring of its own, in epoch {epoch}, signed by {}",
+            signers.join(", ")
+        )?;
         writeln!(f, "  kept up to revision {kept}; the history goes on above {revision}")?;
         writeln!(f, "  what {lost} acknowledged behind that is lost")?;
         writeln!(f, "  the old directory is {}", aside.display())?;

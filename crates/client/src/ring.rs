@@ -18,7 +18,13 @@ use tower::{Service, ServiceExt};
 use crate::error::Error;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
-type Wire = BoxCloneSyncService<Request<Body>, Response<Body>, BoxError>;
+pub(crate) type Wire = BoxCloneSyncService<Request<Body>, Response<Body>, WireError>;
+
+/// Why a request could not be carried. A type of its own, because futures that hold a bare boxed
+/// error are not seen to be `Send` by whoever spawns them.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct WireError(#[source] BoxError);
 
 /// Longest wait for the answer to one question; a connection that went silent tells nothing.
 const CALL_MAX: Duration = Duration::from_secs(10);
@@ -48,7 +54,9 @@ impl Ring {
         B::Error: Into<BoxError>,
     {
         let plain = |response: Response<B>| response.map(Body::new);
-        Self(BoxCloneSyncService::new(service.map_response(plain).map_err(Into::into)))
+        Self(BoxCloneSyncService::new(
+            service.map_response(plain).map_err(|error: S::Error| WireError(error.into())),
+        ))
     }
 
     clients!(kv: KvClient, lease: LeaseClient, watch: WatchClient);

@@ -149,7 +149,8 @@ impl Tenure {
                 let again = now + self.backoff.next_delay(random);
                 Effect::Wait(again.min(self.acts_until()))
             }
-            (Some(sent), Event::Woke) => Effect::Wait(sent.max(self.acts_until())),
+            // Whoever asks does not sleep meanwhile; it would be woken in time.
+            (Some(_), Event::Woke) => Effect::Wait(self.acts_until()),
             (_, Event::Refused) => {
                 self.lost = Some(Lost::Taken);
                 Effect::Stop(Lost::Taken)

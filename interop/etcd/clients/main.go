@@ -30,6 +30,8 @@ type world struct {
 	open func() *clientv3.Client
 	// target says where the cluster is, for what needs a connection of its own.
 	target ring.Target
+	// all are the endpoints of all members; the target has one of them.
+	all []string
 	// bare is a connection without retries or balancing.
 	bare *grpc.ClientConn
 	// base is the revision at which both clusters began.
@@ -136,7 +138,7 @@ func compare(both *ring.Both, only string, verbose bool) (bool, error) {
 			continue
 		}
 		start := time.Now()
-		a, b, err := playBoth(one, both)
+		a, b, err := playBoth(one, count, both)
 		if err != nil {
 			return false, fmt.Errorf("%s: %w", one.name, err)
 		}
@@ -171,10 +173,15 @@ func firstDifference(a, b []string) string {
 	return ""
 }
 
-// playBoth makes both clusters equal and runs the scenario on both at once.
-func playBoth(one scenario, both *ring.Both) ([]string, []string, error) {
+// playBoth makes both clusters equal and runs the scenario on both at once, on the member whose turn
+// it is.
+func playBoth(one scenario, turn int, both *ring.Both) ([]string, []string, error) {
 	var worlds [2]*world
 	for i, target := range []ring.Target{both.Etcd, both.Satrap} {
+		// Each scenario stays with one member, and they take turns: what a client reads or watches
+		// without the log may be older on another member, on etcd as well.
+		all := target.Endpoints
+		target.Endpoints = []string{all[turn%len(all)]}
 		connections, err := target.Dial()
 		if err != nil {
 			return nil, nil, err
@@ -184,7 +191,7 @@ func playBoth(one scenario, both *ring.Both) ([]string, []string, error) {
 				_ = connection.Close()
 			}
 		}()
-		worlds[i] = &world{target: target, bare: connections[0]}
+		worlds[i] = &world{target: target, all: all, bare: connections[0]}
 	}
 	base, err := ring.Level(worlds[0].bare, worlds[1].bare)
 	if err != nil {

@@ -183,7 +183,7 @@ func members(w *world) {
 		synced = append(synced, bare)
 	}
 	slices.Sort(synced)
-	given := slices.Sorted(slices.Values(w.target.Endpoints))
+	given := slices.Sorted(slices.Values(w.all))
 	w.saw("the client's endpoints are those given: %v", slices.Equal(synced, given))
 	get(w.Put(w, "after", "sync"))
 	w.kvs("after", get(w.Get(w, "after")))

@@ -20,6 +20,7 @@ func begin(a, b *side) (*pair, error) {
 	}
 	p := &pair{a: a, b: b, base: base, revision: base, compacted: base, tally: newTally()}
 	for _, s := range []*side{a, b} {
+		s.guarded = false
 		ctx, cancel := s.context("")
 		auth, err := pb.NewAuthClient(s.connections[0]).AuthStatus(ctx, &pb.AuthStatusRequest{})
 		cancel()

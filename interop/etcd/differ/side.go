@@ -30,6 +30,8 @@ type side struct {
 	// spread picks the endpoint of each step.
 	spread *rand.Rand
 	masks  masks
+	// guarded says that authentication is on.
+	guarded bool
 	// tokens are by user.
 	tokens  map[string]string
 	watches *watchSide
@@ -48,9 +50,11 @@ func newSide(target ring.Target, options ...grpc.DialOption) (*side, error) {
 
 // connection picks a member for a request. One that answers from what it has first catches up: a
 // read through the log is answered only once the member has applied all that was answered before.
+// Who calls is also judged by what a member has.
 func (s *side) connection(ctx context.Context, request proto.Message) (*grpc.ClientConn, error) {
 	picked := s.connections[s.spread.IntN(len(s.connections))]
-	if _, is := request.(*pb.WatchRequest); is || readsLocally(request) {
+	_, watches := request.(*pb.WatchRequest)
+	if watches || s.guarded || readsLocally(request) {
 		return picked, s.catchUp(ctx, picked)
 	}
 	return picked, nil
@@ -140,7 +144,13 @@ func (s *side) perform(one step, base int64) answer {
 func (s *side) remember(one step, request, reply proto.Message) {
 	switch reply := reply.(type) {
 	case *pb.AuthenticateResponse:
+		// A token is good where the login was applied, so from here on it counts like the above.
+		s.guarded = true
 		s.tokens[request.(*pb.AuthenticateRequest).Name] = reply.Token
+	case *pb.AuthEnableResponse:
+		s.guarded = true
+	case *pb.AuthDisableResponse:
+		s.guarded = false
 	case *pb.LeaseGrantResponse:
 		if one.request.(*pb.LeaseGrantRequest).ID == 0 {
 			s.masks.lease = reply.ID

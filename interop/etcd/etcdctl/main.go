@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -116,6 +117,11 @@ func (p *program) section(one section, format string) error {
 	base, err := ring.Level(p.a.connection, p.b.connection)
 	if err != nil {
 		return err
+	}
+	if one.members > 1 {
+		if err := errors.Join(p.a.ripen(), p.b.ripen()); err != nil {
+			return err
+		}
 	}
 	values := [2]map[string]string{{}, {}}
 	for _, each := range values {

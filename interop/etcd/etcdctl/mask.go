@@ -21,7 +21,11 @@ import (
 //   - where etcdctl itself crashed (it does, on an alarm to print as fields);
 //   - lines that etcdctl logs, and what a password prompt or a lock's key adds of an id.
 type mask struct {
+	// names are what is replaced wherever it stands, and by what.
 	names map[string]string
+	// members are the names of the members, which may be as short as one letter: they are replaced
+	// only where one is expected.
+	members []string
 }
 
 // rules replace what patterns match. Their order matters: addresses go before numbers.
@@ -63,6 +67,10 @@ func (m *mask) apply(about, text string) string {
 	slices.SortFunc(names, func(a, b string) int { return len(b) - len(a) })
 	for _, name := range names {
 		text = strings.ReplaceAll(text, name, m.names[name])
+	}
+	if about == "member" {
+		name := regexp.MustCompile(`([ ,"])(` + strings.Join(m.members, "|") + `)([,"]|=<|=http)`)
+		text = name.ReplaceAllString(text, "$1<name>$3")
 	}
 	text = encodedBytes.ReplaceAllStringFunc(text, decoded)
 	for _, rule := range rules {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,7 +25,9 @@ const (
 	// commandMax is how long one command may take.
 	commandMax = 20 * time.Second
 	// freePeer is where no member listens. Port 1 is reserved, so nobody ever will.
-	freePeer = "http://127.0.0.1:1"
+	freePeer = "https://127.0.0.1:1"
+	// ripePeer is another such address: etcd makes ids of the address and the second.
+	ripePeer = "https://127.0.0.1:2"
 )
 
 // side is one cluster, as etcdctl sees it.
@@ -71,7 +74,9 @@ func newSide(target ring.Target, binary, folder string) (*side, error) {
 	for _, member := range reply.Members {
 		s.members[member.ID] = true
 		s.mask.number(member.ID, "<member>")
-		s.mask.names[member.Name] = "<name>"
+		if member.Name != "" {
+			s.mask.members = append(s.mask.members, regexp.QuoteMeta(member.Name))
+		}
 	}
 	return s, nil
 }
@@ -80,6 +85,24 @@ func (s *side) memberList() (*pb.MemberListResponse, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), commandMax)
 	defer cancel()
 	return pb.NewClusterClient(s.connection).MemberList(ctx, &pb.MemberListRequest{Linearizable: true})
+}
+
+// ripen waits until a fresh etcd takes a new member: it first wants to have seen the others for a
+// while.
+func (s *side) ripen() error {
+	ctx, cancel := context.WithTimeout(context.Background(), commandMax)
+	defer cancel()
+	cluster := pb.NewClusterClient(s.connection)
+	for {
+		added, err := cluster.MemberAdd(ctx, &pb.MemberAddRequest{PeerURLs: []string{ripePeer}, IsLearner: true})
+		if err == nil {
+			_, err = cluster.MemberRemove(ctx, &pb.MemberRemoveRequest{ID: added.Member.ID})
+			return err
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+	}
 }
 
 // newest is the member that was added since the beginning, or 0.
@@ -147,9 +170,18 @@ func (s *side) followed(values map[string]string, verb string) {
 	}
 }
 
+// aboutMembers are the verbs that are about the cluster rather than about what it stores.
+var aboutMembers = map[string]bool{
+	"endpoint": true, "member": true, "alarm": true, "defrag": true, "move-leader": true, "downgrade": true,
+}
+
 // arguments are the words of a command with everything filled in.
 func (s *side) arguments(c command, format string, base int64, values map[string]string) ([]string, error) {
-	endpoints := strings.Join(s.target.Endpoints, ",")
+	// What reads without the log may be older on another member, so most verbs stay with one.
+	endpoints := s.target.Endpoints[0]
+	if aboutMembers[c.words[0]] {
+		endpoints = strings.Join(s.target.Endpoints, ",")
+	}
 	var words []string
 	for _, word := range c.words {
 		word, err := ring.Revisions(word, base)

@@ -433,7 +433,9 @@ impl Backend {
     /// [`Self::header`] of an answer that belongs to no particular revision.
     #[must_use]
     pub fn header_now(&self) -> ResponseHeader {
-        self.header_at(self.mark().revision)
+        // Of the state itself: what wakes watches may be a moment behind it, and a client that has
+        // just been told a revision must not see a smaller one.
+        self.header_at(self.read(|keyspace| keyspace.store().revision()))
     }
 
     async fn call<T>(

@@ -204,10 +204,9 @@ impl Refusal {
             Self::MemberExists => (FailedPrecondition, "etcdserver: member ID already exist"),
             Self::PeerUrlExists => (FailedPrecondition, "etcdserver: Peer URLs already exists"),
             // etcd loses this code on its way out.
-            Self::MemberNotEnoughStarted => (
-                Unknown,
-                "etcdserver: re-configuration failed due to not enough started members",
-            ),
+            Self::MemberNotEnoughStarted => {
+                (Unknown, "etcdserver: re-configuration failed due to not enough started members")
+            }
             Self::MemberBadUrls => (InvalidArgument, "etcdserver: given member URLs are invalid"),
             Self::MemberNotFound => (NotFound, "etcdserver: member not found"),
             Self::MemberNotLearner => {

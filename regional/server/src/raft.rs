@@ -42,6 +42,9 @@ pub mod types;
 pub mod waiters;
 pub mod writer;
 
+#[cfg(test)]
+mod sim;
+
 use std::{
     collections::BTreeMap,
     future::Future,

@@ -1,6 +1,6 @@
 //! Tests against the real disk, the real network and real certificates.
 
-mod cluster;
+pub mod cluster;
 pub mod realm;
 mod ring;
 mod serving;

@@ -9,7 +9,8 @@ use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{RegionStatus, StatusReply, ValidatorStatus, status_reply::Tier};
 
 use super::view::{
-    BundleView, EdgeView, EvidenceView, MemberView, Realm, RecoveryView, RegionView, RunningView, ValidatorView,
+    BundleView, EdgeView, EvidenceView, MemberView, Realm, RecoveryView, RegionView, RunningView,
+    ValidatorView,
 };
 use crate::{
     client::{Client, Endpoint},

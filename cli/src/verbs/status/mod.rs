@@ -19,7 +19,8 @@ use crate::{
 
 pub use gather::gather;
 pub use view::{
-    BundleView, EdgeView, EvidenceView, MemberView, Realm, RecoveryView, RegionView, RunningView, ValidatorView,
+    BundleView, EdgeView, EvidenceView, MemberView, Realm, RecoveryView, RegionView, RunningView,
+    ValidatorView,
 };
 
 /// How often `--watch` looks.

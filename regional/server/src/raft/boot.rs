@@ -48,6 +48,10 @@ fn raft_config(setup: &RingSetup) -> Result<Arc<openraft::Config>, ConfigError> 
         election_timeout_max: ms(setup.timing.election_max),
         install_snapshot_timeout: INSTALL_SNAPSHOT_TIMEOUT_MS,
         enable_pre_vote: Some(true),
+        // A leader sends entries before they are on its own disk. If it went on in its term after a
+        // crash lost some of them, it would give their indices to other entries, and peers that hold
+        // the lost ones could not tell.
+        enable_leader_restore: Some(false),
         // `compaction` decides both, because openraft counts entries and not bytes.
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,

@@ -98,7 +98,7 @@ impl Shared {
 
     /// Takes the keyspace's digest if this entry is one at which all members do.
     pub fn take_digest(&self, index: u64, keyspace: &Keyspace) {
-        if index % DIGEST_EVERY_ENTRIES != 0 {
+        if !index.is_multiple_of(DIGEST_EVERY_ENTRIES) {
             return;
         }
         let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);

@@ -288,6 +288,10 @@ impl<P: Platform> Ring<P> {
     }
 
     async fn update(&self, id: u64, peer_urls: Vec<String>) -> Result<OrderReply, OrderReply> {
+        // As in etcd, a member that does not exist is told before an address that is not one.
+        if !self.members().iter().any(|member| member.id == id) {
+            return Err(OrderReply::Refused(Fault::NotFound));
+        }
         self.check_urls(&peer_urls, Some(id))?;
         let Some((name, node)) = self.node(id) else {
             let learner = self.shared.read(|keyspace| {

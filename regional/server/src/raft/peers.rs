@@ -43,7 +43,7 @@ pub type Wire = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, W
 /// Why a request did not reach a peer, or its answer did not come back.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub struct WireError(Box<dyn std::error::Error + Send + Sync>);
+pub struct WireError(pub Box<dyn std::error::Error + Send + Sync>);
 
 /// Two connections to one member.
 #[derive(Clone)]

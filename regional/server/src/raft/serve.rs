@@ -199,6 +199,7 @@ async fn take_time<P: Platform>(ring: &Ring<P>) {
         if !ring.until(Leading::No).await {
             return;
         }
+        ring.clock().follow();
     }
 }
 

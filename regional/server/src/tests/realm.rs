@@ -38,6 +38,11 @@ pub struct Realm {
 
 impl Realm {
     pub fn new() -> Self {
+        Self::at(clock::now() - 1_000_000_000)
+    }
+
+    /// A realm that began at `time`.
+    pub fn at(time: u64) -> Self {
         let keys: Vec<_> = (1..=VALIDATORS).map(signing_key).collect();
         let operator = signing_key(100);
         let validators = keys.iter().zip(1..).map(|(key, n)| ValidatorInfo {
@@ -63,7 +68,7 @@ impl Realm {
             clock_drift: Duration::from_secs(10),
             leader_rotation_heights: 10,
         };
-        let time = Timestamp(clock::now() - 1_000_000_000);
+        let time = Timestamp(time);
         let chain = ChainId::new(CHAIN).unwrap();
         let genesis = Arc::new(Genesis::new(&chain, time, policy, governance).unwrap());
         let ledger = Ledger::genesis(&genesis);

@@ -6,16 +6,21 @@
 
 use std::{
     collections::BTreeSet,
+    panic::AssertUnwindSafe,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures::{future::BoxFuture, stream};
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, ready},
+    stream,
+};
 use http_body_util::{BodyExt as _, Full, StreamBody};
-use satrap_host::pki::{PeerIdentity, Role, SpiffeId};
 use satrap_history::random::Random;
+use satrap_host::pki::{PeerIdentity, Role, SpiffeId};
 use tokio::{sync::oneshot, time::sleep};
 use tonic::body::Body;
 use tower::{Service, ServiceExt as _, util::BoxCloneSyncService};
@@ -72,6 +77,21 @@ impl Net {
         Self { chance, weather, cut: BTreeSet::new() }
     }
 
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.chance.below(bound)
+    }
+
+    /// Whether a request arrives twice, and after how many bytes it is interrupted.
+    fn mishap(&mut self, path: &str, bytes: u64) -> (bool, Option<u64>) {
+        // Only long ones take long enough.
+        let part = bytes > 64 * 1024 && self.chance.chance(self.weather.reset);
+        let part = part.then(|| self.chance.below(bytes));
+        // TCP delivers once; Raft's own messages are asked to bear more than that.
+        let raft = ["AppendOne", "Vote", "PreVote"].iter().any(|method| path.ends_with(method));
+        (raft && self.chance.chance(self.weather.twice), part)
+    }
+
     fn hop(&mut self, from: &MemberName, to: &MemberName) -> Hop {
         let delay = self.chance.between(0, self.weather.delay_ms_max);
         let (lost, reset) =
@@ -112,10 +132,8 @@ async fn travel(world: &World, from: &MemberName, to: &MemberName) -> Result<(),
         Hop::After(delay) => {
             sleep(delay).await;
             // It may have been cut meanwhile.
-            match world.net().cut.contains(&(from.clone(), to.clone())) {
-                true => std::future::pending().await,
-                false => Ok(()),
-            }
+            let cut = world.net().cut.contains(&(from.clone(), to.clone()));
+            if cut { std::future::pending().await } else { Ok(()) }
         }
         Hop::Never => std::future::pending().await,
         Hop::Reset => {
@@ -146,17 +164,7 @@ impl Wire {
         let (parts, body) = request.into_parts();
         let content = body.collect().await.map_err(|error| WireError(error.into()))?.to_bytes();
         travel(world, from, to).await?;
-        let (twice, part) = {
-            let mut net = world.net();
-            let weather = net.weather;
-            let bytes = content.len() as u64;
-            // Long ones are long enough to be interrupted.
-            let part = net.chance.chance(weather.reset) && bytes > 64 * 1024;
-            let part = part.then(|| net.chance.below(bytes));
-            // TCP delivers once; Raft's own messages are asked to bear more than that.
-            let raft = ["AppendOne", "Vote", "PreVote"].iter().any(|m| parts.uri.path().ends_with(m));
-            (raft && net.chance.chance(weather.twice), part)
-        };
+        let (twice, part) = world.net().mishap(parts.uri.path(), content.len() as u64);
         if twice {
             // Nobody reads the second answer.
             drop(self.deliver(&parts, whole(&content)));
@@ -185,8 +193,12 @@ impl Wire {
         *request.headers_mut() = parts.headers.clone();
         request.extensions_mut().insert(identity(&self.from));
         let (sender, answer) = oneshot::channel();
+        let (world, to) = (self.world.clone(), self.to.clone());
         drop(node.spawn(async move {
-            let Ok(response) = service.oneshot(request).await;
+            let serving = AssertUnwindSafe(service.oneshot(request)).catch_unwind();
+            let Ok(Ok(response)) = serving.await else {
+                return world.until_death(&to, ready(Err("a service panicked".into()))).await;
+            };
             let (parts, body) = response.into_parts();
             if let Ok(body) = body.collect().await {
                 // Whoever asked may have given up.

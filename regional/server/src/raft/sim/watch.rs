@@ -13,7 +13,10 @@ use std::{
 
 use openraft::{
     OptionalSend, OptionalSync,
-    async_runtime::watch::{RecvError, SendError, Watch, WatchReceiver, WatchSender},
+    async_runtime::{
+        Watch, WatchReceiver, WatchSender,
+        watch::{RecvError, SendError},
+    },
 };
 
 /// The kind of channel.
@@ -149,7 +152,9 @@ impl<T: OptionalSend + OptionalSync> WatchReceiver<SimWatch, T> for SimReceiver<
             if inner.senders.load(Ordering::Relaxed) == 0 {
                 return Poll::Ready(Err(RecvError(())));
             }
-            slot.waiting.push(cx.waker().clone());
+            if !slot.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+                slot.waiting.push(cx.waker().clone());
+            }
             Poll::Pending
         })
         .await

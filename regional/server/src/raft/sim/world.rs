@@ -5,24 +5,30 @@ use std::{
     fmt::Write as _,
     future::pending,
     hash::Hasher as _,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use satrap_certify::{Genesis, Label};
-use satrap_history::random::Random;
+use satrap_history::{Operation, random::Random};
 use satrap_host::Shutdown;
 use satrap_proto::v1::ring_server::RingServer;
 use satrap_regional_api::Backend;
 use satrap_regional_storage::{
-    Config, InstanceId, WalConfig,
+    Config, InstanceId, SpaceConfig, StateConfig, WalConfig,
     limits::SEGMENT_BYTES_MIN,
-    sim::{SimDisk, Survival},
+    sim::{Faults, SimDisk, Survival},
 };
 use tokio::{sync::oneshot, time};
 
 use super::{
     bug::Bug,
+    checks::Recorder,
     net::{Net, dial},
     runtime::{Node, Sim},
 };
@@ -75,6 +81,8 @@ pub struct Host {
     pub boots: u64,
     /// How often its disk was replaced by an empty one.
     pub losses: u64,
+    /// It lost its disk, and the ring has not let it in anew.
+    pub banned: bool,
     /// Milliseconds that a write takes at most.
     pub write_ms_max: u64,
     /// What runs on it.
@@ -106,6 +114,10 @@ pub struct World {
     hosts: Mutex<BTreeMap<MemberName, Host>>,
     trace: Mutex<Trace>,
     started: time::Instant,
+    recorder: Mutex<Recorder>,
+    operations: Mutex<Vec<Operation>>,
+    stamps: AtomicU64,
+    calm: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -131,6 +143,10 @@ impl World {
             hosts: Mutex::default(),
             trace: Mutex::default(),
             started: time::Instant::now(),
+            recorder: Mutex::default(),
+            operations: Mutex::default(),
+            stamps: AtomicU64::new(0),
+            calm: AtomicBool::new(false),
         })
     }
 
@@ -142,6 +158,40 @@ impl World {
     /// The computers.
     pub fn hosts(&self) -> MutexGuard<'_, BTreeMap<MemberName, Host>> {
         lock(&self.hosts)
+    }
+
+    /// What was written.
+    pub fn recorder(&self) -> MutexGuard<'_, Recorder> {
+        lock(&self.recorder)
+    }
+
+    /// What clients did.
+    pub fn operations(&self) -> MutexGuard<'_, Vec<Operation>> {
+        lock(&self.operations)
+    }
+
+    /// A new number for an operation.
+    pub fn next_id(&self) -> u64 {
+        self.operations().len() as u64 + 1
+    }
+
+    /// Clients shall come to an end.
+    pub fn calm_down(&self) {
+        self.calm.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether they shall.
+    pub fn is_calm(&self) -> bool {
+        self.calm.load(Ordering::Relaxed)
+    }
+
+    /// Now, and later than everything before: the checkers need to know what came first.
+    pub fn stamp(&self) -> u64 {
+        let now = self.now_ns();
+        let before = |last: u64| now.max(last + 1);
+        let last = self.stamps.load(Ordering::Relaxed);
+        self.stamps.store(before(last), Ordering::Relaxed);
+        before(last)
     }
 
     /// Everybody who was ever there.
@@ -234,6 +284,7 @@ impl World {
             disk: disk(),
             boots: 0,
             losses: 0,
+            banned: false,
             write_ms_max: 2,
             process: None,
         });
@@ -246,11 +297,19 @@ impl World {
         let (world, of, disk) = (self.clone(), name.clone(), host.disk.clone());
         let same_instance = self.bug == Some(Bug::LostDiskVotes);
         let fresh = if same_instance { self.number(name, 0) } else { chance.number() };
-        drop(node.spawn(async move {
-            let ended = world.clone().live(of.clone(), disk, fresh).await;
-            world.died(&of, ended);
-        }));
+        let living = self.clone().live(name.clone(), disk, fresh);
+        drop(node.spawn(async move { world.until_death(&of, living).await }));
         host.process = Some(Process { node, live: None, backend: None, death: None });
+    }
+
+    /// Waits for the end of something that ends with the process, or ends it.
+    pub async fn until_death(
+        &self,
+        name: &MemberName,
+        task: impl Future<Output = Result<(), String>>,
+    ) {
+        let ended = AssertUnwindSafe(task).catch_unwind().await;
+        self.died(name, ended.unwrap_or_else(|_| Err("a task panicked".into())));
     }
 
     fn died(&self, name: &MemberName, ended: Result<(), String>) {
@@ -283,6 +342,7 @@ impl World {
         let mut hosts = self.hosts();
         if let Some(host) = hosts.get_mut(name) {
             host.losses += 1;
+            host.banned = true;
             host.disk = SimDisk::new(self.number(name, 1_000 + host.losses));
             self.note(&format!("{name} lost its disk"));
         }
@@ -317,7 +377,8 @@ impl World {
         let setup = self.setup(&name);
         let files = Arc::new(sim);
         let wal = WalConfig { segment_bytes: SEGMENT_BYTES_MIN };
-        let config = Config { wal, ..Config::default() };
+        let space = SpaceConfig { reserve_bytes: 64 * 1024, low_bytes: 128 * 1024 };
+        let config = Config { wal, space, state: StateConfig { cache_bytes: 1024 * 1024 } };
         let mut instance = InstanceId::default();
         instance[..8].copy_from_slice(&fresh.to_be_bytes());
         let owner = owner(&setup);
@@ -326,22 +387,18 @@ impl World {
         if self.bug == Some(Bug::VoteForgotten) {
             disk.log.vote = None;
         }
-        self.lie_about_syncs(&name);
+        if self.bug == Some(Bug::AcknowledgedBeforeSync) {
+            files.set_faults(self.faults_at_rest());
+        }
         let opened = Opened::<Sim>::new(setup, files, disk, dial(&self, &name));
         let (opened, writers) = opened.map_err(|error| error.to_string())?;
         self.start_writers(&name, writers);
         let parts = opened.start().await.map_err(|error| error.to_string())?;
-        let live =
-            Live { ring: parts.ring(), log: parts.log.clone(), service: parts.service() };
+        let live = Live { ring: parts.ring(), log: parts.log.clone(), service: parts.service() };
         let (backend, ready) = oneshot::channel();
         self.with_process(&name, |process| process.live = Some(live));
-        let serve = serve::drive(
-            parts,
-            pending(),
-            Shutdown::default(),
-            backend,
-            Shutdown::default(),
-        );
+        let serve =
+            serve::drive(parts, pending(), Shutdown::default(), backend, Shutdown::default());
         let publish = async {
             if let Ok(backend) = ready.await {
                 self.note(&format!("{name} serves"));
@@ -356,16 +413,10 @@ impl World {
         }
     }
 
-    fn lie_about_syncs(&self, name: &MemberName) {
-        if self.bug == Some(Bug::AcknowledgedBeforeSync)
-            && let Some(host) = self.hosts().get(name)
-        {
-            let lying = satrap_regional_storage::sim::Faults {
-                lying_sync: true,
-                ..satrap_regional_storage::sim::Faults::default()
-            };
-            host.disk.set_faults(lying);
-        }
+    /// What disks do when nothing befalls them.
+    pub fn faults_at_rest(&self) -> Faults {
+        let lying_sync = self.bug == Some(Bug::AcknowledgedBeforeSync);
+        Faults { lying_sync, ..Faults::default() }
     }
 
     fn with_process(&self, name: &MemberName, change: impl FnOnce(&mut Process)) {
@@ -383,13 +434,12 @@ impl World {
         };
         let (world, of) = (self.clone(), name.clone());
         drop(node.spawn(async move {
-            let ended = world.write_log(&of, log).await;
-            world.died(&of, ended);
+            world.until_death(&of, world.write_log(&of, log)).await;
         }));
         let (world, of) = (self.clone(), name.clone());
         drop(node.spawn(async move {
-            let ended = world.write_checkpoints(&of, &checkpoints, &requests).await;
-            world.died(&of, ended);
+            let writing = world.write_checkpoints(&of, checkpoints, requests);
+            world.until_death(&of, writing).await;
         }));
     }
 
@@ -413,8 +463,8 @@ impl World {
     async fn write_checkpoints(
         &self,
         name: &MemberName,
-        checkpoints: &Checkpoints,
-        requests: &std::sync::mpsc::Receiver<CheckpointRequest>,
+        checkpoints: Checkpoints,
+        requests: std::sync::mpsc::Receiver<CheckpointRequest>,
     ) -> Result<(), String> {
         for round in 0_u64.. {
             time::sleep(Duration::from_millis(25)).await;

@@ -1,0 +1,74 @@
+//! Elections: nobody is woken in vain, and nobody leads without a lease.
+
+use satrap_client::election::{campaign, leader};
+use satrap_client::{Error, Lost, Terms};
+use tokio::task::JoinSet;
+
+use crate::harness::{Member, Tap};
+
+const CONTENDERS: u32 = 100;
+/// Streams of one connection are bounded, and each contender has one.
+const PER_CONNECTION: u32 = 20;
+
+/// 001-44: with a hundred contenders each death of a leader is told to exactly one.
+#[tokio::test]
+async fn each_death_wakes_exactly_one() {
+    let member = Member::start().await;
+    let tap = Tap::default();
+    let mut contenders = JoinSet::new();
+    for n in 0..CONTENDERS / PER_CONNECTION {
+        let ring = member.tapped(&tap).await;
+        for m in 0..PER_CONNECTION {
+            let (ring, value) = (ring.clone(), format!("{n}/{m}"));
+            contenders.spawn(async move {
+                campaign(&ring, "boss", value, Terms::of(600)).await.unwrap()
+            });
+        }
+    }
+    // Everybody but the first watches somebody, before the first dies.
+    tap.watches(CONTENDERS - 1).await;
+    let ring = member.ring().await;
+    let (mut reigns, mut created) = (0, 0);
+    while let Some(elected) = contenders.join_next().await {
+        let elected = elected.unwrap();
+        assert!(contenders.try_join_next().is_none(), "two lead");
+        let waited = elected.waited();
+        let expected = u32::from(reigns > 0);
+        assert_eq!((waited.predecessors, waited.notifications), (expected, expected));
+        let shown = leader(&ring, "boss").await.unwrap().expect("somebody leads");
+        assert_eq!((shown.created, shown.lease), (elected.created(), elected.lease()));
+        assert!(elected.created() > created, "not in the order of arrival");
+        (reigns, created) = (reigns + 1, elected.created());
+        member.revoke(elected.lease()).await;
+    }
+    assert_eq!(reigns, CONTENDERS);
+    assert_eq!(*tap.watches.borrow(), CONTENDERS - 1, "nobody watched twice");
+    member.stop().await;
+}
+
+/// What Jepsen found in etcd's locks: a contender whose lease ended during the wait leads nothing.
+#[tokio::test]
+async fn whoever_lost_its_lease_while_waiting_does_not_lead() {
+    let member = Member::start().await;
+    let tap = Tap::default();
+    let ring = member.tapped(&tap).await;
+    let first = campaign(&ring, "boss", "first", Terms::of(600)).await.unwrap();
+    let mut waiting = JoinSet::new();
+    let contender = ring.clone();
+    waiting.spawn(async move { campaign(&contender, "boss", "second", Terms::of(600)).await });
+    tap.watches(1).await;
+    let lease = member.backend.read(|keyspace| {
+        use satrap_regional_core::kv::request::{KeyRange, RangeRequest};
+        let range = RangeRequest::of(KeyRange::prefix("boss/"));
+        let found = keyspace.store().range(&range).unwrap();
+        found.kvs.iter().map(|kv| kv.lease).find(|lease| *lease != first.lease()).unwrap()
+    });
+    member.revoke(lease).await;
+    first.proclaim("still here").await.unwrap();
+    assert_eq!(leader(&ring, "boss").await.unwrap().unwrap().value, "still here");
+    first.resign().await.unwrap();
+    let ended = waiting.join_next().await.unwrap().unwrap();
+    assert!(matches!(ended, Err(Error::Lost(Lost::Taken))), "{ended:?}");
+    assert_eq!(leader(&ring, "boss").await.unwrap(), None);
+    member.stop().await;
+}

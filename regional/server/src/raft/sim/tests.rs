@@ -1,0 +1,80 @@
+//! Hundreds of seeds, and proof that they would find something.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+};
+
+use super::{Report, bug::Bug, run};
+
+/// A number from the command line of a developer, who wants to see one run again.
+#[expect(clippy::disallowed_methods, reason = "a test takes its seed from whoever repeats it")]
+fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap())
+}
+
+fn explain(report: &Report) -> String {
+    let seed = report.seed;
+    format!(
+        "{}\n{}\nseed {seed}: RING_SEED={seed} cargo test -p satrap-regional-server --lib \
+         raft::sim::tests::one_seed -- --nocapture",
+        report.story,
+        report.broken.as_deref().unwrap_or("nothing is broken"),
+    )
+}
+
+/// `RING_SEED=N`, optionally with `RING_SEEDS=COUNT`.
+#[test]
+fn one_seed() {
+    let first = from_environment("RING_SEED").unwrap_or(1);
+    let count = from_environment("RING_SEEDS").unwrap_or(1);
+    let mut broken = Vec::new();
+    for seed in first..first + count {
+        let report = run(seed, None);
+        let Report { fingerprint, operations, blows, simulated, .. } = &report;
+        println!("{seed}: {fingerprint:?} {operations:?} {blows} {simulated:?}");
+        if report.broken.is_some() {
+            if count == 1 {
+                panic!("{}", explain(&report));
+            }
+            println!("{seed}: {:?}", report.broken);
+            broken.push(seed);
+        }
+    }
+    assert!(broken.is_empty(), "{broken:?}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    for seed in 0..20 {
+        let (one, other) = (run(seed, None), run(seed, None));
+        assert_eq!(one.fingerprint, other.fingerprint, "seed {seed}");
+    }
+}
+
+#[test]
+fn every_bug_is_found() {
+    for bug in Bug::ALL {
+        let found = (0..60).map(|seed| run(seed, Some(bug))).find(|report| report.broken.is_some());
+        let found = found.unwrap_or_else(|| panic!("{bug:?} was not found"));
+        println!("{bug:?}: seed {}: {}", found.seed, found.broken.unwrap());
+    }
+}
+
+#[test]
+fn storms_pass() {
+    let count = from_environment("RING_SEEDS").unwrap_or(500);
+    let next = AtomicU64::new(0);
+    let broken = thread::scope(|scope| {
+        let work = || {
+            let seeds = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+            let mut reports = seeds.take_while(|seed| *seed < count).map(|seed| run(seed, None));
+            reports.find(|report| report.broken.is_some())
+        };
+        let threads: Vec<_> = (0..2).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().filter_map(|thread| thread.join().unwrap()).next()
+    });
+    if let Some(report) = broken {
+        panic!("{}", explain(&report));
+    }
+}
