@@ -65,7 +65,7 @@ var guarded = []chosen{
 	{200, func(g *generator) []step { return g.asSomebody(call(g.rangeRequest())) }},
 	{60, func(g *generator) []step { return g.asSomebody(call(g.deleteRequest())) }},
 	{200, func(g *generator) []step { return g.asSomebody(call(g.txnRequest(0))) }},
-	{40, func(g *generator) []step { return g.asSomebody(step{kind: kindStream, request: g.rangeRequest()}) }},
+	{40, func(g *generator) []step { return g.asSomebody(g.streamStep()) }},
 	{80, func(g *generator) []step { return g.asSomebody(g.leaseSteps()...) }},
 	{40, func(g *generator) []step {
 		return g.asSomebody(step{kind: kindWatchOnce, request: watchCreate(g.watchRequest())})

@@ -241,7 +241,7 @@ func (s *side) remember(r request, body []byte) {
 // written, and of the following only counts whether they are there:
 //
 //   - ids of clusters, members and leases, and Raft's term and index;
-//   - versions, sizes, hashes, names and addresses of members, tokens, revisions of authentication;
+//   - which members there are; versions, sizes, hashes, names and addresses of members, tokens, revisions of authentication;
 //   - what is left of a lease's time; keys of locks and elections, which hold a lease;
 //   - what is wrong with JSON that cannot be read: those words are of Go's library, not of etcd.
 //
@@ -279,7 +279,7 @@ var uncompared = map[string]bool{
 	"raftAppliedIndex": true, "leader": true, "version": true, "dbSize": true, "dbSizeInUse": true,
 	"storageVersion": true, "dbSizeQuota": true, "hash": true, "name": true, "peerURLs": true,
 	"clientURLs": true, "token": true, "authRevision": true, "etcdserver": true, "etcdcluster": true,
-	"storage": true,
+	"storage": true, "members": true,
 }
 
 func (s *side) mask(path, name string, value any) any {
@@ -296,7 +296,7 @@ func (s *side) mask(path, name string, value any) any {
 		for i, child := range value {
 			value[i] = s.mask(path, name, child)
 		}
-		if name == "leases" || name == "members" {
+		if name == "leases" {
 			return len(value)
 		}
 		return value

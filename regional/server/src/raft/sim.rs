@@ -77,7 +77,7 @@ pub fn run(seed: u64, bug: Option<Bug>) -> Report {
     let runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = { runtime }.enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
-        let founders = if seed % 5 == 0 { 5 } else { 3 };
+        let founders = if seed.is_multiple_of(5) { 5 } else { 3 };
         let world = World::new(seed, founders, Realm::at(1_800_000_000).genesis, bug);
         let mut nemesis = Nemesis::new(world.clone());
         let broken = live(&world, &mut nemesis).await.err();

@@ -136,7 +136,7 @@ impl World {
         Arc::new(Self {
             seed,
             bug,
-            skewed: seed % 4 != 0,
+            skewed: !seed.is_multiple_of(4),
             genesis,
             founders: names.map(|name| (label(&name), url(&name))).collect(),
             net: Net::new(seed).into(),

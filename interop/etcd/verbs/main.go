@@ -1,4 +1,4 @@
-// Command etcdctl runs every verb of etcd's command line on etcd and on the ring under test, and
+// Command verbs runs every verb of etcd's command line on etcd and on the ring under test, and
 // compares what it prints and how it ends, in each of its output formats. What need not be equal
 // is listed at `mask`.
 package main
@@ -46,7 +46,7 @@ func main() {
 	flag.Parse()
 	equal, err := p.run()
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "etcdctl:", err)
+		fmt.Fprintln(os.Stderr, "verbs:", err)
 		os.Exit(2)
 	}
 	if !equal {
