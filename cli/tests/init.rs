@@ -112,8 +112,9 @@ fn secrets_are_private_and_nothing_is_left_over() {
             assert_eq!(mode(path.parent().unwrap()), 0o700, "{}", path.display());
         }
     }
-    // CAs: validators, two regions, operators. Leaves: 4 + 6 + 2 + 2. Signing: 4 + 2.
-    assert_eq!(secrets, 4 + 14 + 6);
+    // CAs: validators, two regions, operators. Leaves: 4 + 6 + 2 + 2. Signing: 4 + 2. For clients of
+    // etcd in one region: its CA, 3 members, 2 operators.
+    assert_eq!(secrets, 4 + 14 + 6 + 6);
     assert_eq!(mode(&files.dir), 0o700);
     let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names.len(), 2, "{names:?}");

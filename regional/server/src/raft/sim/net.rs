@@ -176,6 +176,9 @@ impl Wire {
         world.note(&format!("{from} asks {to} {}", parts.uri.path()));
         let answer = self.deliver(&parts, content).ok_or_else(|| broken("connection refused"))?;
         let response = answer.await.map_err(|_| broken("connection reset by peer"))?;
+        if let Some(status) = tonic::Status::from_header_map(response.headers()) {
+            world.note(&format!("{to} refuses {from}: {}", status.message()));
+        }
         travel(world, to, from).await?;
         Ok(response)
     }
