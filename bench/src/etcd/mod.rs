@@ -48,6 +48,12 @@ pub struct Args {
     /// Leaders killed in `failover`
     #[arg(long, default_value_t = 50)]
     kills: usize,
+    /// Of `throughput`, only these operations
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = throughput::Operation::ALL)]
+    operations: Vec<throughput::Operation>,
+    /// Of `throughput`, only so many clients at once
+    #[arg(long, value_delimiter = ',', default_values_t = throughput::CLIENTS)]
+    clients: Vec<usize>,
     /// Which measurements
     #[arg(value_enum, default_values_t = [Part::Throughput, Part::Watch, Part::Scale, Part::Failover, Part::Compaction])]
     parts: Vec<Part>,

@@ -17,16 +17,19 @@ use super::{
     wire::{Channel, Incoming, frame, send},
 };
 
-const CLIENTS: [usize; 4] = [1, 64, 256, 1_000];
+/// Calls under way, unless others are asked for.
+pub const CLIENTS: [usize; 4] = [1, 64, 256, 1_000];
 const KEYS: u64 = 100_000;
 const VALUE_BYTES: usize = 256;
 /// Puts in one message of a stream.
 const STREAM_BATCH: usize = 32;
 
 /// What is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Operation {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Operation {
+    /// One call a key.
     Put,
+    /// Linearizable, of one key.
     Range,
     /// Etcd has none; its linearizable range stands beside it.
     LeaseRead,
@@ -35,7 +38,8 @@ enum Operation {
 }
 
 impl Operation {
-    const ALL: [Self; 4] = [Self::Put, Self::Range, Self::LeaseRead, Self::StreamPut];
+    /// Every operation.
+    pub const ALL: [Self; 4] = [Self::Put, Self::Range, Self::LeaseRead, Self::StreamPut];
 
     fn name(self) -> &'static str {
         match self {
@@ -93,9 +97,9 @@ pub async fn run(args: &Args) -> Bench<()> {
     for cluster in &clusters {
         preload(cluster).await?;
     }
-    for operation in Operation::ALL {
+    for &operation in &args.operations {
         head(operation.name(), args.rounds);
-        for clients in CLIENTS {
+        for &clients in &args.clients {
             let load = Load { clients, duration: Duration::from_secs(args.seconds) };
             let mut rounds: [Vec<Measured>; 2] = [Vec::new(), Vec::new()];
             for _ in 0..args.rounds {
