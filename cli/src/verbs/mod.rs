@@ -10,6 +10,7 @@ pub mod govern;
 pub mod init;
 pub mod member;
 pub mod publish;
+pub mod quota;
 pub mod recover;
 pub mod snapshot;
 pub mod status;
@@ -62,6 +63,9 @@ pub enum Verb {
     /// Point a client of etcd at a region
     #[command(subcommand)]
     Etcd(etcd::Verb),
+    /// Limit what the keys of a region, or those with a prefix, may hold
+    #[command(subcommand)]
+    Quota(quota::Verb),
     /// Save the state of a ring to a file, check such a file, or make a new ring from it
     #[command(subcommand)]
     Snapshot(snapshot::Verb),
@@ -104,6 +108,7 @@ impl Verb {
             Self::Blocks(args) => blocks::run(&args, output),
             Self::Govern(verb) => govern::run(&verb, output),
             Self::Etcd(verb) => etcd::run(&verb, output),
+            Self::Quota(verb) => quota::run(&verb, output),
             Self::Snapshot(verb) => snapshot::run(&verb, output),
             Self::Member(verb) => member::run(&verb, output),
             Self::Recover(verb) => recover::run(&verb, output),

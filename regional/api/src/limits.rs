@@ -112,6 +112,11 @@ pub const CONNECTION_AGE_MAX: Duration = Duration::from_hours(12);
 /// How long it may then take.
 pub const CONNECTION_GRACE: Duration = Duration::from_secs(60);
 
+/// Clients take messages of up to 4 MiB unless they are told otherwise; 64 is for numbers and tags.
+const _: () = {
+    use satrap_regional_core::limits::{QUOTA_PREFIX_BYTES_MAX, QUOTAS_MAX};
+    assert!((QUOTAS_MAX + 1) * (QUOTA_PREFIX_BYTES_MAX + 64) < 4 * 1024 * 1024);
+};
 const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
 const _: () = assert!(FRAME_BYTES_MAX <= STREAM_WINDOW_BYTES);
 const _: () = assert!(TXN_OPS_MAX <= satrap_regional_core::limits::TXN_OPS_MAX);

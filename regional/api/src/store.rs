@@ -5,6 +5,7 @@
 //! of a request and gives the bytes of an answer.
 
 mod put_stream;
+mod quotas;
 mod read;
 mod roles;
 
@@ -14,6 +15,7 @@ use satrap_regional_core::keyspace::{PutIfRevision, PutSequential};
 use satrap_regional_core::{Refusal, Request, Response};
 
 pub use put_stream::put_stream;
+pub use quotas::{list_quotas, remove_quota, set_quota};
 pub use read::{get, list_page};
 pub use roles::{grant_role, release_role, renew_role, role_status};
 

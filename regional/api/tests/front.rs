@@ -12,6 +12,8 @@ mod harness;
 mod kv;
 #[path = "front/limits.rs"]
 mod limits;
+#[path = "front/quotas.rs"]
+mod quotas;
 #[path = "front/stalled.rs"]
 mod stalled;
 #[path = "front/store.rs"]

@@ -30,6 +30,8 @@ pub const TOKEN_TTL_S_MAX: u64 = 30 * 24 * 3600;
 pub const FENCED_ROLES_MAX: usize = 1_000_000;
 /// Prefixes with a quota of their own.
 pub const QUOTAS_MAX: usize = 4_096;
+/// Such a prefix; short enough that all of them fit into one answer.
+pub const QUOTA_PREFIX_BYTES_MAX: usize = 512;
 /// Members with an alarm, times kinds of alarms.
 pub const ALARMS_MAX: usize = 1_024;
 /// Recoveries remembered; each is the work of an operator.

@@ -90,6 +90,12 @@ impl Quotas {
         self.rows.get(&Bytes::new()).map_or(TOTAL_BYTES_MAX_DEFAULT, |limits| limits.bytes_max)
     }
 
+    /// The limits of a prefix and what it holds, if it has a quota.
+    #[must_use]
+    pub fn get(&self, prefix: &Bytes) -> Option<(PrefixLimits, Usage)> {
+        Some((*self.rows.get(prefix)?, self.used.get(prefix).copied().unwrap_or_default()))
+    }
+
     /// Prefixes with a quota, their limits and what they hold, in order of prefix.
     pub fn list(&self) -> impl Iterator<Item = (&Bytes, PrefixLimits, Usage)> {
         let rows = self.rows.iter().filter(|(prefix, _)| !prefix.is_empty());
@@ -116,6 +122,9 @@ impl Quotas {
                 return Err(Refusal::EmptyKey);
             }
             QuotaRequest::Prefix { prefix, limits } if *limits == PrefixLimits::default() => {
+                if self.rows.get(prefix).is_none() {
+                    return Err(Refusal::QuotaNotFound);
+                }
                 self.rows.remove(prefix);
                 self.forget(prefix);
             }
@@ -346,7 +355,7 @@ impl Canonical for QuotaRequest {
         match r.u8()? {
             0 => Ok(Self::Total { bytes_max: r.u64()? }),
             1 => {
-                let prefix = Bytes::copy_from_slice(r.bytes(limits::KEY_BYTES_MAX)?);
+                let prefix = Bytes::copy_from_slice(r.bytes(limits::QUOTA_PREFIX_BYTES_MAX)?);
                 Ok(Self::Prefix { prefix, limits: PrefixLimits::decode(r)? })
             }
             _ => Err(DecodeError::Invalid("quota request")),
@@ -364,6 +373,6 @@ impl Row for PrefixLimits {
     }
 
     fn decode_key(r: &mut Reader<'_>) -> Result<Bytes, DecodeError> {
-        Ok(Bytes::copy_from_slice(r.bytes(limits::KEY_BYTES_MAX)?))
+        Ok(Bytes::copy_from_slice(r.bytes(limits::QUOTA_PREFIX_BYTES_MAX)?))
     }
 }

@@ -124,6 +124,8 @@ pub enum Refusal {
         /// What the prefix would hold.
         would_be: u64,
     },
+    /// The prefix has no quota that could be taken away.
+    QuotaNotFound,
     /// A list of the keyspace is full; see `limits`.
     Full(&'static str),
     /// A recovery names an epoch that has been before, or a revision that is not ahead.
@@ -224,6 +226,7 @@ impl Refusal {
             }
             Self::BadLeaderTransferee => (FailedPrecondition, "etcdserver: bad leader transferee"),
             Self::Conflict { .. } => (Aborted, ""),
+            Self::QuotaNotFound => (NotFound, "satrap: the prefix has no quota"),
             Self::RoleHeld { .. } | Self::StaleToken { .. } | Self::StaleRecovery => {
                 (FailedPrecondition, "")
             }

@@ -132,6 +132,9 @@ fn a_write_must_fit_every_quota_whose_prefix_it_has() {
     assert!(ring.ask(Request::Txn(txn)).is_err());
     assert_eq!(ring.keyspace.store().live_keys(), 3);
     quota(&mut ring, "team/a/", 0, 0);
+    let limits = PrefixLimits::default();
+    let again = Request::Quota(QuotaRequest::Prefix { prefix: text("team/a/"), limits });
+    assert_eq!(ring.ask(again), Err(Refusal::QuotaNotFound));
     ring.put("team/a/2", "").unwrap();
     ring.put("team/a/3", "").unwrap();
     // A limit that was lowered below what is there refuses growth and nothing else.

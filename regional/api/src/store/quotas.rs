@@ -1,0 +1,131 @@
+//! Limits on the whole keyspace and on prefixes of it, and what is in use.
+//!
+//! Who is limited must not be able to change that, and what a prefix holds tells about keys that the
+//! caller may not read. So all of this is for administrators.
+
+use bytes::Bytes;
+use satrap_proto::v1;
+use satrap_regional_core::limits::QUOTA_PREFIX_BYTES_MAX;
+use satrap_regional_core::quota::{PrefixLimits, QuotaRequest};
+use satrap_regional_core::{Keyspace, Request};
+use tonic::Status;
+
+use super::read::{served, wait};
+use super::{answered, header};
+use crate::api::Api;
+use crate::backend::Failure;
+use crate::grpc;
+use crate::kv::{Answer, decode, propose};
+use crate::peer::Credentials;
+
+/// Sets the limits of a prefix, or of the whole keyspace.
+///
+/// # Errors
+///
+/// What the caller lacks, limits that limit nothing, or why the ring could not.
+pub async fn set_quota(api: &Api, credentials: &Credentials, message: Bytes) -> Answer {
+    let bytes = message.len();
+    let wanted: v1::SetQuotaRequest = decode(message)?;
+    let limits = PrefixLimits { bytes_max: wanted.bytes_max, keys_max: wanted.keys_max };
+    check(&wanted.prefix)?;
+    let request = match (wanted.prefix.is_empty(), limits) {
+        (_, PrefixLimits { bytes_max: 0, keys_max: 0 }) => {
+            let why = "a quota without limits; RemoveQuota takes one away";
+            return Err(Status::invalid_argument(why));
+        }
+        (true, PrefixLimits { bytes_max, keys_max: 0 }) => QuotaRequest::Total { bytes_max },
+        (true, _) => {
+            let why = "the whole keyspace is limited in bytes only; name a prefix";
+            return Err(Status::invalid_argument(why));
+        }
+        (false, limits) => QuotaRequest::Prefix { prefix: wanted.prefix.clone(), limits },
+    };
+    let answer = propose(api, credentials, bytes, Request::Quota(request)).await?;
+    let quota = api.backend.read(|keyspace| match wanted.prefix.is_empty() {
+        true => total(keyspace),
+        false => of_prefix(keyspace, wanted.prefix),
+    });
+    let (header, quota) = (Some(answered(api, &answer)), Some(quota));
+    Ok(grpc::frame(&v1::SetQuotaResponse { header, quota }))
+}
+
+/// Takes the limits of a prefix away; the whole keyspace then has its default again.
+///
+/// # Errors
+///
+/// `NotFound` if the prefix has none, what the caller lacks, or why the ring could not.
+pub async fn remove_quota(api: &Api, credentials: &Credentials, message: Bytes) -> Answer {
+    let bytes = message.len();
+    let v1::RemoveQuotaRequest { prefix } = decode(message)?;
+    check(&prefix)?;
+    let request = match prefix.is_empty() {
+        true => QuotaRequest::Total { bytes_max: 0 },
+        false => QuotaRequest::Prefix { prefix, limits: PrefixLimits::default() },
+    };
+    let answer = propose(api, credentials, bytes, Request::Quota(request)).await?;
+    Ok(grpc::frame(&v1::RemoveQuotaResponse { header: Some(answered(api, &answer)) }))
+}
+
+/// Every limit there is, the whole keyspace first.
+///
+/// # Errors
+///
+/// What the caller lacks, or why the ring could not.
+pub async fn list_quotas(api: &Api, credentials: &Credentials, message: Bytes) -> Answer {
+    let wanted: v1::ListQuotasRequest = decode(message)?;
+    let point = wait(api, wanted.mode).await?;
+    let caller = credentials.caller(&api.backend)?;
+    let found = api.backend.read(|keyspace| {
+        keyspace.auth().check_admin(&caller)?;
+        let prefixes = keyspace.quotas().list().map(|(prefix, limits, used)| v1::Quota {
+            prefix: prefix.clone(),
+            bytes_max: limits.bytes_max,
+            keys_max: limits.keys_max,
+            bytes: used.bytes,
+            keys: used.keys,
+        });
+        let quotas = std::iter::once(total(keyspace)).chain(prefixes).collect();
+        Ok((keyspace.store().revision(), quotas))
+    });
+    let (revision, quotas) = found.map_err(Failure::Refused)?;
+    let response = v1::ListQuotasResponse {
+        header: Some(header(api, revision, point.term)),
+        served: Some(served(point)),
+        quotas,
+    };
+    Ok(grpc::frame(&response))
+}
+
+/// The log cannot hold a longer one.
+fn check(prefix: &[u8]) -> Result<(), Status> {
+    if prefix.len() > QUOTA_PREFIX_BYTES_MAX {
+        let why = format!(
+            "the prefix of a quota has {} bytes; at most {QUOTA_PREFIX_BYTES_MAX} are possible",
+            prefix.len()
+        );
+        return Err(Status::invalid_argument(why));
+    }
+    Ok(())
+}
+
+fn total(keyspace: &Keyspace) -> v1::Quota {
+    v1::Quota {
+        prefix: Bytes::new(),
+        bytes_max: keyspace.quotas().total_bytes_max(),
+        keys_max: 0,
+        bytes: keyspace.store().sizes().held_bytes,
+        keys: keyspace.store().live_keys(),
+    }
+}
+
+/// As it is now, which may be without limits if somebody was quick.
+fn of_prefix(keyspace: &Keyspace, prefix: Bytes) -> v1::Quota {
+    let (limits, used) = keyspace.quotas().get(&prefix).unwrap_or_default();
+    v1::Quota {
+        prefix,
+        bytes_max: limits.bytes_max,
+        keys_max: limits.keys_max,
+        bytes: used.bytes,
+        keys: used.keys,
+    }
+}

@@ -1,0 +1,175 @@
+//! Quotas: what operators set, what writers meet, and who may do which.
+
+use bytes::Bytes;
+use satrap_proto::etcdserverpb as pb;
+use satrap_proto::etcdserverpb::auth_client::AuthClient;
+use satrap_proto::etcdserverpb::kv_client::KvClient;
+use satrap_proto::v1::store_client::StoreClient;
+use satrap_proto::v1::{self, Quota};
+use satrap_regional_core::kv::VERSION_OVERHEAD_BYTES;
+use satrap_regional_core::limits::QUOTA_PREFIX_BYTES_MAX;
+use satrap_regional_core::quota::TOTAL_BYTES_MAX_DEFAULT;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+use crate::harness::Member;
+
+/// Somebody, by token.
+#[derive(Clone)]
+struct Somebody {
+    channel: Channel,
+    token: Option<String>,
+}
+
+impl Somebody {
+    fn asks<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("token", token.parse().unwrap());
+        }
+        request
+    }
+
+    fn store(&self) -> StoreClient<Channel> {
+        StoreClient::new(self.channel.clone())
+    }
+
+    async fn put(&self, key: &str, value: &str) -> Result<(), Status> {
+        let (key, value) = (key.to_owned().into(), value.to_owned().into());
+        let put = self.asks(pb::PutRequest { key, value, ..Default::default() });
+        KvClient::new(self.channel.clone()).put(put).await.map(drop)
+    }
+
+    async fn set(&self, prefix: &str, bytes_max: u64, keys_max: u64) -> Result<Quota, Status> {
+        let prefix = prefix.to_owned().into();
+        let set = self.asks(v1::SetQuotaRequest { prefix, bytes_max, keys_max });
+        Ok(self.store().set_quota(set).await?.into_inner().quota.unwrap())
+    }
+
+    async fn remove(&self, prefix: &str) -> Result<(), Status> {
+        let remove = self.asks(v1::RemoveQuotaRequest { prefix: prefix.to_owned().into() });
+        self.store().remove_quota(remove).await.map(drop)
+    }
+
+    async fn list(&self) -> Result<Vec<Quota>, Status> {
+        let list = self.asks(v1::ListQuotasRequest::default());
+        Ok(self.store().list_quotas(list).await?.into_inner().quotas)
+    }
+}
+
+async fn anybody(member: &Member) -> Somebody {
+    Somebody { channel: member.channel().await, token: None }
+}
+
+fn quota(prefix: &'static str, limits: (u64, u64), used: (u64, u64)) -> Quota {
+    let ((bytes_max, keys_max), (bytes, keys)) = (limits, used);
+    Quota { prefix: Bytes::from_static(prefix.as_bytes()), bytes_max, keys_max, bytes, keys }
+}
+
+#[tokio::test]
+async fn a_writer_meets_the_limits_that_were_set() {
+    let member = Member::start().await;
+    let me = anybody(&member).await;
+    me.put("team/a", "12").await.unwrap();
+    let set = me.set("team/", 0, 2).await.unwrap();
+    assert_eq!(set, quota("team/", (0, 2), (8, 1)), "what was there counts");
+    me.put("team/b", "1").await.unwrap();
+    let refused = me.put("team/c", "1").await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert_eq!(
+        refused.message(),
+        "satrap: quota of prefix \"team/\" exceeded: 3 of at most 2 keys"
+    );
+
+    // Set again, the limits are others, and what is in use may be beyond them.
+    let set = me.set("team/", 10, 0).await.unwrap();
+    assert_eq!(set, quota("team/", (10, 0), (15, 2)));
+    me.put("team/a", "1").await.unwrap();
+    assert!(me.put("team/a", "12").await.is_err());
+
+    let total = 3 * (VERSION_OVERHEAD_BYTES + 8) - 2;
+    let whole = quota("", (TOTAL_BYTES_MAX_DEFAULT, 0), (total, 2));
+    let team = quota("team/", (10, 0), (14, 2));
+    assert_eq!(me.list().await.unwrap(), [whole.clone(), team.clone()]);
+    let set = me.set("", total + 1, 0).await.unwrap();
+    assert_eq!(set, Quota { bytes_max: total + 1, ..whole.clone() });
+    let refused = me.put("elsewhere", "1").await.unwrap_err();
+    assert_eq!(refused.message(), "etcdserver: mvcc: database space exceeded");
+    assert_eq!(me.list().await.unwrap(), [set, team]);
+
+    me.remove("").await.unwrap();
+    me.remove("team/").await.unwrap();
+    assert_eq!(me.list().await.unwrap(), [whole]);
+    me.put("team/c", "123").await.unwrap();
+    member.stop().await;
+}
+
+#[tokio::test]
+async fn each_mistake_is_explained() {
+    let member = Member::start().await;
+    let me = anybody(&member).await;
+    let long = "x".repeat(QUOTA_PREFIX_BYTES_MAX + 1);
+    for (outcome, code, expected) in [
+        (me.set("team/", 0, 0).await.map(drop), Code::InvalidArgument, "a quota without limits"),
+        (me.set("", 1, 1).await.map(drop), Code::InvalidArgument, "in bytes only"),
+        (me.set(&long, 1, 0).await.map(drop), Code::InvalidArgument, "has 513 bytes"),
+        (me.remove(&long).await, Code::InvalidArgument, "has 513 bytes"),
+        (me.remove("team/").await, Code::NotFound, "satrap: the prefix has no quota"),
+    ] {
+        let status = outcome.unwrap_err();
+        assert!(status.message().contains(expected), "{status}");
+        assert_eq!(status.code(), code, "{status}");
+    }
+    me.set(&long[1..], 1, 0).await.unwrap();
+    assert_eq!(me.list().await.unwrap().len(), 2);
+    me.remove(&long[1..]).await.unwrap();
+    assert_eq!(me.list().await.unwrap().len(), 1, "of what was refused nothing is left");
+    member.stop().await;
+}
+
+/// Once authentication is on, quotas are for administrators: as with all of etcd's calls that are.
+#[tokio::test]
+async fn only_administrators_see_and_change_quotas() {
+    let member = Member::start().await;
+    let nobody = anybody(&member).await;
+    let mut auth = AuthClient::new(nobody.channel.clone());
+    auth.role_add(pb::AuthRoleAddRequest { name: "root".to_owned() }).await.unwrap();
+    for name in ["root", "bob"] {
+        let (name, password) = (name.to_owned(), "pw".to_owned());
+        let add = pb::AuthUserAddRequest { name, password, ..Default::default() };
+        auth.user_add(add).await.unwrap();
+    }
+    let (user, role) = ("root".to_owned(), "root".to_owned());
+    auth.user_grant_role(pb::AuthUserGrantRoleRequest { user, role }).await.unwrap();
+    nobody.set("team/", 100, 0).await.unwrap();
+    auth.auth_enable(pb::AuthEnableRequest {}).await.unwrap();
+    let mut log_in = async |name: &str| {
+        let (name, password) = (name.to_owned(), "pw".to_owned());
+        let token = auth.authenticate(pb::AuthenticateRequest { name, password }).await.unwrap();
+        Somebody { token: Some(token.into_inner().token), ..nobody.clone() }
+    };
+    let (root, bob) = (log_in("root").await, log_in("bob").await);
+    let stranger = Somebody { token: Some("bad.1".to_owned()), ..nobody.clone() };
+    for (who, code, expected) in [
+        (&nobody, Code::InvalidArgument, "etcdserver: user name is empty"),
+        (&stranger, Code::Unauthenticated, "etcdserver: invalid auth token"),
+        (&bob, Code::PermissionDenied, "etcdserver: permission denied"),
+    ] {
+        for outcome in [
+            who.set("team/", 200, 0).await.map(drop),
+            who.set("", 200, 0).await.map(drop),
+            who.remove("team/").await,
+            who.remove("").await,
+            who.list().await.map(drop),
+        ] {
+            let status = outcome.unwrap_err();
+            assert_eq!((status.code(), status.message()), (code, expected));
+        }
+    }
+    let expected =
+        [quota("", (TOTAL_BYTES_MAX_DEFAULT, 0), (0, 0)), quota("team/", (100, 0), (0, 0))];
+    assert_eq!(root.list().await.unwrap(), expected, "those who may not changed nothing");
+    root.set("team/", 200, 0).await.unwrap();
+    root.remove("team/").await.unwrap();
+    member.stop().await;
+}
