@@ -30,6 +30,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::calls::{self, Queues};
 pub use crate::calls::{Calls, Priority};
+pub use crate::deliveries::{Deliveries, Delivery};
 
 /// What the ring's loop receives.
 #[derive(Debug)]
@@ -282,6 +283,7 @@ struct Shared {
     identity: MemberIdentity,
     state: Arc<RwLock<Keyspace>>,
     queues: Queues,
+    deliveries: Deliveries,
     applied: watch::Receiver<AppliedMark>,
     ring: watch::Receiver<Arc<RingView>>,
 }
@@ -291,6 +293,8 @@ struct Shared {
 pub struct RingEnd {
     /// What services ask.
     pub calls: Calls,
+    /// How answers reach them when there are many at once.
+    pub deliveries: Deliveries,
     /// What services look at.
     pub publisher: Publisher,
 }
@@ -310,8 +314,15 @@ impl Backend {
         let (applied_sender, applied) = watch::channel(AppliedMark::default());
         let (ring_sender, ring) = watch::channel(Arc::default());
         let publisher = Publisher { applied: applied_sender, ring: ring_sender };
-        let shared = Shared { identity, state, queues, applied, ring };
-        (Self(Arc::new(shared)), RingEnd { calls, publisher })
+        let deliveries = Deliveries::default();
+        let end = RingEnd { calls, deliveries: deliveries.clone(), publisher };
+        let shared = Shared { identity, state, queues, deliveries, applied, ring };
+        (Self(Arc::new(shared)), end)
+    }
+
+    /// Hands out answers on the thread that polls this; see [`Deliveries`].
+    pub(crate) fn carry_answers(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.0.deliveries.carry()
     }
 
     /// Puts one request through the log.
@@ -319,10 +330,15 @@ impl Backend {
     /// # Errors
     ///
     /// [`Unavailable`]; a refusal is part of [`Applied`].
-    pub async fn propose(&self, caller: Caller, request: Request) -> Result<Applied, Unavailable> {
+    pub fn propose(
+        &self,
+        caller: Caller,
+        request: Request,
+    ) -> impl Future<Output = Result<Applied, Unavailable>> + use<> {
         let priority = Priority::of(&request);
         let proposal = Proposal { caller, request };
-        self.call(priority, |reply| Call::Propose { proposal, reply }).await
+        let (reply, answer) = oneshot::channel();
+        self.call(priority, Call::Propose { proposal, reply }, answer)
     }
 
     /// Puts one request through the log without waiting for what becomes of it. For cleaning up
@@ -340,7 +356,8 @@ impl Backend {
     ///
     /// As [`Self::propose`], for all of them together.
     pub async fn propose_many(&self, proposals: Vec<Proposal>) -> Result<AppliedMany, Unavailable> {
-        self.call(Priority::Write, |reply| Call::ProposeMany { proposals, reply }).await
+        let (reply, answer) = oneshot::channel();
+        self.call(Priority::Write, Call::ProposeMany { proposals, reply }, answer).await
     }
 
     /// Waits until [`Self::read`] sees every write that was acknowledged before this call.
@@ -358,7 +375,8 @@ impl Backend {
     ///
     /// [`Unavailable`].
     pub async fn fresh(&self, mode: ReadMode) -> Result<ReadPoint, Unavailable> {
-        self.call(Priority::Read, |reply| Call::Read { mode, reply }).await
+        let (reply, answer) = oneshot::channel();
+        self.call(Priority::Read, Call::Read { mode, reply }, answer).await
     }
 
     /// A read of whatever this member has, without waiting.
@@ -438,17 +456,21 @@ impl Backend {
         self.header_at(self.read(|keyspace| keyspace.store().revision()))
     }
 
-    async fn call<T>(
+    /// Sends at once, so that what waits for the answer holds nothing of the call.
+    fn call<T>(
         &self,
         priority: Priority,
-        call: impl FnOnce(oneshot::Sender<Result<T, Unavailable>>) -> Call,
-    ) -> Result<T, Unavailable> {
-        let (reply, answer) = oneshot::channel();
-        self.0.queues.send(priority, call(reply))?;
-        match tokio::time::timeout(REQUEST_TIMEOUT, answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_ring_is_gone)) => Err(Unavailable::Stopped),
-            Err(_elapsed) => Err(Unavailable::Timeout),
+        call: Call,
+        answer: oneshot::Receiver<Result<T, Unavailable>>,
+    ) -> impl Future<Output = Result<T, Unavailable>> + use<T> {
+        let sent = self.0.queues.send(priority, call);
+        async move {
+            sent?;
+            match tokio::time::timeout(REQUEST_TIMEOUT, answer).await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(_ring_is_gone)) => Err(Unavailable::Stopped),
+                Err(_elapsed) => Err(Unavailable::Timeout),
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::{HeaderMap, HeaderValue, request::Parts};
+use http::{HeaderMap, HeaderValue};
 use tonic::Status;
 
 use crate::backend::{Backend, ReadMode, Unavailable};
@@ -19,8 +19,8 @@ use crate::status::unavailable;
 pub struct Exchange {
     /// Who sent it.
     pub peer: Arc<Peer>,
-    /// Path and metadata.
-    pub head: Parts,
+    /// Metadata.
+    pub headers: HeaderMap,
     /// What the client sends.
     pub requests: Requests,
     /// What we send.
@@ -38,13 +38,13 @@ impl Exchange {
     ) -> Self {
         let (head, body) = request.into_parts();
         let requests = Requests::new(body, message_bytes_max);
-        Self { peer, head, requests, replies: Replies::new(respond) }
+        Self { peer, headers: head.headers, requests, replies: Replies::new(respond) }
     }
 
     /// What it offers to say who sent it.
     #[must_use]
     pub fn credentials(&self) -> Credentials {
-        Credentials::new(&self.peer, &self.head.headers)
+        Credentials::new(&self.peer, &self.headers)
     }
 }
 

@@ -117,6 +117,7 @@ impl Front {
         // An error means that whoever could stop us is gone, which is the same.
         let stop = async move { _ = stop_watching.wait_for(|stopped| *stopped).await };
         let mut vital = JoinSet::new();
+        vital.spawn(api.backend.carry_answers());
         vital.spawn(watching.run(stop));
         vital.spawn(carrier);
         let serving = Serving { api, routes, gateway, watches, peer: Arc::default(), stopped };
@@ -125,7 +126,7 @@ impl Front {
         tokio::select! {
             () = accepting => {}
             () = shutdown => {}
-            ended = vital.join_next() => tracing::error!(?ended, "watches or the gateway ended"),
+            ended = vital.join_next() => tracing::error!(?ended, "watches, answers or the gateway ended"),
         }
         stopping.send_replace(true);
         let drained = async { while tasks.join_next().await.is_some() {} };

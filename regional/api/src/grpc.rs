@@ -237,7 +237,7 @@ impl Replies {
     /// [`Gone`].
     pub async fn unary(mut self, frame: Bytes) -> Result<(), Gone> {
         self.send(frame).await?;
-        self.finish(&Status::ok("")).await
+        self.finish(&Status::ok(""))
     }
 
     /// Sends the headers, so that the client knows the stream stands before there is an answer.
@@ -272,7 +272,7 @@ impl Replies {
     /// # Errors
     ///
     /// [`Gone`].
-    pub async fn finish(mut self, status: &Status) -> Result<(), Gone> {
+    pub fn finish(mut self, status: &Status) -> Result<(), Gone> {
         match &mut self.stream {
             Some(stream) => stream.send_trailers(trailers(status)).map_err(|_| Gone),
             None => {

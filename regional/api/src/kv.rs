@@ -9,7 +9,10 @@
 //! - **K1** Nothing is decoded before its cost was bounded.
 //! - **K2** A read holds the lock for a bounded number of keys at a time, and has one revision.
 
+use std::future::ready;
+
 use bytes::Bytes;
+use futures::FutureExt as _;
 use prost::Message;
 use satrap_proto::etcdserverpb as pb;
 use satrap_regional_core::kv::check;
@@ -20,7 +23,7 @@ use satrap_regional_core::{Refusal, Request, Response};
 use tonic::Status;
 
 use crate::api::Api;
-use crate::backend::{Failure, ReadMode};
+use crate::backend::{Applied, Failure, ReadMode};
 use crate::convert::{kv, prescan, txn};
 use crate::grpc::{self, Gone, Replies};
 use crate::limits::{
@@ -194,29 +197,40 @@ impl Answered {
 }
 
 /// Puts a request through the log; a refusal is an error.
-pub(crate) async fn propose(
+pub(crate) fn propose(
     api: &Api,
     credentials: &Credentials,
     message_bytes: usize,
     request: Request,
-) -> Result<Answered, Status> {
-    let answer = try_propose(api, credentials, message_bytes, request).await?;
-    answer.map_err(|refusal| Failure::from(refusal).into())
+) -> impl Future<Output = Result<Answered, Status>> + use<> {
+    let proposed = try_propose(api, credentials, message_bytes, request);
+    proposed.map(|answer| answer?.map_err(|refusal| Failure::from(refusal).into()))
 }
 
 /// [`propose`] for those whose answers say more than the refusal.
-pub(crate) async fn try_propose(
+pub(crate) fn try_propose(
     api: &Api,
     credentials: &Credentials,
     message_bytes: usize,
     request: Request,
-) -> Result<Result<Answered, Refusal>, Status> {
-    let caller = credentials.caller(&api.backend)?;
-    if message_bytes > REQUEST_BYTES_MAX {
-        return Ok(Err(Refusal::RequestTooLarge));
+) -> impl Future<Output = Result<Result<Answered, Refusal>, Status>> + use<> {
+    let propose = || {
+        let caller = credentials.caller(&api.backend)?;
+        Ok(match message_bytes <= REQUEST_BYTES_MAX {
+            true => Ok(api.backend.propose(caller, request)),
+            false => Err(Refusal::RequestTooLarge),
+        })
+    };
+    match propose() {
+        Ok(Ok(proposed)) => proposed
+            .map(|applied| {
+                let Applied { reply, term, .. } = applied.map_err(Failure::from)?;
+                Ok(reply.map(|response| Answered { response, term }))
+            })
+            .left_future(),
+        Ok(Err(refusal)) => ready(Ok(Err(refusal))).right_future(),
+        Err(status) => ready(Err(status)).right_future(),
     }
-    let applied = api.backend.propose(caller, request).await.map_err(Failure::from)?;
-    Ok(applied.reply.map(|response| Answered { response, term: applied.term }))
 }
 
 /// Reads a range at one revision without holding the lock for long (K2).

@@ -21,6 +21,7 @@ pub mod api;
 pub mod backend;
 pub mod calls;
 pub mod convert;
+pub mod deliveries;
 pub mod exchange;
 pub mod front;
 pub mod gateway;

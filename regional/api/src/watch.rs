@@ -93,11 +93,11 @@ impl Watches {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full((exchange, _))) => {
                 let status = Status::resource_exhausted("etcdserver: too many requests");
-                exchange.replies.finish(&status).await
+                exchange.replies.finish(&status)
             }
             Err(mpsc::error::TrySendError::Closed((exchange, _))) => {
                 let status = Status::unavailable("etcdserver: server stopped");
-                exchange.replies.finish(&status).await
+                exchange.replies.finish(&status)
             }
         }
     }

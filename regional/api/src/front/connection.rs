@@ -6,11 +6,15 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
-use h2::{Ping, PingPong};
+use h2::server::SendResponse;
+use h2::{Ping, PingPong, RecvStream};
+use http::Request;
 use satrap_host::clock;
 use satrap_pressure::TokenBucket;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -75,19 +79,17 @@ where
     let mut stopped = serving.stopped.clone();
     // An error means that whoever could stop us is gone, which is the same.
     let mut stop = pin!(async move { drop(stopped.wait_for(|stopped| *stopped).await) });
+    let mut begin = |request: Request<RecvStream>, respond: SendResponse<Bytes>| {
+        let admitted = bucket.take(1, clock::monotonic());
+        let admitted = admitted.map_err(|_| unavailable(Unavailable::TooManyRequests));
+        handle(serving.clone(), admitted, request, respond)
+    };
     loop {
         tokio::select! {
             biased;
-            // Answers first, all that are ready, so that one write carries them.
-            Some(()) = under_way.next(), if !under_way.is_empty() => {}
-            accepted = connection.accept() => match accepted {
-                Some(Ok((request, respond))) => {
-                    let admitted = bucket.take(1, clock::monotonic());
-                    let admitted = admitted.map_err(|_| unavailable(Unavailable::TooManyRequests));
-                    under_way.push(handle(serving.clone(), admitted, request, respond));
-                }
-                Some(Err(error)) => return tracing::debug!(%error, "a connection broke"),
-                None => return,
+            ended = poll_fn(|cx| turn(cx, &mut connection, &mut under_way, &mut begin)) => match ended {
+                Ok(()) => return,
+                Err(error) => return tracing::debug!(%error, "a connection broke"),
             },
             now = rounds.tick() => match watchman.round(now) {
                 Verdict::Fine => {}
@@ -98,6 +100,36 @@ where
                 watchman.end(Instant::now());
                 connection.graceful_shutdown();
             }
+        }
+    }
+}
+
+/// Takes all requests that have arrived, and then all answers that are ready, so that one write
+/// carries them. Ready when the connection has ended.
+fn turn<T, F>(
+    cx: &mut Context<'_>,
+    connection: &mut h2::server::Connection<T, Bytes>,
+    under_way: &mut FuturesUnordered<F>,
+    begin: &mut impl FnMut(Request<RecvStream>, SendResponse<Bytes>) -> F,
+) -> Poll<Result<(), h2::Error>>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+    F: Future<Output = ()>,
+{
+    loop {
+        // Writes, too, what the answers of the last round left.
+        while let Poll::Ready(accepted) = connection.poll_accept(cx) {
+            match accepted.transpose()? {
+                Some((request, respond)) => under_way.push(begin(request, respond)),
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let mut answered = false;
+        while let Poll::Ready(Some(())) = under_way.poll_next_unpin(cx) {
+            answered = true;
+        }
+        if !answered {
+            return Poll::Pending;
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Decides by path who answers a request, and sees to what holds for all: deadlines, learners,
 //! clients that want a leader.
 
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use tower::ServiceExt;
 
 use super::bridge::{self, StreamBody};
 use super::connection::Serving;
+use crate::api::Api;
 use crate::exchange::{Exchange, check_leader, read_mode, timeout_of};
 use crate::grpc::{Gone, Replies};
 use crate::limits::{BODY_TIMEOUT, REQUEST_BYTES_MAX, REQUEST_OVERHEAD_BYTES_MAX};
@@ -21,7 +23,7 @@ use crate::watch::Dialect;
 use crate::{kv, store};
 
 /// A unary call that does without the generic stack.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Unary {
     Range,
     Put,
@@ -36,6 +38,16 @@ enum Unary {
     RenewRole,
     ReleaseRole,
     RoleStatus,
+    SetQuota,
+    RemoveQuota,
+    ListQuotas,
+}
+
+impl Unary {
+    fn may_be_stale(self) -> bool {
+        let reads = [Self::Range, Self::Get, Self::ListPage, Self::RoleStatus, Self::ListQuotas];
+        reads.contains(&self)
+    }
 }
 
 enum Route {
@@ -63,6 +75,9 @@ fn route(path: &str) -> Route {
         "/satrap.v1.Store/RenewRole" => Route::Unary(Unary::RenewRole),
         "/satrap.v1.Store/ReleaseRole" => Route::Unary(Unary::ReleaseRole),
         "/satrap.v1.Store/RoleStatus" => Route::Unary(Unary::RoleStatus),
+        "/satrap.v1.Store/SetQuota" => Route::Unary(Unary::SetQuota),
+        "/satrap.v1.Store/RemoveQuota" => Route::Unary(Unary::RemoveQuota),
+        "/satrap.v1.Store/ListQuotas" => Route::Unary(Unary::ListQuotas),
         "/etcdserverpb.Watch/Watch" => Route::Watch(Dialect::Etcd),
         "/satrap.v1.StoreWatch/Watch" => Route::Watch(Dialect::Store),
         _ => Route::Generic,
@@ -70,34 +85,74 @@ fn route(path: &str) -> Route {
 }
 
 /// Answers one request. Whoever drops this has given up on the stream.
-pub(super) async fn handle(
+///
+/// Thousands of these are under way and each is moved before it begins, so it is kept small: what
+/// few requests need is boxed.
+pub(super) fn handle(
     serving: Arc<Serving>,
     admitted: Result<(), Status>,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
-) {
-    // `Gone` has nobody left to be told.
-    let _: Result<(), Gone> = if let Err(status) = admitted {
-        Replies::new(respond).finish(&status).await
-    } else if is_grpc(&request) {
-        match route(request.uri().path()) {
-            Route::Unary(call) => unary(&serving, call, exchange(&serving, request, respond)).await,
-            Route::RangeStream => {
-                Box::pin(range_stream(&serving, exchange(&serving, request, respond))).await
-            }
-            Route::PutStream => {
-                Box::pin(put_stream(&serving, exchange(&serving, request, respond))).await
-            }
-            Route::Watch(dialect) => {
-                let exchange = exchange(&serving, request, respond);
-                Box::pin(carry(&serving, dialect, exchange)).await
-            }
-            Route::Generic => Box::pin(generic(&serving, request, respond)).await,
-        }
-    } else {
-        let request = request.map(StreamBody);
-        Box::pin(async { bridge::send(serving.gateway.handle(request).await, respond).await }).await
+) -> impl Future<Output = ()> + Send {
+    let handled = match admitted {
+        Ok(()) if is_grpc(&request) => match route(request.uri().path()) {
+            Route::Unary(call) => Handled::Unary(call, exchange(&serving, request, respond)),
+            route => Handled::Rare(Box::pin(rare(serving.clone(), route, request, respond))),
+        },
+        Ok(()) => Handled::Rare(Box::pin(other(serving.clone(), request, respond))),
+        Err(status) => Handled::Rare(Box::pin(refuse(respond, status))),
     };
+    async move {
+        // `Gone` has nobody left to be told.
+        let _: Result<(), Gone> = match handled {
+            Handled::Unary(call, mut exchange) => {
+                let answer = unary(&serving, call, &mut exchange).await;
+                match answer {
+                    Ok(frame) => exchange.replies.unary(frame).await,
+                    Err(status) => exchange.replies.finish(&status),
+                }
+            }
+            Handled::Rare(handled) => handled.await,
+        };
+    }
+}
+
+/// How a request is answered.
+#[expect(clippy::large_enum_variant, reason = "nearly all are the large one")]
+enum Handled {
+    Unary(Unary, Exchange),
+    Rare(Pin<Box<dyn Future<Output = Result<(), Gone>> + Send>>),
+}
+
+async fn refuse(respond: SendResponse<Bytes>, status: Status) -> Result<(), Gone> {
+    Replies::new(respond).finish(&status)
+}
+
+async fn rare(
+    serving: Arc<Serving>,
+    route: Route,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) -> Result<(), Gone> {
+    match route {
+        Route::Unary(_) => unreachable!("handled by the caller"),
+        Route::RangeStream => range_stream(&serving, exchange(&serving, request, respond)).await,
+        Route::PutStream => put_stream(&serving, exchange(&serving, request, respond)).await,
+        Route::Watch(dialect) => {
+            carry(&serving, dialect, exchange(&serving, request, respond)).await
+        }
+        Route::Generic => generic(&serving, request, respond).await,
+    }
+}
+
+/// Whatever is not gRPC.
+async fn other(
+    serving: Arc<Serving>,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) -> Result<(), Gone> {
+    let request = request.map(StreamBody);
+    bridge::send(serving.gateway.handle(request).await, respond).await
 }
 
 fn is_grpc(request: &Request<RecvStream>) -> bool {
@@ -117,53 +172,59 @@ fn exchange(
     exchange
 }
 
-async fn unary(serving: &Serving, call: Unary, mut exchange: Exchange) -> Result<(), Gone> {
-    let deadline = timeout_of(&exchange.head.headers);
-    let answer = answer(serving, call, &mut exchange);
-    let answer = match deadline {
+/// Answers within the time the client gives.
+async fn unary(serving: &Serving, call: Unary, exchange: &mut Exchange) -> kv::Answer {
+    let deadline = timeout_of(&exchange.headers);
+    let answer = pin!(answer(&serving.api, call, exchange));
+    match deadline {
         Some(deadline) => timeout(deadline, answer).await.unwrap_or_else(|_| Err(too_late())),
         None => answer.await,
-    };
-    match answer {
-        Ok(frame) => exchange.replies.unary(frame).await,
-        Err(status) => exchange.replies.finish(&status).await,
     }
 }
 
-async fn answer(serving: &Serving, call: Unary, exchange: &mut Exchange) -> kv::Answer {
-    let api = &serving.api;
+async fn answer(api: &Api, call: Unary, exchange: &mut Exchange) -> kv::Answer {
     let message = timeout(BODY_TIMEOUT, exchange.requests.only()).await;
     let message = message.map_err(|_| too_late())??;
     // A learner serves reads that may be stale, which shows only after decoding.
-    if !matches!(call, Unary::Range | Unary::Get | Unary::ListPage | Unary::RoleStatus) {
+    if !call.may_be_stale() {
         api.check_voter()?;
     }
-    check_leader(&exchange.head.headers, &api.backend)?;
+    check_leader(&exchange.headers, &api.backend)?;
     let credentials = &exchange.credentials();
     match call {
         Unary::Put => kv::put(api, credentials, message).await,
         Unary::Range => {
-            let mode = read_mode(&exchange.head.headers)?;
+            let mode = read_mode(&exchange.headers)?;
             kv::range(api, credentials, message, mode).await
         }
+        Unary::Get => store::get(api, credentials, message).await,
+        call => Box::pin(rarer(api, credentials, call, message)).await,
+    }
+}
+
+/// Apart from the calls that most requests are, whose futures are small and often moved.
+async fn rarer(api: &Api, credentials: &Credentials, call: Unary, message: Bytes) -> kv::Answer {
+    match call {
+        Unary::Put | Unary::Range | Unary::Get => unreachable!("answered by the caller"),
         Unary::Txn => kv::txn(api, credentials, message).await,
         Unary::DeleteRange => kv::delete_range(api, credentials, message).await,
         Unary::Compact => kv::compact(api, credentials, message).await,
         Unary::PutIfRevision => store::put_if_revision(api, credentials, message).await,
         Unary::PutSequential => store::put_sequential(api, credentials, message).await,
-        Unary::Get => store::get(api, credentials, message).await,
         Unary::ListPage => store::list_page(api, credentials, message).await,
         Unary::GrantRole => store::grant_role(api, credentials, message).await,
         Unary::RenewRole => store::renew_role(api, credentials, message).await,
         Unary::ReleaseRole => store::release_role(api, credentials, message).await,
         Unary::RoleStatus => store::role_status(api, credentials, message).await,
+        Unary::SetQuota => store::set_quota(api, credentials, message).await,
+        Unary::RemoveQuota => store::remove_quota(api, credentials, message).await,
+        Unary::ListQuotas => store::list_quotas(api, credentials, message).await,
     }
 }
 
 async fn put_stream(serving: &Serving, mut exchange: Exchange) -> Result<(), Gone> {
     let api = &serving.api;
-    let checked =
-        api.check_voter().and_then(|()| check_leader(&exchange.head.headers, &api.backend));
+    let checked = api.check_voter().and_then(|()| check_leader(&exchange.headers, &api.backend));
     let served = match checked {
         Ok(()) => store::put_stream(api, &mut exchange).await,
         Err(status) => Err(status),
@@ -184,27 +245,26 @@ async fn stream_range(
     let message = timeout(BODY_TIMEOUT, exchange.requests.only()).await;
     let message = message.map_err(|_| too_late())??;
     api.check_voter()?;
-    check_leader(&exchange.head.headers, &api.backend)?;
+    check_leader(&exchange.headers, &api.backend)?;
     kv::range_stream(api, &exchange.credentials(), message, &mut exchange.replies).await
 }
 
 /// Ends a stream with what became of it.
 async fn finish(replies: Replies, sent: Result<Result<(), Gone>, Status>) -> Result<(), Gone> {
     match sent {
-        Ok(Ok(())) => replies.finish(&Status::ok("")).await,
+        Ok(Ok(())) => replies.finish(&Status::ok("")),
         Ok(Err(gone)) => Err(gone),
-        Err(status) => replies.finish(&status).await,
+        Err(status) => replies.finish(&status),
     }
 }
 
 /// Hands a watch stream to the loop that carries them all.
 async fn carry(serving: &Serving, dialect: Dialect, exchange: Exchange) -> Result<(), Gone> {
     let api = &serving.api;
-    let checked =
-        api.check_voter().and_then(|()| check_leader(&exchange.head.headers, &api.backend));
+    let checked = api.check_voter().and_then(|()| check_leader(&exchange.headers, &api.backend));
     match checked {
         Ok(()) => serving.watches.carry(exchange, dialect).await,
-        Err(status) => exchange.replies.finish(&status).await,
+        Err(status) => exchange.replies.finish(&status),
     }
 }
 

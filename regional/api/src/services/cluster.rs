@@ -9,8 +9,8 @@ use tonic::Status;
 
 use super::admin;
 use super::gate::{Gate, mismatch};
-use crate::backend::{AdminReply, AdminRequest, Member};
-use crate::status::refused;
+use crate::backend::{AdminReply, AdminRequest, Failure, Member, Unavailable};
+use crate::status::{refused, unavailable};
 
 /// etcd's `Cluster` service.
 #[derive(Clone, Debug)]
@@ -30,9 +30,48 @@ impl ClusterService {
         Some(ResponseHeader { revision: 0, ..self.gate.backend().header_now() })
     }
 
-    async fn change(&self, caller: &Caller, request: AdminRequest) -> Result<AdminReply, Status> {
-        self.gate.admin(caller)?;
-        Ok(self.gate.backend().admin(request).await?)
+    /// Those in the ring, and those that are expected. The latter as of now: what this member sees
+    /// of the ring may be a moment older than an invitation that was already answered.
+    fn members(&self) -> Vec<Member> {
+        let backend = self.gate.backend();
+        let mut members = backend.status().members.clone();
+        members.retain(|member| !member.name.is_empty());
+        let expected = backend.read(|keyspace| {
+            let invited = keyspace.members().invited();
+            let unseen = invited.filter(|(id, _)| members.iter().all(|member| member.id != *id));
+            let expected = unseen.map(|(id, invitation)| Member {
+                id,
+                peer_urls: invitation.peer_urls.clone(),
+                is_learner: invitation.learner,
+                ..Member::default()
+            });
+            expected.collect::<Vec<_>>()
+        });
+        members.extend(expected);
+        members.sort_by_key(|member| member.id);
+        members
+    }
+
+    /// Expects a member. If it is not known whether the ring does, looks for the invitation: the
+    /// leader may have answered before this member applied it.
+    async fn invite(
+        &self,
+        peer_urls: Vec<String>,
+        is_learner: bool,
+    ) -> Result<(Member, Vec<Member>), Status> {
+        let add = AdminRequest::AddMember { peer_urls: peer_urls.clone(), is_learner };
+        match self.gate.backend().admin(add).await {
+            Ok(AdminReply::Added(member, members)) => Ok((member, members)),
+            Ok(other) => Err(mismatch(&other)),
+            Err(Failure::Unavailable(Unavailable::Timeout)) => {
+                self.gate.fresh().await?;
+                let members = self.members();
+                let mut expected = members.iter().filter(|member| member.name.is_empty());
+                let added = expected.find(|member| member.peer_urls == peer_urls).cloned();
+                Ok((added.ok_or_else(|| unavailable(Unavailable::Timeout))?, members))
+            }
+            Err(failure) => Err(failure.into()),
+        }
     }
 
     async fn members_after(
@@ -40,11 +79,29 @@ impl ClusterService {
         caller: &Caller,
         request: AdminRequest,
     ) -> Result<Vec<pb::Member>, Status> {
-        match self.change(caller, request).await? {
-            AdminReply::Members(members) => Ok(to_pb(members)),
+        self.gate.admin(caller)?;
+        match self.gate.backend().admin(request.clone()).await? {
+            AdminReply::Members(members) => Ok(to_pb(changed(members, request))),
             other => Err(mismatch(&other)),
         }
     }
+}
+
+/// The members with what was changed: the leader may have done it before this member applied it.
+fn changed(mut members: Vec<Member>, by: AdminRequest) -> Vec<Member> {
+    match by {
+        AdminRequest::RemoveMember(gone) => members.retain(|member| member.id != gone),
+        AdminRequest::PromoteMember(voter) => {
+            let promoted = members.iter_mut().filter(|member| member.id == voter);
+            promoted.for_each(|member| member.is_learner = false);
+        }
+        AdminRequest::UpdateMember { id, peer_urls } => {
+            let updated = members.iter_mut().find(|member| member.id == id);
+            updated.into_iter().for_each(|member| member.peer_urls.clone_from(&peer_urls));
+        }
+        _ => {}
+    }
+    members
 }
 
 fn member_to_pb(member: Member) -> pb::Member {
@@ -67,17 +124,10 @@ impl cluster_server::Cluster for ClusterService {
         let peer_urls = admin::peer_urls(&request.get_ref().peer_ur_ls)
             .ok_or_else(|| refused(&Refusal::MemberBadUrls))?;
         let caller = self.gate.identify(&request)?;
-        let is_learner = request.into_inner().is_learner;
-        let add = AdminRequest::AddMember { peer_urls, is_learner };
-        match self.change(&caller, add).await? {
-            AdminReply::Added(member, members) => Ok(pb::MemberAddResponse {
-                header: self.header(),
-                member: Some(member_to_pb(member)),
-                members: to_pb(members),
-            }
-            .into()),
-            other => Err(mismatch(&other)),
-        }
+        self.gate.admin(&caller)?;
+        let (member, members) = self.invite(peer_urls, request.get_ref().is_learner).await?;
+        let (member, members) = (Some(member_to_pb(member)), to_pb(members));
+        Ok(pb::MemberAddResponse { header: self.header(), member, members }.into())
     }
 
     async fn member_remove(
@@ -97,7 +147,7 @@ impl cluster_server::Cluster for ClusterService {
         let caller = self.gate.caller(&request)?;
         let pb::MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
         self.gate.admin(&caller)?;
-        let known = self.gate.backend().status().members.iter().any(|member| member.id == id);
+        let known = self.members().iter().any(|member| member.id == id);
         // etcd takes any text here and breaks its own member by it.
         let peer_urls = match admin::peer_urls(&peer_ur_ls) {
             Some(urls) => urls,
@@ -118,7 +168,7 @@ impl cluster_server::Cluster for ClusterService {
             self.gate.fresh().await?;
         }
         self.gate.somebody(&caller)?;
-        let members = to_pb(self.gate.backend().status().members.clone());
+        let members = to_pb(self.members());
         Ok(pb::MemberListResponse { header: self.header(), members }.into())
     }
 

@@ -22,6 +22,9 @@ use crate::status::{refused, unavailable};
 /// etcd's client takes a file for whole if this much, and a digest, is its size modulo this.
 const SNAPSHOT_UNIT_BYTES: u64 = 512;
 
+/// What an empty keyspace hashes to. Any number would do that is not 0, which JSON leaves out.
+const HASH_OF_NOTHING: u32 = 0x5a7a_9000;
+
 /// etcd's `Maintenance` service.
 #[derive(Clone, Debug)]
 pub struct MaintenanceService {
@@ -210,9 +213,10 @@ impl maintenance_server::Maintenance for MaintenanceService {
         Ok(pb::StatusResponse {
             header: self.header(),
             version: ETCD_VERSION.to_owned(),
-            // In use is what a quota counts, history included; the disk may need less or more.
+            // In use is what a quota counts, history included; the disk may need less or more. As in
+            // etcd it is never nothing: monitoring divides by it.
             db_size: saturating(ring.disk_bytes.max(sizes.resident_bytes)),
-            db_size_in_use: saturating(sizes.held_bytes),
+            db_size_in_use: saturating(sizes.held_bytes.max(1)),
             db_size_quota: saturating(quota),
             leader: ring.leader,
             raft_index: ring.log_index.max(mark.index),
@@ -261,7 +265,7 @@ impl maintenance_server::Maintenance for MaintenanceService {
         let short = hash.hash as u32;
         Ok(pb::HashKvResponse {
             header: Some(self.gate.backend().header_at(revision)),
-            hash: short,
+            hash: HASH_OF_NOTHING.wrapping_add(short),
             compact_revision: hash.compacted,
             // As in etcd, which takes what is negative as it is.
             hash_revision: if asked < 0 { asked } else { hash.revision },

@@ -58,7 +58,7 @@ impl Line {
     /// Takes a stream over and tells the client that it stands.
     pub(super) fn new(exchange: Exchange, stream: StreamId, rope: Rope) -> Result<Self, Gone> {
         let credentials = exchange.credentials();
-        let needs_leader = requires_leader(&exchange.head.headers);
+        let needs_leader = requires_leader(&exchange.headers);
         let mut replies = exchange.replies;
         replies.start()?;
         Ok(Self {
@@ -151,7 +151,7 @@ impl Line {
     /// Ends the stream from our side. What waits is dropped: the client will come back.
     pub(super) async fn finish(self, status: &Status) {
         // `Gone` has nobody left to be told.
-        let _: Result<(), Gone> = self.replies.finish(status).await;
+        let _: Result<(), Gone> = self.replies.finish(status);
     }
 }
 

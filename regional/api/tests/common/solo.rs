@@ -11,10 +11,12 @@ use satrap_host::clock;
 use satrap_regional_api::backend::{
     AdminReply, AdminRequest, Applied, AppliedMany, AppliedMark, Backend, Call, Failure, Member,
     MemberIdentity, Publisher, ReadMode, ReadPoint, RingEnd, RingView, Served, SnapshotStream,
+    Unavailable,
 };
 use satrap_regional_api::limits::QUEUE_CALLS_MAX;
 use satrap_regional_core::auth::AuthRequest;
-use satrap_regional_core::{Batch, Keyspace, Proposal, Refusal, Reply, Request, RingTime};
+use satrap_regional_core::members::{Invitation, MemberRequest};
+use satrap_regional_core::{Batch, Caller, Keyspace, Proposal, Refusal, Reply, Request, RingTime};
 
 /// The term of everything; there is never an election.
 pub const TERM: u64 = 2;
@@ -28,6 +30,8 @@ pub struct Levers {
     pub ahead_ms: AtomicU64,
     /// Before anything that somebody proposes, users change.
     pub users_change: AtomicBool,
+    /// The leader's answer about members is here before what it did.
+    pub answers_early: AtomicBool,
 }
 
 /// Starts a member. It ends when the last clone of the backend is gone.
@@ -48,7 +52,7 @@ pub fn start_with(levers: Arc<Levers>) -> (Backend, JoinHandle<()>) {
 struct Solo {
     identity: MemberIdentity,
     state: Arc<RwLock<Keyspace>>,
-    members: Vec<Member>,
+    me: Member,
     levers: Arc<Levers>,
     index: u64,
 }
@@ -67,7 +71,7 @@ impl Solo {
             client_urls: vec!["http://127.0.0.1:2379".to_owned()],
             is_learner: false,
         };
-        let solo = Self { identity, state, members: vec![me], levers, index: 0 };
+        let solo = Self { identity, state, me, levers, index: 0 };
         solo.show(shown);
         solo
     }
@@ -102,7 +106,9 @@ impl Solo {
                     proposals.extend(many);
                 }
                 Call::Read { mode, reply } => reads.push((mode, reply)),
-                Call::Admin { request, reply } => drop(reply.send(self.admin(request))),
+                Call::Admin { request, reply } => {
+                    let _ = reply.send(self.admin(request, &ring.publisher));
+                }
             }
             next = (proposals.len() < 1024).then(|| ring.calls.try_recv()).flatten();
         }
@@ -127,7 +133,7 @@ impl Solo {
         let due = state.next_expiry().is_some_and(|expiry| expiry <= self.now());
         drop(state);
         if due {
-            let (caller, request) = (satrap_regional_core::Caller::default(), Request::Tick);
+            let (caller, request) = (Caller::default(), Request::Tick);
             self.apply(vec![Proposal { caller, request }], shown);
         }
     }
@@ -162,7 +168,7 @@ impl Solo {
             leader: self.identity.member_id,
             term: TERM,
             log_index: self.index,
-            members: self.members.clone(),
+            members: vec![self.me.clone()],
             disk_bytes: 20 * 1024,
             disk_bytes_used: 16 * 1024,
             fresh_at: Some(clock::monotonic()),
@@ -170,38 +176,36 @@ impl Solo {
         });
     }
 
-    fn admin(&mut self, request: AdminRequest) -> Result<AdminReply, Failure> {
+    fn admin(&mut self, request: AdminRequest, shown: &Publisher) -> Result<AdminReply, Failure> {
         match request {
             AdminRequest::AddMember { peer_urls, is_learner } => {
-                let taken =
-                    |member: &Member| member.peer_urls.iter().any(|url| peer_urls.contains(url));
-                if self.members.iter().any(taken) {
-                    return Err(Refusal::PeerUrlExists.into());
-                }
-                let id = 0xa1 + self.members.len() as u64;
+                let id = 0xb1 + self.index;
                 let member = Member { id, peer_urls, is_learner, ..Member::default() };
-                self.members.push(member.clone());
-                Ok(AdminReply::Added(member, self.members.clone()))
-            }
-            AdminRequest::PromoteMember(id) => {
-                let member = self.member(id)?;
-                if !member.is_learner {
-                    return Err(Refusal::MemberNotLearner.into());
+                self.expect(&member, shown)?;
+                if self.levers.answers_early.load(Relaxed) {
+                    return Err(Unavailable::Timeout.into());
                 }
-                member.is_learner = false;
-                Ok(AdminReply::Members(self.members.clone()))
+                Ok(AdminReply::Added(member, self.members()))
             }
+            AdminRequest::PromoteMember(id) => Err(match self.member(id)?.name.is_empty() {
+                true => Refusal::LearnerNotReady.into(),
+                false => Refusal::MemberNotLearner.into(),
+            }),
             AdminRequest::RemoveMember(id) => {
                 if id == self.identity.member_id {
                     return Err(Refusal::MemberNotEnoughStarted.into());
                 }
                 self.member(id)?;
-                self.members.retain(|member| member.id != id);
-                Ok(AdminReply::Members(self.members.clone()))
+                let before = self.members();
+                self.record(MemberRequest::Forget { id }, shown)?;
+                Ok(AdminReply::Members(self.members_after(before)))
             }
             AdminRequest::UpdateMember { id, peer_urls } => {
-                self.member(id)?.peer_urls = peer_urls;
-                Ok(AdminReply::Members(self.members.clone()))
+                let member = Member { peer_urls, ..self.member(id)? };
+                let before = self.members();
+                self.record(MemberRequest::Forget { id }, shown)?;
+                self.expect(&member, shown)?;
+                Ok(AdminReply::Members(self.members_after(before)))
             }
             AdminRequest::MoveLeader(id) if id == self.identity.member_id => Ok(AdminReply::Done),
             AdminRequest::MoveLeader(_) => Err(Refusal::BadLeaderTransferee.into()),
@@ -216,9 +220,41 @@ impl Solo {
         }
     }
 
-    fn member(&mut self, id: u64) -> Result<&mut Member, Failure> {
-        let found = self.members.iter_mut().find(|member| member.id == id);
+    /// This member and those that are expected.
+    fn members(&self) -> Vec<Member> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let expected = state.members().invited().map(|(id, invitation)| Member {
+            id,
+            peer_urls: invitation.peer_urls.clone(),
+            is_learner: invitation.learner,
+            ..Member::default()
+        });
+        std::iter::once(self.me.clone()).chain(expected).collect()
+    }
+
+    fn members_after(&self, before: Vec<Member>) -> Vec<Member> {
+        if self.levers.answers_early.load(Relaxed) { before } else { self.members() }
+    }
+
+    fn member(&self, id: u64) -> Result<Member, Failure> {
+        let found = self.members().into_iter().find(|member| member.id == id);
         found.ok_or_else(|| Refusal::MemberNotFound.into())
+    }
+
+    fn expect(&mut self, member: &Member, shown: &Publisher) -> Result<(), Failure> {
+        if self.me.peer_urls.iter().any(|url| member.peer_urls.contains(url)) {
+            return Err(Refusal::PeerUrlExists.into());
+        }
+        let invitation =
+            Invitation { peer_urls: member.peer_urls.clone(), learner: member.is_learner };
+        self.record(MemberRequest::Invite { id: member.id, invitation }, shown)
+    }
+
+    fn record(&mut self, request: MemberRequest, shown: &Publisher) -> Result<(), Failure> {
+        let proposal = Proposal { caller: Caller::default(), request: Request::Member(request) };
+        let mut replies = self.apply(vec![proposal], shown);
+        replies.pop().expect("one reply for each proposal")?;
+        Ok(())
     }
 }
 

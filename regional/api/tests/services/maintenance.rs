@@ -1,5 +1,7 @@
 //! 008-04, 010-20: what operators and monitoring see of a member.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use futures::StreamExt;
 use satrap_proto::etcdserverpb as pb;
 use sha2::{Digest, Sha256};
@@ -78,6 +80,17 @@ fn a_snapshot_is_whole_units_and_their_digest() {
 }
 
 #[test]
+fn an_empty_keyspace_has_a_hash_and_a_size() {
+    run(async {
+        let mut maintenance = Member::start().anyone().maintenance();
+        let status = maintenance.status(pb::StatusRequest {}).await.unwrap().into_inner();
+        assert!(status.db_size >= status.db_size_in_use && status.db_size_in_use > 0);
+        let hash = maintenance.hash_kv(pb::HashKvRequest { revision: 0 }).await.unwrap();
+        assert_ne!(hash.into_inner().hash, 0);
+    });
+}
+
+#[test]
 fn digests_say_at_which_revision() {
     run(async {
         let member = Member::start();
@@ -100,7 +113,7 @@ fn digests_say_at_which_revision() {
 }
 
 #[test]
-fn members_come_learn_and_go() {
+fn members_are_invited_and_go() {
     run(async {
         let member = Member::start();
         let mut cluster = member.anyone().cluster();
@@ -113,8 +126,9 @@ fn members_come_learn_and_go() {
         let again = cluster.member_add(add).await.unwrap_err();
         assert_eq!(again.message(), "etcdserver: Peer URLs already exists");
         let promote = pb::MemberPromoteRequest { id: new.id };
-        let promoted = cluster.member_promote(promote).await.unwrap().into_inner();
-        assert!(promoted.members.iter().all(|member| !member.is_learner));
+        let early = cluster.member_promote(promote).await.unwrap_err();
+        let refusal = "etcdserver: can only promote a learner member which is in sync with leader";
+        assert_eq!(early.message(), refusal);
         let update = pb::MemberUpdateRequest {
             id: new.id,
             peer_ur_ls: vec!["http://127.0.0.1:8".to_owned()],
@@ -125,5 +139,31 @@ fn members_come_learn_and_go() {
         assert_eq!(left.members.len(), 1);
         let gone = cluster.member_remove(remove).await.unwrap_err();
         assert_eq!(gone.message(), "etcdserver: member not found");
+    });
+}
+
+#[test]
+fn changes_of_members_show_at_once_even_if_the_leader_was_faster() {
+    run(async {
+        let member = Member::start();
+        let mut cluster = member.anyone().cluster();
+        // The view of the ring stays as it was: only what was applied tells of the invitation.
+        let view = member.backend.status();
+        member.levers.answers_early.store(true, Relaxed);
+        let url = vec!["http://127.0.0.1:9".to_owned()];
+        let add = pb::MemberAddRequest { peer_ur_ls: url, is_learner: false };
+        let added = cluster.member_add(add).await.unwrap().into_inner();
+        let all = cluster.member_list(pb::MemberListRequest { linearizable: true }).await.unwrap();
+        let all = all.into_inner().members;
+        assert_eq!(all, added.members);
+        assert_eq!((all.len(), all.last()), (2, added.member.as_ref()));
+        assert_eq!(member.backend.status().members, view.members);
+        let id = added.member.unwrap().id;
+        let peer_ur_ls = vec!["http://127.0.0.1:8".to_owned()];
+        let update = pb::MemberUpdateRequest { id, peer_ur_ls: peer_ur_ls.clone() };
+        let updated = cluster.member_update(update).await.unwrap().into_inner();
+        assert_eq!(updated.members.last().unwrap().peer_ur_ls, peer_ur_ls);
+        let left = cluster.member_remove(pb::MemberRemoveRequest { id }).await.unwrap();
+        assert_eq!(left.into_inner().members.len(), 1);
     });
 }
