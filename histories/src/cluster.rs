@@ -12,11 +12,13 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 use satrap_cli::realm::description::Client;
+use satrap_history::Nanos;
 
 use crate::{
     Trouble,
     disk::Disk,
     net::{Network, Node, address},
+    shared::now_ns,
 };
 
 /// Members that a ring has, and one place for a member that is to come.
@@ -106,6 +108,14 @@ impl Store for Etcd {
     }
 }
 
+/// How much of its log is shown of each member of a run that failed, and of one that crashed.
+const LAST_LINES: usize = 6;
+const CRASH_LINES: usize = 20;
+const LINE_CHARS: usize = 400;
+
+/// How long a member that failed may take to end.
+const EXIT_NS_MAX: Nanos = 12_000_000_000;
+
 /// Directories of runs start with this and the process id.
 const PREFIX: &str = "satrap-histories-";
 
@@ -141,8 +151,9 @@ struct Slot {
     name: String,
     generation: u32,
     child: Option<Child>,
-    /// Whether an exit by itself is no surprise: its disk failed, or it was removed.
-    may_exit: bool,
+    /// Until when an exit by itself is no surprise: its disk fails or failed of late, or it was
+    /// removed.
+    may_exit_until: Nanos,
     /// Whether it belongs to the ring.
     active: bool,
     /// Whether it was added to a ring that already ran.
@@ -183,7 +194,7 @@ impl Cluster {
                 name: store.member_name(slot, 0),
                 generation: 0,
                 child: None,
-                may_exit: false,
+                may_exit_until: 0,
                 active: slot < MEMBERS,
                 joins: false,
             })
@@ -265,7 +276,6 @@ impl Cluster {
             .map_err(Trouble::io("starting a member"))?;
         self.disks[slot].adopt(child.id())?;
         self.slots[slot].child = Some(child);
-        self.slots[slot].may_exit = false;
         Ok(())
     }
 
@@ -275,17 +285,22 @@ impl Cluster {
         let Some(child) = &mut place.child else { return };
         if let Ok(Some(status)) = child.try_wait() {
             place.child = None;
-            if !place.may_exit {
+            if now_ns() > place.may_exit_until {
                 let signal = status.signal();
                 let what = format!("{} ended by itself: {status}, signal {signal:?}", place.name);
-                self.crashes.push(what);
+                self.crashes.push(format!("{what}\n{}", self.words_of(slot, CRASH_LINES)));
             }
         }
     }
 
-    /// Says that the member in a slot may end by itself.
+    /// Says that the member in a slot may end by itself, until [`Self::expect_life`].
     pub fn expect_exit(&mut self, slot: usize) {
-        self.slots[slot].may_exit = true;
+        self.slots[slot].may_exit_until = Nanos::MAX;
+    }
+
+    /// Says that the disk in a slot is well again; who failed on it may still be about to end.
+    pub fn expect_life(&mut self, slot: usize) {
+        self.slots[slot].may_exit_until = now_ns() + EXIT_NS_MAX;
     }
 
     /// Whether the member in a slot runs.
@@ -340,6 +355,7 @@ impl Cluster {
         place.generation += 1;
         place.name = self.store.member_name(slot, place.generation);
         place.active = true;
+        place.may_exit_until = 0;
         place.joins = true;
     }
 
@@ -350,7 +366,7 @@ impl Cluster {
     /// If its process or its data cannot be removed.
     pub fn retire(&mut self, slot: usize) -> Result<(), Trouble> {
         self.slots[slot].active = false;
-        self.slots[slot].may_exit = true;
+        self.expect_exit(slot);
         self.kill(slot)?;
         self.disks[slot].wipe()
     }
@@ -358,19 +374,16 @@ impl Cluster {
     /// The last lines that each member wrote.
     #[must_use]
     pub fn last_words(&self) -> String {
-        let mut words = String::new();
-        for slot in 0..SLOTS {
-            let log =
-                fs::read_to_string(self.logs.join(format!("m{slot}.log"))).unwrap_or_default();
-            let lines: Vec<_> = log.lines().rev().take(4).collect();
-            for line in lines.into_iter().rev() {
-                words.push_str(&format!(
-                    "m{slot}: {}\n",
-                    line.chars().take(240).collect::<String>()
-                ));
-            }
-        }
-        words
+        (0..SLOTS).map(|slot| self.words_of(slot, LAST_LINES)).collect()
+    }
+
+    fn words_of(&self, slot: usize, lines: usize) -> String {
+        let log = fs::read_to_string(self.logs.join(format!("m{slot}.log"))).unwrap_or_default();
+        // That there is no validator is how runs are made.
+        let lines: Vec<_> =
+            log.lines().rev().filter(|l| !l.contains("validator")).take(lines).collect();
+        let shown = |line: &str| line.chars().take(LINE_CHARS).collect::<String>();
+        lines.into_iter().rev().map(|line| format!("m{slot}: {}\n", shown(line))).collect()
     }
 }
 

@@ -3,14 +3,14 @@
 //! ```text
 //!  thread of the run: Cluster ◀── Nemesis ◀── plan(seed)          (namespaces, signals, disks)
 //!                        ▲
-//!  thread of the load:  8 clients, 2 lease keepers, a compactor, 8 watchers, a recorder for each
+//!  thread of the load:  12 clients, 2 lease keepers, a compactor, 8 watchers, a recorder for each
 //!                        member ──▶ Recording ──▶ satrap_history::check
 //! ```
 //!
 //! # Invariants
 //!
-//! - A run with fewer than [`run::OPERATIONS_MIN`] completed operations, or with a fault that had
-//!   no effect, fails: it proved nothing.
+//! - A run goes on until [`run::OPERATIONS_MIN`] operations were completed and every fault had an
+//!   effect; without that it would prove nothing.
 //! - An operation of the recording is one call on the wire. Nothing is sent again by itself.
 //! - What no code path proves to have been refused has an unknown outcome.
 //! - Nothing outlives a run: not a process, not a namespace, not a mount; also not on a panic.
@@ -34,6 +34,7 @@ pub mod run;
 pub mod satrap;
 pub mod session;
 pub mod shared;
+pub mod summary;
 pub mod trouble;
 pub mod watchers;
 pub mod wire;

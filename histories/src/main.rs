@@ -1,6 +1,10 @@
 //! `satrap-histories`: more runs than a test has time for, against etcd or a ring.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Mutex, PoisonError},
+};
 
 use clap::{Parser, Subcommand};
 use satrap_histories::{
@@ -9,12 +13,12 @@ use satrap_histories::{
     failover::{measure, percentile},
     fencing::{Guard, experiment},
     holder::{Holder, hold},
-    run::{Options, run},
+    run::{Options, many},
     satrap::Satrap,
 };
 
-/// Short, so that there are many elections, and not as short as a busy machine pauses.
-const ELECTION_MS: u32 = 500;
+/// What members have unless they are told otherwise: there are elections within most faults.
+const ELECTION_MS: u32 = 250;
 
 /// Runs a live ring of three under faults and checks what its clients saw. Wants root.
 #[derive(Debug, Parser)]
@@ -36,8 +40,11 @@ enum Verb {
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// Rounds of faults in each run.
-        #[arg(long, default_value_t = 5)]
+        #[arg(long, default_value_t = 7)]
         rounds: usize,
+        /// How many runs side by side.
+        #[arg(long, default_value_t = 1)]
+        at_once: usize,
     },
     /// Lock holders that are stopped past their lease, with a guarded resource and without.
     Fencing {
@@ -87,7 +94,10 @@ impl Program {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().verb {
-        Verb::Run { program, runs, seed, rounds } => histories(&program, seed..seed + runs, rounds),
+        Verb::Run { program, runs, seed, rounds, at_once } => {
+            let seeds: Vec<_> = (seed..seed + runs).collect();
+            histories(&program, &seeds, rounds, at_once)
+        }
         Verb::Fencing { program, pauses } => fencing(&program, pauses),
         Verb::Failover { program, kills, election_ms } => failover(&program, kills, election_ms),
         Verb::Holder(holder) => hold(&holder),
@@ -101,23 +111,31 @@ fn main() -> ExitCode {
     }
 }
 
-fn histories(program: &Program, seeds: std::ops::Range<u64>, rounds: usize) -> Result<(), Trouble> {
-    let mut failed = Vec::new();
-    for seed in seeds {
-        match run(program.store(ELECTION_MS)?, Options { seed, rounds }) {
+fn histories(
+    program: &Program,
+    seeds: &[u64],
+    rounds: usize,
+    at_once: usize,
+) -> Result<(), Trouble> {
+    let failed = Mutex::new(Vec::new());
+    let make = |seed| Ok((program.store(ELECTION_MS)?, Options { seed, rounds }));
+    many(seeds, at_once, make, |seed, made| {
+        let is_well = match made {
             Ok(summary) => {
                 println!("{summary}");
                 summary.violations.iter().take(5).for_each(|violation| println!("  {violation}"));
-                if !summary.violations.is_empty() {
-                    failed.push(seed);
-                }
+                summary.violations.is_empty()
             }
             Err(trouble) => {
                 println!("seed {seed}: {trouble}");
-                failed.push(seed);
+                false
             }
+        };
+        if !is_well {
+            failed.lock().unwrap_or_else(PoisonError::into_inner).push(seed);
         }
-    }
+    });
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
     if failed.is_empty() { Ok(()) } else { Err(Trouble::Worthless(format!("seeds {failed:?}"))) }
 }
 

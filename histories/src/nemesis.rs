@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, thread::sleep, time::Duration};
 
-use satrap_history::random::Random;
+use satrap_history::{Nanos, random::Random};
 
 use crate::{
     Trouble,
@@ -23,6 +23,17 @@ pub struct Fired {
     pub fault: Fault,
     /// Whether it had an effect.
     pub fired: bool,
+    /// When it began and when it was over, in milliseconds from the start of the ring.
+    pub span_ms: (u64, u64),
+    /// Which members it hit.
+    pub slots: Vec<usize>,
+}
+
+impl std::fmt::Display for Fired {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (from, to) = (self.span_ms.0 as f64 / 1e3, self.span_ms.1 as f64 / 1e3);
+        write!(f, "{:?}{:?} {from:.1}-{to:.1}", self.fault, self.slots)
+    }
 }
 
 /// A fault that is.
@@ -32,6 +43,7 @@ struct Active {
     fired: bool,
     /// Of a fault that comes and goes, whether it is there.
     on: bool,
+    from_ms: u64,
 }
 
 /// What torments a ring.
@@ -42,6 +54,7 @@ pub struct Nemesis {
     pub admin: Admin,
     shared: Arc<Shared>,
     random: Random,
+    begun: Nanos,
     /// What happened so far.
     pub history: Vec<Fired>,
 }
@@ -51,7 +64,8 @@ impl Nemesis {
     #[must_use]
     pub fn new(cluster: Cluster, admin: Admin, shared: Arc<Shared>, seed: u64) -> Self {
         let random = Random::new(seed ^ 0x006e_656d);
-        let nemesis = Self { cluster, admin, shared, random, history: Vec::new() };
+        let begun = now_ns();
+        let nemesis = Self { cluster, admin, shared, random, begun, history: Vec::new() };
         nemesis.publish(&nemesis.cluster.active());
         nemesis
     }
@@ -79,13 +93,18 @@ impl Nemesis {
         // A change of members needs the others to be well before it can be completed.
         active.sort_by_key(|active| active.fault == Fault::Replace);
         for active in active {
-            let fault = active.fault;
+            let (fault, from, slots) = (active.fault, active.from_ms, active.slots.clone());
             let fired = self.end(active)?;
-            self.history.push(Fired { fault, fired });
+            let span_ms = (from, self.now_ms());
+            self.history.push(Fired { fault, fired, span_ms, slots });
         }
         let rest = self.random.between(300, 900);
         sleep(Duration::from_millis(rest));
         Ok(())
+    }
+
+    fn now_ms(&self) -> u64 {
+        (now_ns() - self.begun) / 1_000_000
     }
 
     fn hold(&mut self, active: &mut [Active], time: Duration) -> Result<(), Trouble> {
@@ -119,6 +138,7 @@ impl Nemesis {
     }
 
     fn begin(&mut self, fault: Fault) -> Result<Active, Trouble> {
+        let from_ms = self.now_ms();
         let slots = self.victims(fault);
         let mut fired = false;
         match fault {
@@ -144,7 +164,6 @@ impl Nemesis {
                     fired |= self.cluster.disks[*slot].fill()?;
                     self.cluster.kill(*slot)?;
                     self.cluster.run(*slot)?;
-                    self.cluster.expect_exit(*slot);
                 }
             }
             Fault::BrokenDisk => {
@@ -160,7 +179,7 @@ impl Nemesis {
             }
             _ => self.cut(fault, &slots)?,
         }
-        Ok(Active { fault, slots, fired, on: true })
+        Ok(Active { fault, slots, fired, on: true, from_ms })
     }
 
     /// The members that a fault hits.
@@ -285,12 +304,14 @@ impl Nemesis {
             Fault::FullDisk => {
                 for slot in &active.slots {
                     self.cluster.disks[*slot].free()?;
+                    self.cluster.expect_life(*slot);
                 }
             }
             Fault::BrokenDisk => {
                 for slot in &active.slots {
                     self.cluster.kill(*slot)?;
                     self.cluster.disks[*slot].repair()?;
+                    self.cluster.expect_life(*slot);
                 }
             }
             Fault::Replace => {

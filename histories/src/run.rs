@@ -1,9 +1,14 @@
 //! One run: start a ring, load it, torment it, heal it, and judge what everyone saw.
 
-use std::{fs, sync::Arc, thread, time::Duration};
+use std::{
+    fs,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
 
 use satrap_history::{
-    Healed, LeaseLimits, Operation, Outcome, Put, Range, Recording, Request, Span, Violation,
+    Failure, Healed, LeaseLimits, Nanos, Operation, Outcome, Put, Range, Recording, Request, Span,
     workload::SHARED,
 };
 
@@ -13,20 +18,24 @@ use crate::{
     clients::Client,
     cluster::{Cluster, SLOTS, Store},
     fault,
-    nemesis::{Fired, Nemesis},
+    nemesis::Nemesis,
     net::{Network, Node},
     session::Dialer,
     shared::{Shared, now_ns},
+    summary::{Seconds, Summary, count, idle},
     watchers,
 };
 
-const CLIENTS: u32 = 8;
+const CLIENTS: u32 = 12;
 const KEEPERS: u32 = 2;
 const WATCHERS: u32 = 8;
 /// Fewer completed operations make a run worthless.
 pub const OPERATIONS_MIN: u64 = 10_000;
-/// Operations come at least this fast on average, or the run is given up.
-const RUN_NS_MAX: u64 = 300_000_000_000;
+/// How often faults that had no effect come again, such as the death of a leader in a ring that had
+/// none at that moment.
+const AGAIN_MAX: usize = 4;
+/// How long no operation may be completed, all being well, until the run is given up.
+const STALLED_NS_MAX: Nanos = 30_000_000_000;
 /// By when open watches have the last revision.
 const CATCH_UP_NS: u64 = 15_000_000_000;
 /// How late a lease may end: a leader that was just elected grants a whole new term, and looks for
@@ -40,27 +49,6 @@ pub struct Options {
     pub seed: u64,
     /// How many rounds of faults.
     pub rounds: usize,
-}
-
-/// What came of a run.
-#[derive(Debug)]
-pub struct Summary {
-    /// The seed.
-    pub seed: u64,
-    /// Operations with an answer.
-    pub completed: u64,
-    /// Operations without.
-    pub unknown: usize,
-    /// Events that watchers saw.
-    pub events: usize,
-    /// The faults.
-    pub faults: Vec<Fired>,
-    /// The last revision.
-    pub head: i64,
-    /// How long it took, in seconds, and how long the checkers took.
-    pub seconds: (f64, f64),
-    /// What the checkers found.
-    pub violations: Vec<Violation>,
 }
 
 /// Puts the calling thread into the namespace of a node.
@@ -109,17 +97,46 @@ pub fn run(store: Box<dyn Store>, options: Options) -> Result<Summary, Trouble> 
     })
 }
 
+/// Makes one run for each seed, `at_once` of them side by side, in stores that `make` makes, and
+/// hands what came of each to `done`.
+pub fn many(
+    seeds: &[u64],
+    at_once: usize,
+    make: impl Fn(u64) -> Result<(Box<dyn Store>, Options), Trouble> + Sync,
+    done: impl Fn(u64, Result<Summary, Trouble>) + Sync,
+) {
+    let left = Mutex::new(seeds.iter().copied());
+    let work = || {
+        loop {
+            let seed = left.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(seed) = seed else { return };
+            done(seed, make(seed).and_then(|(store, options)| run(store, options)));
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(work);
+        }
+    });
+}
+
 fn on_this_thread(store: Box<dyn Store>, options: Options) -> Result<Summary, Trouble> {
-    let begun = now_ns();
+    let mut watch = Stopwatch(now_ns());
+    let mut seconds = Seconds::default();
     let shared = Arc::new(Shared::new(Dialer::new(store.credentials())?));
     let mut nemesis = start(store, &shared, options.seed)?;
+    seconds.start = watch.lap();
     let recorded = thread::scope(|scope| {
         let load = {
             let shared = Arc::clone(&shared);
             scope.spawn(move || load(shared, options.seed))
         };
-        let tormented = torment(&mut nemesis, &shared, options);
-        let finished = tormented.and_then(|()| finish(&nemesis, &shared));
+        let finished = torment(&mut nemesis, options).and_then(|()| {
+            seconds.faults = watch.lap();
+            suffice(&shared)?;
+            seconds.rest = watch.lap();
+            finish(&nemesis, &shared)
+        });
         shared.stop();
         let recorded = load.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         finished.and_then(|last| Ok((last, recorded?)))
@@ -131,19 +148,19 @@ fn on_this_thread(store: Box<dyn Store>, options: Options) -> Result<Summary, Tr
             return Err(trouble);
         }
     };
+    seconds.end = watch.lap();
     recording.operations.extend(last.operations);
     recording.healed = Some(last.healed);
     recording.digests = last.digests;
     let quorum_since_ns = last.healed.at_ns;
     recording.leases = Some(LeaseLimits { late_ns_max: LATE_NS_MAX, quorum_since_ns });
-    let checked = now_ns();
     let violations = satrap_history::check(&recording);
-    let seconds = ((checked - begun) as f64 / 1e9, (now_ns() - checked) as f64 / 1e9);
-    let unknown = |operation: &&Operation| operation.outcome == Outcome::Unknown;
+    seconds.check = watch.lap();
     let summary = Summary {
         seed: options.seed,
         completed: shared.completed(),
-        unknown: recording.operations.iter().filter(unknown).count(),
+        unknown: count(&recording, |outcome| *outcome == Outcome::Unknown),
+        refused: count(&recording, |o| matches!(o, Outcome::Fail(Failure::Refused(_)))),
         events: recording.watches.iter().map(|watch| watch.events().count()).sum(),
         faults: nemesis.history,
         head: last.healed.revision,
@@ -151,26 +168,49 @@ fn on_this_thread(store: Box<dyn Store>, options: Options) -> Result<Summary, Tr
         violations,
     };
     if !summary.violations.is_empty() {
-        keep(&recording, &summary)?;
+        summary.keep(&recording)?;
     }
-    worth(&summary, &nemesis.cluster.crashes)?;
+    summary.worth(&nemesis.cluster.crashes)?;
     Ok(summary)
 }
 
-/// Faults until all were there, and then until there are enough operations.
-fn torment(nemesis: &mut Nemesis, shared: &Shared, options: Options) -> Result<(), Trouble> {
-    let deadline = now_ns() + RUN_NS_MAX;
+/// When the last lap began.
+struct Stopwatch(Nanos);
+
+impl Stopwatch {
+    fn lap(&mut self) -> f64 {
+        let begun = std::mem::replace(&mut self.0, now_ns());
+        (self.0 - begun) as f64 / 1e9
+    }
+}
+
+/// Faults until all were there and had an effect.
+fn torment(nemesis: &mut Nemesis, options: Options) -> Result<(), Trouble> {
     thread::sleep(Duration::from_millis(700));
     for faults in fault::plan(options.seed, options.rounds) {
         nemesis.round(&faults)?;
     }
-    nemesis.heal()?;
-    while shared.completed() < OPERATIONS_MIN + OPERATIONS_MIN / 50 {
-        if now_ns() > deadline {
-            let what = format!("only {} operations were completed", shared.completed());
-            return Err(Trouble::Worthless(what));
+    for _ in 0..AGAIN_MAX {
+        for fault in idle(&nemesis.history) {
+            nemesis.heal()?;
+            nemesis.round(&[fault])?;
         }
+    }
+    nemesis.heal()
+}
+
+/// Waits until there are enough operations, and stops those that write.
+fn suffice(shared: &Shared) -> Result<(), Trouble> {
+    let mut last = (shared.completed(), now_ns());
+    while last.0 < OPERATIONS_MIN + OPERATIONS_MIN / 50 {
         thread::sleep(Duration::from_millis(50));
+        let completed = shared.completed();
+        if completed > last.0 {
+            last = (completed, now_ns());
+        } else if now_ns() > last.1 + STALLED_NS_MAX {
+            let what = format!("do more than {completed} operations, though all was well");
+            return Err(Trouble::Ring(what));
+        }
     }
     shared.stop_writers();
     Ok(())
@@ -258,62 +298,4 @@ fn load(shared: Arc<Shared>, seed: u64) -> Result<Recording, Trouble> {
     let operations = clients.into_iter().chain(keepers).flatten().chain(compactor).collect();
     let watches = watches.into_iter().flatten().collect();
     Ok(Recording { operations, watches, logs, ..Recording::default() })
-}
-
-/// Whether a run was what it should have been.
-fn worth(summary: &Summary, crashes: &[String]) -> Result<(), Trouble> {
-    let idle: Vec<_> = summary.faults.iter().filter(|fault| !fault.fired).collect();
-    if !idle.is_empty() {
-        return Err(Trouble::Worthless(format!("faults without effect: {idle:?}")));
-    }
-    if summary.completed < OPERATIONS_MIN {
-        let what = format!("only {} operations were completed", summary.completed);
-        return Err(Trouble::Worthless(what));
-    }
-    match crashes {
-        [] => Ok(()),
-        crashes => Err(Trouble::Ring(format!("stay up: {}", crashes.join("; ")))),
-    }
-}
-
-/// Writes a recording with violations where a person can read it.
-fn keep(recording: &Recording, summary: &Summary) -> Result<(), Trouble> {
-    use std::fmt::Write as _;
-    let mut text = String::new();
-    let lines = summary.violations.iter().map(|violation| format!("{violation}\n"));
-    text.extend(lines);
-    for operation in &recording.operations {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{operation}");
-    }
-    for watch in &recording.watches {
-        let _ = writeln!(text, "{watch:?}");
-    }
-    for log in &recording.logs {
-        let _ = writeln!(text, "{log:?}");
-    }
-    let path = std::env::temp_dir().join(format!("satrap-history-{}.txt", summary.seed));
-    fs::write(&path, text).map_err(Trouble::io("keeping a recording"))?;
-    eprintln!("the recording of seed {} is in {}", summary.seed, path.display());
-    Ok(())
-}
-
-impl std::fmt::Display for Summary {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let faults: Vec<_> = self.faults.iter().map(|fired| format!("{:?}", fired.fault)).collect();
-        write!(
-            f,
-            "seed {}: {} operations, {} unknown, {} events, revision {}, {:.1} s, checked in \
-             {:.1} s, {} violations; {}",
-            self.seed,
-            self.completed,
-            self.unknown,
-            self.events,
-            self.head,
-            self.seconds.0,
-            self.seconds.1,
-            self.violations.len(),
-            faults.join(" ")
-        )
-    }
 }

@@ -164,8 +164,18 @@ func maintained(w *world) {
 	must(snapshot.Snapshot.Close())
 	// After the data come the 32 bytes of its digest, which is how a client tells it is whole.
 	w.saw("snapshot: with data %v, a digest %v, a version %v", size > 1000, size%512 == 32, snapshot.Version != "")
-	_, err := w.MoveLeader(w, 4711)
-	w.saw("moved to nobody: %s", told(err))
+	refused := map[bool]string{}
+	for _, endpoint := range w.all {
+		target := w.target
+		target.Endpoints = []string{endpoint}
+		client := get(target.Client())
+		state := get(client.Status(w, endpoint))
+		_, err := client.MoveLeader(w, 4711)
+		refused[state.Leader == state.Header.MemberId] = told(err)
+		must(client.Close())
+	}
+	w.saw("moved to nobody by the leader: %s", refused[true])
+	w.saw("moved to nobody by another: %s", refused[false])
 }
 
 func members(w *world) {

@@ -24,7 +24,7 @@ type options struct {
 	both             ring.Both
 	seed             uint64
 	sessions, steps  int
-	selfCheck        int
+	least, selfCheck int
 	replayFile, dump string
 	keepGoing        bool
 	without          string
@@ -50,6 +50,7 @@ func parse() *options {
 	flag.Uint64Var(&o.seed, "seed", 1, "seed of the first session; the others count up from it")
 	flag.IntVar(&o.sessions, "sessions", 10, "how many sessions")
 	flag.IntVar(&o.steps, "steps", 10_000, "steps of each session")
+	flag.IntVar(&o.least, "least", 0, "fail if fewer than `N` steps were about keys, leases and watches")
 	flag.IntVar(&o.selfCheck, "self-check", 0, "make the server under test lie about one in `N` steps; every lie must be found")
 	flag.StringVar(&o.replayFile, "replay", "", "do the steps of this `file` and nothing else")
 	flag.StringVar(&o.dump, "dump", "", "write the shortened steps of a difference to this `file`")
@@ -121,9 +122,14 @@ func (o *options) compare(a, b *side) (bool, error) {
 		}
 	}
 	total.print(o.verbose)
-	fmt.Printf("%d operations, %d answered with an error, %d watch events, %d differences, %.0f s\n",
-		total.steps, total.errors, total.events, differences, time.Since(begun).Seconds())
-	return differences == 0, nil
+	data := total.aboutData()
+	fmt.Printf("%d operations, %d of them on keys, leases and watches, %d answered with an error, %d watch events, "+
+		"%d differences, %.0f s\n",
+		total.steps, data, total.errors, total.events, differences, time.Since(begun).Seconds())
+	if data < o.least {
+		fmt.Println("that is fewer than", o.least)
+	}
+	return differences == 0 && data >= o.least, nil
 }
 
 // report prints a difference, the fewest steps found that show it, and how to see it again.
@@ -172,6 +178,20 @@ func (t *tally) add(other tally) {
 	for refusal, count := range other.refusals {
 		t.refusals[refusal] += count
 	}
+}
+
+// aboutData is how many steps were about keys, leases and watches. The others are about users, alarms
+// and hashes, or wait.
+func (t *tally) aboutData() int {
+	total := 0
+	for kind, count := range t.kinds {
+		service, _, _ := strings.Cut(strings.TrimPrefix(kind, "/etcdserverpb."), "/")
+		switch service {
+		case "KV", "Lease", kindWatch, kindWatchOnce, kindKeepAlive, kindStream:
+			total += count
+		}
+	}
+	return total
 }
 
 // print lists how often each kind of step was done, and each error was answered.
