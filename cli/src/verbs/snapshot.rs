@@ -1,21 +1,23 @@
 //! `satrap snapshot`: the state of a ring in a file, and a new ring from it.
 //!
-//! A file is only ever named once all of it has been read back and rebuilt in memory, whether this
-//! program saved it or `etcdctl snapshot save` did; both write the same.
+//! A file that this program saves gets its name only once all of it has been read back and rebuilt in
+//! memory, as those that members save by themselves; see [`satrap_regional_server::snapshots`]. What
+//! `etcdctl snapshot save` writes is the same, and `verify` shows whether it is whole.
 
 use std::{
     fmt,
     fs::{self, File},
-    io::{self, BufReader, Write as _},
+    io::BufReader,
     path::{Path, PathBuf},
 };
 
 use satrap_certify::Genesis;
-use satrap_host::{clock, files};
+use satrap_host::clock;
 use satrap_proto::etcdserverpb::SnapshotRequest;
 use satrap_regional_server::{
     Config,
     offline::{self, OfflineError, SnapshotFacts},
+    snapshots::{Draft, DraftError},
 };
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -134,16 +136,15 @@ fn save(args: &Save, output: &Output) -> Result<(), CliError> {
     let mut partial = path.clone().into_os_string();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
-    let file = |error: io::Error| CliError::file("snapshot", &partial, &error);
-    block_on(async {
-        let mut out = File::create(&partial).map_err(file)?;
+    let draft = block_on(async {
+        let mut draft = Draft::create(partial).map_err(refuse)?;
         let mut maintenance = client.maintenance().await?;
         let stream = maintenance.snapshot(SnapshotRequest {}).await;
         let mut stream = stream.map_err(|status| answer(&status))?.into_inner();
         // The last 32 bytes are the digest of all others.
         let (mut digest, mut held) = (Sha256::new(), Vec::new());
         while let Some(message) = stream.message().await.map_err(|status| answer(&status))? {
-            out.write_all(&message.blob).map_err(file)?;
+            draft.write(&message.blob).map_err(refuse)?;
             held.extend_from_slice(&message.blob);
             let done = held.len().saturating_sub(DIGEST_BYTES);
             digest.update(&held[..done]);
@@ -153,12 +154,19 @@ fn save(args: &Save, output: &Output) -> Result<(), CliError> {
             let why = "what arrived does not have its digest; the member or the network cut it";
             return Err(CliError::unavailable(why));
         }
-        out.sync_all().map_err(file)
+        Ok(draft)
     })?;
-    let facts = read(&partial, &genesis)?;
-    let named = fs::rename(&partial, path);
-    named.and_then(|()| files::sync_directory(files::parent(path))).map_err(file)?;
+    let whole = draft.verify(&genesis).map_err(refuse)?;
+    let facts = whole.name(path).map_err(refuse)?;
     output.show(&View::of(path, &facts)?)
+}
+
+fn refuse(error: DraftError) -> CliError {
+    match error {
+        DraftError::Io { path, error } => CliError::file("snapshot", &path, &error),
+        DraftError::Exists(_) => CliError::usage(error),
+        DraftError::Unusable { .. } => CliError::refused(format!("snapshot {error}")),
+    }
 }
 
 fn restore(args: &Restore, output: &Output) -> Result<(), CliError> {

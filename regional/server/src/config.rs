@@ -20,8 +20,9 @@ use serde::Deserialize;
 
 use crate::{
     etcd::{ClientCertificate, EtcdConfig, EtcdTls},
-    limits::{MEMBERS_MAX, VALIDATORS_MAX},
+    limits::{MEMBERS_MAX, SNAPSHOT_INTERVAL_S, SNAPSHOTS_KEPT_MAX, VALIDATORS_MAX},
     raft::{Compaction, RingSetup, Timing},
+    snapshots::Schedule,
 };
 
 /// Another process and where it listens.
@@ -62,6 +63,8 @@ pub struct Config {
     pub other_regions: Vec<Label>,
     /// Where clients of etcd reach this member; if nowhere, its keyspace serves only the others'.
     pub etcd: Option<EtcdConfig>,
+    /// When this member saves the ring's state to files, if it does.
+    pub snapshots: Option<Schedule>,
     /// Raft's clocks.
     pub timing: Timing,
     /// When the Raft log is compacted.
@@ -85,6 +88,7 @@ struct RawConfig {
     #[serde(default)]
     peer_url_overrides: BTreeMap<String, String>,
     etcd: Option<RawEtcd>,
+    snapshots: Option<RawSnapshots>,
     #[serde(default)]
     raft: RawRaft,
 }
@@ -107,6 +111,14 @@ struct RawEtcdTls {
     /// Also lets clients in that have no certificate; they log in with a password.
     #[serde(default)]
     client_cert_optional: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSnapshots {
+    interval_s: u64,
+    dir: PathBuf,
+    keep: usize,
 }
 
 #[derive(Deserialize)]
@@ -187,11 +199,13 @@ impl RawConfig {
             let name = label("peer_url_overrides", &name)?;
             peer_url_overrides.insert(name, check_url("peer_url_overrides", url)?);
         }
+        let data_dir = base.join(self.data_dir);
+        let snapshots = self.snapshots.map(|raw| raw.check(base, &data_dir)).transpose()?;
         let regions = self.other_regions.iter().map(|text| label("other_regions", text));
         Ok(Config {
             region,
             name,
-            data_dir: base.join(self.data_dir),
+            data_dir,
             genesis: Arc::new(read(&base.join(self.genesis), Genesis::from_json)?),
             client_listen: self.client_listen,
             peer_listen: self.peer_listen,
@@ -202,6 +216,7 @@ impl RawConfig {
             validators: check_validators(self.validators)?,
             other_regions: regions.collect::<Result<_, _>>()?,
             etcd: self.etcd.map(|etcd| etcd.check(base)).transpose()?,
+            snapshots,
             timing: self.raft.check()?,
             compaction: Compaction::default(),
         })
@@ -230,6 +245,27 @@ impl RawEtcd {
             client_certificate: client_certificate(tls.client_cert_optional),
         });
         Ok(EtcdConfig { listen: self.listen, urls: self.urls, tls })
+    }
+}
+
+impl RawSnapshots {
+    fn check(self, base: &Path, data_dir: &Path) -> Result<Schedule, ConfigError> {
+        let Self { interval_s, dir, keep } = self;
+        if !SNAPSHOT_INTERVAL_S.contains(&interval_s) {
+            let (min, max) = SNAPSHOT_INTERVAL_S.into_inner();
+            let why = format!("{interval_s} s: expected {min} s to {max} s");
+            return Err(refuse("snapshots.interval_s", why));
+        }
+        check_count("snapshots.keep", keep, SNAPSHOTS_KEPT_MAX)?;
+        let dir = base.join(dir);
+        if dir.starts_with(data_dir) {
+            let why = format!(
+                "{} is in the data directory, and would be lost with it: expected another place",
+                dir.display()
+            );
+            return Err(refuse("snapshots.dir", why));
+        }
+        Ok(Schedule { interval: Duration::from_secs(interval_s), dir, keep })
     }
 }
 
@@ -300,6 +336,10 @@ mod tests {
         url = "https://127.0.0.1:7005"
         [peer_url_overrides]
         m2 = "https://127.0.0.1:7999"
+        [snapshots]
+        interval_s = 3600
+        dir = "backup"
+        keep = 24
         [raft]
         heartbeat_ms = 50
     "#;
@@ -326,6 +366,9 @@ mod tests {
         assert_eq!(config.timing.heartbeat, Duration::from_millis(50));
         assert_eq!(config.timing.election_max, Timing::default().election_max);
         assert_eq!(config.ring_setup().members.len(), 2);
+        let Schedule { interval, dir, keep } = config.snapshots.unwrap();
+        assert_eq!((interval, keep), (Duration::from_secs(3600), 24));
+        assert!(dir.is_absolute() && dir.ends_with("backup"));
     }
 
     #[test]
@@ -339,6 +382,9 @@ mod tests {
             ("heartbeat_ms = 50", "heartbeat_ms = 100", "three heartbeats"),
             ("heartbeat_ms = 50", "election_ms_max = 250", "expected a range"),
             ("heartbeat_ms = 50", "heartbeat = 50", "unknown field"),
+            ("interval_s = 3600", "interval_s = 9", "9 s: expected 60 s to"),
+            ("keep = 24", "keep = 0", "0 snapshots.keep"),
+            ("dir = \"backup\"", "dir = \"data/backup\"", "would be lost with it"),
             ("genesis = \"genesis.json\"", "genesis = \"none.json\"", "none.json"),
             ("7001\"\n        peer_listen", "x\"\n        peer_listen", "socket address"),
         ] {

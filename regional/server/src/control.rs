@@ -36,6 +36,7 @@ use crate::{
     raft::Ring,
     refusals::Refusals,
     reports::{EdgeKey, Kept, Reports, merge},
+    snapshots::Watched,
     status,
     upstream::validator_rule,
 };
@@ -57,6 +58,7 @@ struct Inner {
     upstream_streams: Arc<AtomicUsize>,
     reports: Reports,
     refusals: Refusals,
+    snapshots: Option<Watched>,
 }
 
 /// An address or name in the configuration is not one.
@@ -78,6 +80,8 @@ pub struct Sources {
     pub reports: Reports,
     /// What was refused.
     pub refusals: Refusals,
+    /// How scheduled snapshots are doing.
+    pub snapshots: Option<Watched>,
 }
 
 /// Whether another validator may answer where this one failed.
@@ -131,7 +135,7 @@ impl ControlService {
         let members = config.members.iter().map(member).collect::<Result<_, ControlError>>()?;
         let validators =
             config.validators.iter().map(validator).collect::<Result<_, ControlError>>()?;
-        let Sources { upstream_streams, reports, refusals } = sources;
+        let Sources { upstream_streams, reports, refusals, snapshots } = sources;
         let preferred = AtomicUsize::new(0);
         Ok(Self(Arc::new(Inner {
             ring,
@@ -142,6 +146,7 @@ impl ControlService {
             upstream_streams,
             reports,
             refusals,
+            snapshots,
         })))
     }
 
@@ -216,6 +221,7 @@ impl ControlService {
             refusals: refusals.map(|(rule, count)| (rule.to_owned(), count)).collect(),
             connected_edges: inner.reports.connected(&inner.region),
             recoveries: inner.ring.read(|keys| keys.recoveries().map(recovery).collect()),
+            snapshots: inner.snapshots.as_ref().map(|watched| watched.borrow().to_wire()),
         }
     }
 

@@ -24,6 +24,7 @@ pub mod raft;
 pub mod refusals;
 pub mod reports;
 pub mod run;
+pub mod snapshots;
 pub mod status;
 pub mod sync_service;
 pub mod upstream;

@@ -51,6 +51,10 @@ pub const MEMBERS_MAX: usize = 7;
 pub const LEARNER_LAG_MAX: u64 = 64;
 /// Chunks of a snapshot that wait for a client to read them.
 pub const SNAPSHOT_CHUNKS_MAX: usize = 8;
+/// Between scheduled snapshots: each reads the whole state and rebuilds it once.
+pub const SNAPSHOT_INTERVAL_S: std::ops::RangeInclusive<u64> = 60..=30 * 24 * 3600;
+/// Scheduled snapshots that stay.
+pub const SNAPSHOTS_KEPT_MAX: usize = 10_000;
 /// Upstream validators in the configuration.
 pub const VALIDATORS_MAX: usize = satrap_certify::limits::VALIDATORS_MAX;
 

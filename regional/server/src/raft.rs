@@ -62,13 +62,14 @@ use satrap_certify::{Digest, Genesis, Label};
 use satrap_merkle::codec::{Canonical as _, Writer as CanonicalWriter};
 use satrap_regional_api::backend::MemberIdentity;
 use satrap_regional_core::{Command, Keyspace, Region, Request};
-use satrap_regional_storage::{Owner, Reserve, files::Files};
-use tokio::sync::watch;
+use satrap_regional_storage::{Owner, Reserve, StorageError, files::Files};
+use tokio::sync::{mpsc, watch};
 
 use self::{
     checkpoint::{Checkpoints, Shared},
     clock::RingClock,
     disk::DiskError,
+    inbox::DiskAlarm,
     log_store::LogStore,
     members::cluster_id,
     network::Network,
@@ -188,6 +189,8 @@ pub struct Ring<P: Platform = Real> {
     /// When the last proof began that this member's state was the newest.
     fresh_at: Arc<Mutex<Option<Duration>>>,
     reserve: Arc<Reserve>,
+    /// Held by whoever changes the membership.
+    changing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl<P: Platform> Clone for Ring<P> {
@@ -208,6 +211,7 @@ impl<P: Platform> Clone for Ring<P> {
             network: self.network.clone(),
             fresh_at: self.fresh_at.clone(),
             reserve: self.reserve.clone(),
+            changing: self.changing.clone(),
         }
     }
 }
@@ -219,6 +223,8 @@ pub struct RingParts<P: Platform = Real> {
     peers: Peers,
     files: Arc<dyn Files>,
     setup: RingSetup,
+    disk_alarm: DiskAlarm,
+    disk_failures: mpsc::Receiver<StorageError>,
 }
 
 /// What this member knows about its ring.
@@ -298,16 +304,6 @@ impl<P: Platform> Ring<P> {
                 std::future::pending::<()>().await;
             }
         }
-    }
-
-    /// Whether `name` may speak in this ring: members, and before there are any the configured.
-    #[must_use]
-    pub fn knows(&self, name: &MemberName) -> bool {
-        let nodes = self.nodes();
-        if nodes.is_empty() {
-            return self.configured.contains_key(name);
-        }
-        nodes.iter().any(|(known, _)| known == name)
     }
 
     fn clock(&self) -> MutexGuard<'_, RingClock> {

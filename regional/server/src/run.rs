@@ -37,6 +37,7 @@ use crate::{
     raft::{Ring, RingError, serve},
     refusals::Refusals,
     reports::Reports,
+    snapshots::{Scheduler, Watched},
     sync_service::Audience,
     upstream::Upstream,
 };
@@ -112,6 +113,8 @@ pub struct Member {
     pub peer_address: SocketAddr,
     /// Where clients of etcd reach it, if anywhere.
     pub etcd_address: Option<SocketAddr>,
+    /// How its scheduled snapshots are doing, if it makes any.
+    pub snapshots: Option<Watched>,
 }
 
 /// Runs a member until SIGINT or SIGTERM.
@@ -177,7 +180,12 @@ pub async fn start(
         config.genesis.policy.heartbeat,
         refusals.clone(),
     );
+    let (scheduler, snapshots) = Scheduler::new(&config, &ring).unzip();
+    if let Some(scheduler) = scheduler {
+        group.spawn("snapshots", scheduler.run(shutdown.clone()));
+    }
     let sources = Sources {
+        snapshots: snapshots.clone(),
         upstream_streams: upstream.streams(),
         reports: reports.clone(),
         refusals: refusals.clone(),
@@ -195,7 +203,7 @@ pub async fn start(
     group.spawn("clients", server.serve_with_incoming_shutdown(listener, shutdown.requested()));
     group.spawn("upstream", upstream.run(shutdown.clone()));
     group.spawn("credentials", reload(credentials, shutdown));
-    Ok(Member { ring, client_address, peer_address, etcd_address })
+    Ok(Member { ring, client_address, peer_address, etcd_address, snapshots })
 }
 
 fn check_identity(config: &Config, credentials: &Credentials) -> Result<(), RunError> {

@@ -13,8 +13,6 @@ pub const NAME_BYTES_MAX: usize = 255;
 pub const VOTE_BYTES_MAX: usize = 1024;
 /// An encoded log id, with whatever else its writer keeps beside it.
 pub const MARK_BYTES_MAX: usize = 4 * 1024;
-/// Peers that are remembered.
-pub const PEERS_MAX: usize = 64;
 
 /// Written at once when a range of a file is cleared.
 pub const ZERO_BYTES: usize = 1024 * 1024;
@@ -51,7 +49,4 @@ pub const ROW_BYTES_MAX: usize = PAGE_BYTES_MAX + 1024;
 
 const _: () = assert!(VERSION_BYTES_MAX < PAGE_BYTES_MAX);
 const _: () = assert!(FRAME_BYTES_MAX < RECEIVE_SYNC_BYTES);
-const _: () = assert!(
-    (SEGMENT_BYTES_MIN as usize)
-        > 2 * (VOTE_BYTES_MAX + 2 * MARK_BYTES_MAX + PEERS_MAX * (NAME_BYTES_MAX + 32))
-);
+const _: () = assert!((SEGMENT_BYTES_MIN as usize) > 2 * (VOTE_BYTES_MAX + 2 * MARK_BYTES_MAX));

@@ -7,7 +7,7 @@
 //!   commit(records) ──▶ one group ──▶ one write ──▶ one sync ──▶ the caller may tell others
 //!        │ does not fit
 //!        ▼
-//!   next segment: recycled or new, begins with vote, marks and peers, appears by rename
+//!   next segment: recycled or new, begins with vote and marks, appears by rename
 //!        ▲
 //!   purge ──▶ the oldest segments, when all their entries are purged, wait to be used again
 //! ```
@@ -41,7 +41,7 @@ mod recover;
 mod rotate;
 mod segment;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -91,8 +91,6 @@ pub struct Recovered {
     pub purged: Option<Mark>,
     /// The entries, without holes (S2).
     pub entries: Vec<(u64, Bytes)>,
-    /// The instance ids under which peers were first met.
-    pub peers: BTreeMap<String, InstanceId>,
     /// What was cleared behind the end, for the operator's log.
     pub cut: Option<Cut>,
 }
@@ -205,7 +203,6 @@ impl Wal {
         if written.is_empty() {
             return Ok(());
         }
-        self.meta.has_room_for(records)?;
         let body_bytes: usize = written.iter().map(|record| record.encoded_bytes()).sum();
         self.make_room(group_bytes(body_bytes) as u64)?;
         self.write(|out| written.iter().for_each(|record| record.encode(out)))?;

@@ -11,7 +11,7 @@ use common::{CACHE, Dice, INSTANCE, Model, NO_RESERVE, SMALL, disk, mark, open_s
 use satrap_regional_storage::{
     Checkpoint, Config, Member, Owner, Reserve, State, StorageError,
     limits::FRAME_BYTES_MAX,
-    sim::{Faults, SimDisk},
+    sim::{Faults, SimDisk, Survival},
     snapshot::{self, Edit, FileError, Frame, ReceiveError, Received, Receiver, Refused, Restore},
 };
 
@@ -131,6 +131,31 @@ fn an_interrupted_transfer_goes_on_near_where_it_was() {
     state.checkpoint(&checkpoint).unwrap();
     let header = self::frames(&state).remove(0);
     assert_eq!(third.accept(&header.bytes).unwrap().next, 1);
+}
+
+/// As for the log: what can be read after a failed sync is not what is on disk.
+#[test]
+fn a_transfer_that_failed_to_sync_begins_anew() {
+    let (_sim, state, model) = a_state(1);
+    let frames = frames(&state);
+    let mut failures = 0;
+    for at in 0..40 {
+        let target = SimDisk::new(at);
+        target.set_faults(Faults { error_after_syncs: Some(at), ..Faults::default() });
+        let transfer = || -> Result<(), ReceiveError> {
+            let mut receiver = Receiver::open(disk(&target), CACHE, &other(), OTHER)?;
+            frames.iter().try_for_each(|frame| receiver.accept(&frame.bytes).map(drop))?;
+            Ok(receiver.finish().map(drop)?)
+        };
+        failures += usize::from(transfer().is_err());
+        // Only the process restarts; the next one takes over what it finds.
+        target.kill();
+        let received = receive(&target, &frames);
+        open_other(&target).replace(received).unwrap();
+        target.crash(Survival::None);
+        model.check(&open_other(&target)).unwrap_or_else(|why| panic!("sync {at}: {why}"));
+    }
+    assert!(failures > 5, "{failures}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use satrap_proto::v1::{RegionStatus, StatusReply, ValidatorStatus, status_reply:
 
 use super::view::{
     BundleView, EdgeView, EvidenceView, MemberView, Realm, RecoveryView, RegionView, RunningView,
-    ValidatorView,
+    SnapshotView, ValidatorView,
 };
 use crate::{
     client::{Client, Endpoint},
@@ -35,7 +35,7 @@ pub async fn gather(client: &Client) -> Realm {
             Ok(StatusReply { tier: Some(Tier::Validator(v)) }) => {
                 realm.validators.push(validator(endpoint, v, now));
             }
-            Ok(StatusReply { tier: Some(Tier::Region(r)) }) => member(&mut realm, endpoint, r),
+            Ok(StatusReply { tier: Some(Tier::Region(r)) }) => member(&mut realm, endpoint, r, now),
             Ok(StatusReply { tier: None }) => {
                 unreached(client, &mut realm, endpoint, "it answered with nothing");
             }
@@ -123,7 +123,7 @@ fn region<'a>(realm: &'a mut Realm, name: &str) -> &'a mut RegionView {
     realm.regions.last_mut().expect("pushed just now")
 }
 
-fn member(realm: &mut Realm, endpoint: &Endpoint, r: &RegionStatus) {
+fn member(realm: &mut Realm, endpoint: &Endpoint, r: &RegionStatus, now: Timestamp) {
     let view = region(realm, &r.region);
     // The newest term knows the newest leader.
     if !r.leader.is_empty() && r.term >= view.term {
@@ -151,6 +151,7 @@ fn member(realm: &mut Realm, endpoint: &Endpoint, r: &RegionStatus) {
         age_ms: r.age_ms,
         applied_index: r.applied_index,
         lag: lag(&r.member),
+        snapshots: r.snapshots.as_ref().map(|told| SnapshotView::of(told, now)),
     });
     if is_leader {
         for member in &mut view.members {

@@ -20,7 +20,7 @@ use crate::{
 pub use gather::gather;
 pub use view::{
     BundleView, EdgeView, EvidenceView, MemberView, Realm, RecoveryView, RegionView, RunningView,
-    ValidatorView,
+    SavedView, SnapshotView, ValidatorView,
 };
 
 /// How often `--watch` looks.

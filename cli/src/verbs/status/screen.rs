@@ -66,6 +66,11 @@ impl Realm {
                 let name = &region.name;
                 writeln!(f, "  {name} refused {times} from upstream by rule {rule}")?;
             }
+            for member in &region.members {
+                if let Some(snapshots) = &member.snapshots {
+                    writeln!(f, "  {}/{} {snapshots}", region.name, member.name)?;
+                }
+            }
             for recovery in &region.recoveries {
                 writeln!(f, "  {} {recovery}", region.name)?;
             }

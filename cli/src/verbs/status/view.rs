@@ -2,8 +2,11 @@
 
 use std::fmt;
 
-use satrap_proto::v1::RecoveryInfo;
+use satrap_certify::Timestamp;
+use satrap_proto::v1::{RecoveryInfo, SnapshotStatus};
 use serde::Serialize;
+
+use crate::output::span;
 
 /// One picture of a realm.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -142,6 +145,56 @@ pub struct MemberView {
     pub applied_index: u64,
     /// Log entries behind the leader, as the leader sees it.
     pub lag: u64,
+    /// Its own scheduled snapshots, if it makes any.
+    pub snapshots: Option<SnapshotView>,
+}
+
+/// How the scheduled snapshots of a member are doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SnapshotView {
+    /// The newest one, on that member.
+    pub newest: Option<SavedView>,
+    /// Why the last attempt failed.
+    pub error: Option<String>,
+}
+
+/// A snapshot that is whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SavedView {
+    /// Its file.
+    pub file: String,
+    /// Everything up to here is in it.
+    pub revision: i64,
+    /// Since it was made.
+    pub age_ms: u64,
+}
+
+impl SnapshotView {
+    /// As a member tells it.
+    #[must_use]
+    pub fn of(told: &SnapshotStatus, now: Timestamp) -> Self {
+        let age = now.since(Timestamp(told.time_unix_ns)).as_millis();
+        let newest = (!told.file.is_empty()).then(|| SavedView {
+            file: told.file.clone(),
+            revision: told.revision,
+            age_ms: u64::try_from(age).unwrap_or(u64::MAX),
+        });
+        Self { newest, error: (!told.error.is_empty()).then(|| told.error.clone()) }
+    }
+}
+
+impl fmt::Display for SnapshotView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(error) = &self.error {
+            write!(f, "NO SNAPSHOT ({error}); ")?;
+        }
+        match &self.newest {
+            Some(SavedView { file, revision, age_ms }) => {
+                write!(f, "saved revision {revision} {} ago in {file}", span(*age_ms))
+            }
+            None => f.write_str("saved nothing yet"),
+        }
+    }
 }
 
 /// One bundle.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use openraft::{ConfigError, Raft, SnapshotPolicy};
+use openraft::{ConfigError, Raft, SnapshotPolicy, async_runtime::WatchReceiver as _};
 use satrap_host::{TaskGroup, mtls::Credentials};
 use satrap_regional_storage::{
     Config, InstanceId, Reserve,
@@ -18,12 +18,11 @@ use super::{
     checkpoint::{CheckpointRequest, Checkpoints, Shared},
     clock::RingClock,
     disk::{Disk, DiskError},
-    frames::Sender,
     lock,
     log_store::LogStore,
     network::Network,
     owner,
-    peers::{Dial, Peers, over_mtls},
+    peers::{Dial, Peers, Roll, over_mtls},
     platform::{Platform, Real, draw},
     ring_id,
     state_machine::StateMachine,
@@ -124,10 +123,10 @@ impl<P: Platform> Opened<P> {
         dial: Dial,
     ) -> Result<(Self, Writers), RingError> {
         let config = raft_config(&setup)?;
-        let Disk { wal, state, reserve, log: mut loaded, restored } = disk;
+        let Disk { wal, state, reserve, log: loaded, restored } = disk;
         let (writer, handle) = Writer::new(wal, loaded.committed);
-        let own = Sender { ring: ring_id(&setup), instance: loaded.instance };
-        let peers = Peers::new(own, dial, std::mem::take(&mut loaded.peers), handle.clone());
+        let roll = Roll::new(setup.members.keys().map(MemberName::from).collect());
+        let peers = Peers::new(ring_id(&setup), loaded.instance, dial, roll);
         let clock = Arc::new(Mutex::new(RingClock::default()));
         if restored.keyspace.now().0 > 0 {
             lock(&clock).applied(restored.keyspace.now().0, P::monotonic());
@@ -186,6 +185,12 @@ impl<P: Platform> Opened<P> {
         );
         let network = Network(peers.clone());
         let raft = Raft::new(name.clone(), config, network.clone(), log.clone(), machine).await?;
+        let metrics = raft.server_metrics();
+        let (logged, agreed) = {
+            let metrics = metrics.borrow_watched();
+            (metrics.membership_config.clone(), metrics.committed_membership_config.clone())
+        };
+        peers.follow(&logged, &agreed);
         let ring = Ring {
             raft,
             name,
@@ -202,7 +207,10 @@ impl<P: Platform> Opened<P> {
             network,
             fresh_at: Arc::default(),
             reserve,
+            changing: Arc::default(),
         };
-        Ok(RingParts { ring, log, peers, files, setup })
+        // One failure stops the process; more need not be heard.
+        let (disk_alarm, disk_failures) = tokio::sync::mpsc::channel(1);
+        Ok(RingParts { ring, log, peers, files, setup, disk_alarm, disk_failures })
     }
 }

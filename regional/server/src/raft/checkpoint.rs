@@ -14,7 +14,7 @@
 //! - **K3** The first failed write ends the thread, and with it the process.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -49,6 +49,8 @@ pub struct Shared {
     digests: Arc<Mutex<VecDeque<Taken>>>,
     /// A client here was refused because the quota is used up.
     refused_for_space: Arc<AtomicBool>,
+    /// What is wrong with this member, by what it is about.
+    complaints: Arc<Mutex<BTreeMap<&'static str, String>>>,
 }
 
 /// The digest of the keyspace after the entry with this index.
@@ -80,6 +82,7 @@ impl Shared {
             installs: Arc::default(),
             digests: Arc::default(),
             refused_for_space: Arc::default(),
+            complaints: Arc::default(),
         }
     }
 
@@ -124,6 +127,22 @@ impl Shared {
     #[must_use]
     pub fn take_refused_for_space(&self) -> bool {
         self.refused_for_space.swap(false, Ordering::Relaxed)
+    }
+
+    /// Something is wrong with this member, or no longer.
+    pub fn complain(&self, about: &'static str, why: Option<&str>) {
+        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        match why {
+            Some(why) => drop(complaints.insert(about, why.to_owned())),
+            None => drop(complaints.remove(about)),
+        }
+    }
+
+    /// What is wrong with this member.
+    #[must_use]
+    pub fn complaints(&self) -> Vec<String> {
+        let complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        complaints.iter().map(|(about, why)| format!("{about}: {why}")).collect()
     }
 
     /// Looks at the keyspace.

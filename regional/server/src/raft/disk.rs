@@ -11,7 +11,7 @@
 //! - **S4** The certified replica in a checkpoint is verified again like a stranger's, whether it
 //!   comes from the own disk or from a peer.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{io, sync::Arc};
 
 use bytes::Bytes;
 use satrap_certify::{Genesis, Rejection};
@@ -26,7 +26,7 @@ use satrap_regional_storage::{
     StorageError, Version, Wal, files::Files, snapshot::Received,
 };
 
-use super::types::{CodecError, Entry, LogId, MemberName, Membership, Vote, decode, encode};
+use super::types::{CodecError, Entry, LogId, Membership, Vote, decode, encode};
 
 /// The page of the certified replica; all others are the keyspace's.
 const REGION_PAGE: &str = "region";
@@ -87,8 +87,6 @@ pub struct Loaded {
     pub purged: Option<LogId>,
     /// The log with the bytes of each record.
     pub entries: Vec<(Entry, usize)>,
-    /// The instance ids under which peers were first met.
-    pub peers: BTreeMap<MemberName, InstanceId>,
 }
 
 /// Both states of a ring and how far they got.
@@ -141,15 +139,12 @@ impl Disk {
             let entry: Entry = decode("log entry", &bytes)?;
             Ok((entry, bytes.len()))
         });
-        let name = |name: &String| decode::<MemberName>("peer", &encode(name));
-        let peers = recovered.peers.iter().map(|(peer, instance)| Ok((name(peer)?, *instance)));
         let log = Loaded {
             instance: recovered.instance,
             vote: recovered.vote.map(|vote| decode("vote", &vote)).transpose()?,
             committed: id(recovered.committed)?,
             purged: id(recovered.purged)?,
             entries: entries.collect::<Result<_, CodecError>>()?,
-            peers: peers.collect::<Result<_, CodecError>>()?,
         };
         Ok(Self { wal, state: Arc::new(state), reserve, log, restored })
     }

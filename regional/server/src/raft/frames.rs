@@ -5,10 +5,10 @@
 //! disk and came back with an empty one, has the same certificate as before.
 //!
 //! ```text
-//!   version u8 | kind u8 | ring [32] | from instance [16] | to instance [16] | postcard body
+//!   version u8 | kind u8 | ring [32] | from instance [16] since u64 | to instance [16] | postcard body
 //! ```
 //!
-//! The receiver's instance is all zeros as long as the sender has never met it.
+//! The receiver's instance is all zeros as long as no membership names it.
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt as _};
@@ -25,8 +25,8 @@ use super::{
 use crate::limits::RING_CHUNK_BYTES;
 
 const VERSION: u8 = 1;
-const HEADER_BYTES: usize = 1 + 1 + 32 + 16 + 16;
-/// Addresses whoever has the name, before the first meeting.
+const HEADER_BYTES: usize = 1 + 1 + 32 + 16 + 8 + 16;
+/// Addresses whoever has the name, before a membership says who is meant.
 pub const ANY_INSTANCE: InstanceId = [0; 16];
 
 /// What a message is.
@@ -62,6 +62,8 @@ pub struct Sender {
     pub ring: Digest,
     /// Of its disk.
     pub instance: InstanceId,
+    /// Since when it belongs to the ring, as far as it knows; see `MemberNode::since`.
+    pub since: u64,
 }
 
 /// A message that is not one.
@@ -92,6 +94,8 @@ pub enum FrameError {
 pub struct Welcome {
     /// This member has voted or holds log: the ring exists.
     pub founded: bool,
+    /// Its disk, as in the header.
+    pub instance: InstanceId,
 }
 
 /// The body of [`Kind::Propose`]: one entry, but for the leader's time.
@@ -169,12 +173,13 @@ pub fn pack<T: Serialize>(sender: &Sender, to: &InstanceId, kind: Kind, body: &T
     bytes.extend_from_slice(&[VERSION, kind as u8]);
     bytes.extend_from_slice(&sender.ring);
     bytes.extend_from_slice(&sender.instance);
+    bytes.extend_from_slice(&sender.since.to_be_bytes());
     bytes.extend_from_slice(to);
     bytes.extend_from_slice(&body);
     bytes
 }
 
-/// Reads the header: the sender's instance and the body.
+/// Reads the header: who sends, and the body.
 ///
 /// # Errors
 ///
@@ -183,21 +188,23 @@ pub fn open<'a>(
     own: &Sender,
     kind: Kind,
     bytes: &'a [u8],
-) -> Result<(InstanceId, &'a [u8]), FrameError> {
+) -> Result<(Sender, &'a [u8]), FrameError> {
     let (header, body) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or(FrameError::Header)?;
     let ([version, of], rest) = header.split_first_chunk().expect("a header has two bytes");
     if (*version, *of) != (VERSION, kind as u8) {
         return Err(FrameError::Header);
     }
     let (ring, rest) = rest.split_first_chunk::<32>().expect("and 32 more");
-    let (from, to) = rest.split_first_chunk::<16>().expect("and 16 more");
+    let (instance, rest) = rest.split_first_chunk::<16>().expect("and 16 more");
+    let (since, to) = rest.split_first_chunk::<8>().expect("and 8 more");
     if *ring != own.ring {
         return Err(FrameError::Ring);
     }
     if *to != own.instance && *to != ANY_INSTANCE {
         return Err(FrameError::Instance);
     }
-    Ok((*from, body))
+    let since = u64::from_be_bytes(*since);
+    Ok((Sender { ring: *ring, instance: *instance, since }, body))
 }
 
 /// Whether this claims to be a greeting, which shares an RPC with pre-votes.
@@ -251,19 +258,20 @@ mod tests {
 
     use super::*;
 
-    const SENDER: Sender = Sender { ring: [7; 32], instance: [9; 16] };
+    const SENDER: Sender = Sender { ring: [7; 32], instance: [9; 16], since: 5 };
+    const WELCOME: Welcome = Welcome { founded: true, instance: SENDER.instance };
 
     #[test]
     fn a_message_is_of_one_kind_and_one_ring() {
-        let message = pack(&SENDER, &ANY_INSTANCE, Kind::Hello, &Welcome { founded: true });
-        let (instance, rest) = open(&SENDER, Kind::Hello, &message).unwrap();
-        assert_eq!(instance, SENDER.instance);
+        let message = pack(&SENDER, &ANY_INSTANCE, Kind::Hello, &WELCOME);
+        let (sender, rest) = open(&SENDER, Kind::Hello, &message).unwrap();
+        assert_eq!(sender, SENDER);
         assert!(body::<Welcome>(rest).unwrap().founded);
         assert!(matches!(open(&SENDER, Kind::Vote, &message), Err(FrameError::Header)));
         let other = Sender { ring: [8; 32], ..SENDER };
         assert!(matches!(open(&other, Kind::Hello, &message), Err(FrameError::Ring)));
         let after_loss = Sender { instance: [1; 16], ..SENDER };
-        let addressed = pack(&SENDER, &SENDER.instance, Kind::Hello, &Welcome { founded: true });
+        let addressed = pack(&SENDER, &SENDER.instance, Kind::Hello, &WELCOME);
         assert!(open(&SENDER, Kind::Hello, &addressed).is_ok());
         let refused = open(&after_loss, Kind::Hello, &addressed);
         assert!(matches!(refused, Err(FrameError::Instance)));

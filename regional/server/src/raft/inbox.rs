@@ -7,8 +7,10 @@
 //!   the peer that sent it is gone.
 //! - **I2** A snapshot leaves the inbox only after all of its digests and all of its content
 //!   verified.
+//! - **I3** A disk that fails here ends the process, as one that fails the log does. What a peer sent
+//!   never does.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
@@ -18,7 +20,7 @@ use satrap_regional_storage::{
     files::Files,
     snapshot::{ReceiveError, Received, Receiver},
 };
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 
 use super::{
     disk::{DiskError, Restored, load_received},
@@ -54,7 +56,7 @@ pub enum InboxError {
     Content(#[from] DiskError),
     /// This member stops.
     #[error(transparent)]
-    Stopping(#[from] std::io::Error),
+    Stopping(#[from] io::Error),
 }
 
 impl From<StorageError> for InboxError {
@@ -65,6 +67,9 @@ impl From<StorageError> for InboxError {
 
 type Held = OwnedMutexGuard<Option<Receiver>>;
 
+/// Where to say that the disk has failed.
+pub type DiskAlarm = mpsc::Sender<StorageError>;
+
 /// The inbox of one member. Clones are the same one.
 #[derive(Clone)]
 pub struct Inbox {
@@ -72,6 +77,7 @@ pub struct Inbox {
     owner: Owner,
     instance: InstanceId,
     genesis: Arc<Genesis>,
+    alarm: DiskAlarm,
     receiver: Arc<Mutex<Option<Receiver>>>,
 }
 
@@ -83,8 +89,9 @@ impl Inbox {
         owner: Owner,
         instance: InstanceId,
         genesis: Arc<Genesis>,
+        alarm: DiskAlarm,
     ) -> Self {
-        Self { files, owner, instance, genesis, receiver: Arc::default() }
+        Self { files, owner, instance, genesis, alarm, receiver: Arc::default() }
     }
 
     /// Takes frames until the stream ends, or all are there; verifies them beside `state`.
@@ -100,15 +107,16 @@ impl Inbox {
         let mut held = self.receiver.clone().lock_owned().await;
         if held.is_none() {
             let inbox = self.clone();
-            held = off_thread::<P, _>(move || inbox.open(held)).await?;
+            held = self.off_thread::<P, _>(move || inbox.open(held)).await?;
         }
         while let Some(frame) = frames.next().await {
             let frame = frame?;
-            let (back, complete) = off_thread::<P, _>(move || accept(held, &frame)).await?;
+            let accepted = self.off_thread::<P, _>(move || accept(held, &frame));
+            let (back, complete) = accepted.await?;
             held = back;
             if complete {
                 let inbox = self.clone();
-                let arrived = off_thread::<P, _>(move || inbox.judge(held, &state)).await?;
+                let arrived = self.off_thread::<P, _>(move || inbox.judge(held, &state)).await?;
                 return Ok(Taken::All(Box::new(arrived)));
             }
         }
@@ -128,6 +136,30 @@ impl Inbox {
         let restored = load_received(state, &received, &self.genesis)?;
         Ok(Arrived { received, restored, _held: held })
     }
+
+    async fn off_thread<P: Platform, T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, InboxError> + Send + 'static,
+    ) -> Result<T, InboxError> {
+        P::off_thread(work).await?.map_err(|error| self.judge_disk(error))
+    }
+
+    /// I3
+    fn judge_disk(&self, error: InboxError) -> InboxError {
+        let failed = match error {
+            InboxError::Frame(ReceiveError::Storage(error))
+            | InboxError::Content(DiskError::Storage(error))
+                if error.is_fatal() && !matches!(error, StorageError::Damaged { .. }) =>
+            {
+                error
+            }
+            error => return error,
+        };
+        let why = io::Error::other(failed.to_string());
+        // One report is enough.
+        let _ = self.alarm.try_send(failed);
+        InboxError::Stopping(why)
+    }
 }
 
 fn accept(mut held: Held, frame: &[u8]) -> Result<(Held, bool), InboxError> {
@@ -142,10 +174,4 @@ fn accept(mut held: Held, frame: &[u8]) -> Result<(Held, bool), InboxError> {
             Err(error.into())
         }
     }
-}
-
-async fn off_thread<P: Platform, T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, InboxError> + Send + 'static,
-) -> Result<T, InboxError> {
-    P::off_thread(work).await?
 }

@@ -1,6 +1,6 @@
 //! The members as services see them, and what they may ask about this member.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use openraft::async_runtime::WatchReceiver as _;
 use satrap_regional_api::backend::{
@@ -18,7 +18,7 @@ use super::{
     lock,
     orders::{Order, OrderReply},
     platform::Platform,
-    types::{MemberName, MemberNode},
+    types::{MemberName, MemberNode, Membership},
 };
 use crate::limits::SNAPSHOT_CHUNKS_MAX;
 
@@ -75,13 +75,16 @@ impl<P: Platform> Ring<P> {
         }
     }
 
+    /// The newest membership in the log.
+    pub fn membership(&self) -> Arc<Membership> {
+        self.raft.server_metrics().borrow_watched().membership_config.clone()
+    }
+
     /// The members as Raft has them.
     #[must_use]
     pub fn nodes(&self) -> Vec<(MemberName, MemberNode)> {
-        let metrics = self.raft.server_metrics();
-        let metrics = metrics.borrow_watched();
-        let nodes = metrics.membership_config.nodes();
-        nodes.map(|(name, node)| (name.clone(), node.clone())).collect()
+        let membership = self.membership();
+        membership.nodes().map(|(name, node)| (name.clone(), node.clone())).collect()
     }
 
     /// The member with that number.
@@ -93,8 +96,12 @@ impl<P: Platform> Ring<P> {
     /// Those that vote.
     #[must_use]
     pub fn voters(&self) -> BTreeSet<MemberName> {
-        let metrics = self.raft.server_metrics();
-        metrics.borrow_watched().membership_config.voter_ids().collect()
+        self.membership().voter_ids().collect()
+    }
+
+    /// Tells operators that something is wrong with this member, or no longer.
+    pub fn complain(&self, about: &'static str, why: Option<&str>) {
+        self.shared.complain(about, why);
     }
 
     /// The members as clients see them, those that are expected included.
@@ -142,16 +149,23 @@ impl<P: Platform> Ring<P> {
             disk_bytes: size.file_bytes,
             disk_bytes_used: size.used_bytes,
             fresh_at: *lock(&self.fresh_at),
-            errors: Vec::new(),
+            errors: self.shared.complaints(),
         }
     }
 
-    /// Gives learners that caught up their vote (H3), and says where clients reach this member.
-    /// Never ends.
+    /// Brings the membership in order, gives learners that caught up their vote (H3), and says where
+    /// clients reach this member. Never ends.
     pub async fn tend(&self, client_urls: &[String]) {
         loop {
             sleep(self.timing.election_max).await;
             if self.leads() {
+                let upkeep = async {
+                    self.complete_change().await?;
+                    self.identify().await
+                };
+                if let Err(reply) = upkeep.await {
+                    tracing::info!(?reply, "the membership is not in order yet");
+                }
                 let voters = self.voters();
                 let ready = |(name, _): &(MemberName, MemberNode)| {
                     !voters.contains(name) && self.caught_up(name)

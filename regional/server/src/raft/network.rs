@@ -25,7 +25,7 @@ use openraft::{
     },
 };
 use satrap_proto::v1::{RingFrame, ring_client::RingClient};
-use satrap_regional_storage::{limits::FRAME_BYTES_MAX, snapshot::Reader};
+use satrap_regional_storage::{InstanceId, limits::FRAME_BYTES_MAX, snapshot::Reader};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 use tonic::{Code, Request, Status};
@@ -33,11 +33,11 @@ use tonic::{Code, Request, Status};
 use super::{
     checkpoint::Taken,
     frames::{
-        self, Fate, Forwarded, Kind, ReadIndexReply, ReadProof, SnapshotHead, SnapshotReply,
-        Welcome,
+        self, ANY_INSTANCE, Fate, Forwarded, Kind, ReadIndexReply, ReadProof, SnapshotHead,
+        SnapshotReply, Welcome,
     },
     orders::{Order, OrderReply},
-    peers::{Link, Peers, Wire},
+    peers::{Link, Peers, Refusal, Wire},
     platform::Platform,
     state_machine::SnapshotContent,
     types::{MemberName, MemberNode, Snapshot, Types, Vote},
@@ -61,6 +61,8 @@ pub struct Network(pub Peers);
 pub struct PeerSender {
     peers: Peers,
     target: MemberName,
+    /// P1 of `peers`: who of that name is meant, if anybody knows.
+    instance: InstanceId,
 }
 
 fn transfer_time(bytes: usize) -> Duration {
@@ -125,15 +127,20 @@ impl PeerSender {
     }
 
     fn pack(&self, kind: Kind, request: &impl Serialize) -> Vec<u8> {
-        frames::pack(self.peers.own(), &self.peers.instance_of(&self.target), kind, request)
+        frames::pack(&self.peers.own(), &self.instance, kind, request)
     }
 
-    async fn read<R: DeserializeOwned>(&self, kind: Kind, reply: &RingFrame) -> Result<R, Status> {
+    fn read<R: DeserializeOwned>(&self, kind: Kind, reply: &RingFrame) -> Result<R, Status> {
         let broken = |error: frames::FrameError| Status::internal(error.to_string());
-        let (instance, rest) =
-            frames::open(self.peers.own(), kind, &reply.payload).map_err(broken)?;
-        let refused = |error: super::peers::Refusal| Status::failed_precondition(error.to_string());
-        self.peers.meet(&self.target, instance).await.map_err(refused)?;
+        let (sender, rest) =
+            frames::open(&self.peers.own(), kind, &reply.payload).map_err(broken)?;
+        if self.instance == ANY_INSTANCE {
+            let refused = |refusal: Refusal| Status::failed_precondition(refusal.to_string());
+            self.peers.meet(&self.target, &sender).map_err(refused)?;
+        } else if sender.instance != self.instance {
+            let why = format!("another instance of `{}` answered", self.target);
+            return Err(Status::failed_precondition(why));
+        }
         frames::body(rest).map_err(broken)
     }
 
@@ -168,7 +175,7 @@ impl PeerSender {
             }
         };
         let reply = timeout(wait, reply).await.map_err(|_| self.late(kind, wait))??;
-        self.read(kind, &reply.into_inner()).await
+        self.read(kind, &reply.into_inner())
     }
 
     fn late(&self, kind: Kind, wait: Duration) -> Status {
@@ -193,7 +200,7 @@ impl PeerSender {
             replies.message().await?.ok_or_else(none)
         };
         let reply = timeout(wait, reply).await.map_err(|_| self.late(Kind::Append, wait))??;
-        self.read(Kind::Append, &reply).await
+        self.read(Kind::Append, &reply)
     }
 
     /// Sends frames until the receiver has them all. It says where to go on, so that a transfer that
@@ -215,7 +222,7 @@ impl PeerSender {
             let wait = SNAPSHOT_TIMEOUT + transfer_time(bytes);
             let reply = timeout(wait, ring.install_snapshot(Request::new(frames))).await;
             let reply = reply.map_err(|_| self.late(Kind::Snapshot, wait))??;
-            match self.read(Kind::Snapshot, &reply.into_inner()).await? {
+            match self.read(Kind::Snapshot, &reply.into_inner())? {
                 SnapshotReply::Next(frame) => next = frame,
                 SnapshotReply::Done(vote) => return Ok(vote),
             }
@@ -228,7 +235,7 @@ impl PeerSender {
         let Ok(link) = self.link() else { return Fate::NotAppended };
         let reply = async {
             let reply = client(link.bulk).propose(frame).await?;
-            self.read(Kind::Propose, &reply.into_inner()).await
+            self.read(Kind::Propose, &reply.into_inner())
         };
         match reply.await {
             Ok(fate) => fate,
@@ -270,7 +277,7 @@ impl PeerSender {
         self.ask(Kind::Digests, &(), wait).await
     }
 
-    /// Whether `target` has seen this ring founded.
+    /// Who `target` is, and whether it has seen this ring founded.
     ///
     /// # Errors
     ///
@@ -284,7 +291,8 @@ impl Network {
     /// A sender to `target`.
     #[must_use]
     pub fn sender(&self, target: MemberName) -> PeerSender {
-        PeerSender { peers: self.0.clone(), target }
+        let instance = self.0.instance_of(&target);
+        PeerSender { peers: self.0.clone(), target, instance }
     }
 }
 
@@ -295,7 +303,10 @@ impl<P: Platform> RaftNetworkFactory<Types<P>> for Network {
         if let Err(error) = self.0.reach(&target, &node.url) {
             tracing::error!(member = %target, %error, "cannot be reached");
         }
-        self.sender(target)
+        match node.instance {
+            ANY_INSTANCE => self.sender(target),
+            instance => PeerSender { peers: self.0.clone(), target, instance },
+        }
     }
 }
 

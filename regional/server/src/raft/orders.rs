@@ -12,25 +12,39 @@
 //! - **H1** A member that nobody has seen never counts for the quorum.
 //! - **H2** A removal that would leave too few living voters is refused.
 //! - **H3** A member gets its vote by itself once it lacks next to nothing.
-//! - **H4** A member that left is forgotten with its instance, so a new one may come under its name.
+//! - **H4** The membership names a member's disk. One that lost it is replaced like one that is gone:
+//!   removed, and taken in anew, perhaps under the same name.
+//! - **H5** Between the membership that a newcomer's `since` was taken from and the one that takes it
+//!   in, there is none. So everybody can tell whether what it knows is older than the newcomer.
+//! - **H6** What a leader left half done is completed as it was meant before anything else changes:
+//!   with the next change on top, a voter that was being removed would stay.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use openraft::{
     ChangeMembers, Instant as _,
     async_runtime::WatchReceiver as _,
     errors::{ChangeMembershipError, ClientWriteError, RaftError},
+    raft::Precondition,
 };
 use satrap_regional_api::backend::{Failure, Member, Unavailable};
 use satrap_regional_core::{
     Refusal, Request,
     members::{Invitation, MemberRequest},
 };
+use satrap_regional_storage::InstanceId;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::OwnedMutexGuard,
+    time::{Instant, timeout_at},
+};
 
 use super::{
     Ring,
+    frames::ANY_INSTANCE,
     platform::{Platform, draw},
     types::{MemberName, MemberNode, Types},
 };
@@ -57,6 +71,8 @@ pub enum Order {
         name: MemberName,
         /// Where it listens for its peers.
         url: String,
+        /// Its disk.
+        instance: InstanceId,
     },
     /// Give a learner its vote.
     Promote(u64),
@@ -168,7 +184,7 @@ impl<P: Platform> Ring<P> {
         }
         let done = match order {
             Order::Invite { peer_urls, learner } => self.invite(peer_urls, learner).await,
-            Order::Join { name, url } => self.let_in(name, url).await,
+            Order::Join { name, url, instance } => self.let_in(name, url, instance).await,
             Order::Promote(id) => self.promote(id).await,
             Order::Remove(id) => self.remove(id).await,
             Order::Update { id, peer_urls } => self.update(id, peer_urls).await,
@@ -206,7 +222,14 @@ impl<P: Platform> Ring<P> {
     }
 
     /// H1
-    async fn let_in(&self, name: MemberName, url: String) -> Result<OrderReply, OrderReply> {
+    async fn let_in(
+        &self,
+        name: MemberName,
+        url: String,
+        instance: InstanceId,
+    ) -> Result<OrderReply, OrderReply> {
+        let _turn = self.turn().await?;
+        let before = *self.membership().log_id();
         if self.nodes().iter().any(|(known, _)| *known == name) {
             return Ok(OrderReply::Done);
         }
@@ -218,8 +241,12 @@ impl<P: Platform> Ring<P> {
         });
         let (id, learner) = invited.ok_or(OrderReply::Refused(Fault::NotInvited))?;
         tracing::info!(member = %name, url, "lets in a member that was invited");
-        let node = MemberNode { id, url, learner };
-        change(self.raft.add_learner(name, node, false).await)?;
+        let since = before.map_or(0, |id| id.index) + 1;
+        let node = MemberNode { id, url, learner, instance, since };
+        let added = ChangeMembers::AddNodes([(name, node)].into());
+        // H5
+        let unchanged = Precondition::LastMembershipLogId { last_membership_log_id: before };
+        change(self.raft.change_membership_if(added, true, [unchanged]).await)?;
         self.record(MemberRequest::Forget { id }).await?;
         Ok(OrderReply::Done)
     }
@@ -235,6 +262,7 @@ impl<P: Platform> Ring<P> {
             let fault = if invited { Fault::NotReady } else { Fault::NotFound };
             return Err(OrderReply::Refused(fault));
         };
+        let _turn = self.turn().await?;
         if self.voters().contains(&name) {
             // It was faster than the operator (H3).
             let fault = OrderReply::Refused(Fault::NotLearner);
@@ -254,6 +282,7 @@ impl<P: Platform> Ring<P> {
             }
             return self.record(MemberRequest::Forget { id }).await;
         };
+        let _turn = self.turn().await?;
         let voters = self.voters();
         if voters.contains(&name) {
             self.check_living(&voters, &name)?;
@@ -304,6 +333,7 @@ impl<P: Platform> Ring<P> {
             return self.record(MemberRequest::Invite { id, invitation }).await;
         };
         let url = peer_urls.into_iter().next().ok_or(OrderReply::Refused(Fault::BadUrls))?;
+        let _turn = self.turn().await?;
         let moved = ChangeMembers::SetNodes([(name, MemberNode { url, ..node })].into());
         change(self.raft.change_membership(moved, true).await)
     }
@@ -318,6 +348,51 @@ impl<P: Platform> Ring<P> {
         let wait = self.raft.wait(Some(ORDER_TIMEOUT));
         let taken = wait.metrics(move |m| m.current_leader.as_ref() == Some(&heir), "it leads");
         taken.await.map(|_| OrderReply::Done).map_err(|_| OrderReply::Unknown)
+    }
+
+    /// H6; nobody else changes the membership as long as this is held.
+    async fn turn(&self) -> Result<OwnedMutexGuard<()>, OrderReply> {
+        let turn = self.changing.clone().lock_owned().await;
+        if self.membership().membership().get_joint_config().len() > 1 {
+            tracing::info!("completes a change of members that was left half done");
+            let nothing_else = ChangeMembers::AddVoterIds(BTreeSet::new());
+            change(self.raft.change_membership(nothing_else, false).await)?;
+        }
+        Ok(turn)
+    }
+
+    /// Completes a change that was left half done, if there is one (H6).
+    ///
+    /// # Errors
+    ///
+    /// What came of it instead.
+    pub async fn complete_change(&self) -> Result<(), OrderReply> {
+        self.turn().await.map(drop)
+    }
+
+    /// Records which disks the members have where the membership does not say it.
+    ///
+    /// # Errors
+    ///
+    /// What came of it instead.
+    pub async fn identify(&self) -> Result<(), OrderReply> {
+        let nodes = self.nodes();
+        let unknown = nodes.into_iter().filter(|(_, node)| node.instance == ANY_INSTANCE);
+        let mut met = self.network.0.identified();
+        met.insert(self.name.clone(), self.network.0.own().instance);
+        let known = |(name, node): (MemberName, MemberNode)| {
+            let instance = *met.get(&name)?;
+            Some((name, MemberNode { instance, ..node }))
+        };
+        let known: BTreeMap<_, _> = unknown.filter_map(known).collect();
+        if known.is_empty() {
+            return Ok(());
+        }
+        let _turn = self.turn().await?;
+        let names: Vec<_> = known.keys().map(MemberName::as_str).collect();
+        tracing::info!(?names, "records which disks members have");
+        let named = ChangeMembers::SetNodes(known);
+        change(self.raft.change_membership(named, true).await).map(drop)
     }
 
     /// Puts a member request through the log.
@@ -354,6 +429,9 @@ fn change<P: Platform, T>(
                 ChangeMembershipError::EmptyMembership(_) => Fault::NotEnoughStarted,
                 ChangeMembershipError::LearnerNotFound(_) => Fault::NotFound,
             }))
+        }
+        Err(RaftError::APIError(ClientWriteError::PreconditionFailed(_))) => {
+            Err(OrderReply::Refused(Fault::Busy))
         }
         Err(error) => {
             tracing::warn!(%error, "it is not known whether the ring was changed");

@@ -1,27 +1,43 @@
-//! Who the other members are: how to reach them, and under which instance they were first met.
+//! Who the other members are: how to reach them, and which of those that ever had a name is meant.
 //!
 //! A member that lost its disk has also lost its vote and the entries it acknowledged. If it came
 //! back under its old name and voted again, two members with the same gap could elect a leader that
-//! lacks committed entries. So each member remembers the instance id of every peer it meets, and
-//! refuses a namesake from another disk, as sender and as receiver.
+//! lacks committed entries. So the membership, which is itself in the log, names the instance of
+//! every member, that is its disk: messages are for that instance, and its namesake from another disk
+//! is refused, as sender and as receiver.
+//!
+//! A namesake that the ring has taken in anew is another member. One that slept through the change
+//! must believe that: the newcomer may be the leader, and then nobody else will tell it. So every
+//! message says since when its sender belongs to the ring, and later than anything that this member
+//! knows to be agreed is right.
 //!
 //! Whom there is to reach is what the ring's membership says, and before the ring is founded what the
 //! configuration says. Addresses come from the same place; this member's own overrides win, because
 //! only it knows what lies between.
 //!
+//! # Invariants
+//!
+//! - **P1** A request is for the instance that the membership names, and only that one's answer
+//!   counts. So whoever counts towards a quorum is who was meant by it.
+//! - **P2** A name in the membership is let in with the instance that stands there, or if the ring has
+//!   taken it in later than all that is agreed here.
+//! - **P3** A name that was removed, as far as is agreed here, is not let in.
+//!
 //! # What this covers, and what not
 //!
-//! - Covered: one member at a time loses its disk, at any moment after its peers met it. It cannot
-//!   found a second ring either: founding needs every member to say that it has not seen one.
-//! - Not covered: the disks of a majority are lost together; a member is restored from an old copy
-//!   of its own disk (same instance, forgotten votes), which no protocol among three can notice.
-//!   Both mean: restore the region from the validators, as a new ring.
+//! - Covered: a member loses its disk at any moment after it was taken in. It cannot vote, be counted,
+//!   or found a ring; replace it.
+//! - Covered only from the first election on: a member whose data was made from a backup. There the
+//!   instances are not known; whoever comes first is let in, and the first leader has them recorded.
+//! - Not covered: disks of a majority are lost. Restore the region from a snapshot or from the
+//!   validators, as a new ring.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use satrap_certify::Digest;
 use satrap_host::{
     mtls::{self, ConnectError, Credentials, PeerRule},
     pki::{PkiError, Role, SpiffeId},
@@ -33,8 +49,7 @@ use tower::{ServiceExt as _, util::BoxCloneSyncService};
 use super::{
     RingSetup,
     frames::{ANY_INSTANCE, Sender},
-    types::MemberName,
-    writer::WriteHandle,
+    types::{MemberName, MemberNode, Membership},
 };
 
 /// A connection to one member: HTTP/2 over mTLS, or what a simulation has instead.
@@ -83,11 +98,108 @@ pub fn over_mtls(setup: &RingSetup, credentials: &Credentials) -> Dial {
 pub struct Peers(Arc<Inner>);
 
 struct Inner {
-    own: Sender,
+    ring: Digest,
+    instance: InstanceId,
     dial: Dial,
     links: Mutex<BTreeMap<MemberName, (String, Link)>>,
-    met: Mutex<BTreeMap<MemberName, InstanceId>>,
-    writer: WriteHandle,
+    roll: Mutex<Roll>,
+}
+
+/// Who belongs to the ring, as far as this member knows.
+#[derive(Clone, Debug, Default)]
+pub struct Roll {
+    /// Who may speak before there is a ring.
+    configured: BTreeSet<MemberName>,
+    /// By the newest membership in the log, which may yet be undone.
+    logged: BTreeMap<MemberName, Seat>,
+    /// By the newest one that is committed, as far as is known here, and its index.
+    agreed: Option<(u64, BTreeMap<MemberName, Seat>)>,
+    /// Who came first where the membership does not say who is meant.
+    first: BTreeMap<MemberName, InstanceId>,
+}
+
+/// What the membership says about a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seat {
+    instance: InstanceId,
+    since: u64,
+}
+
+fn seats(membership: &Membership) -> BTreeMap<MemberName, Seat> {
+    let seat = |node: &MemberNode| Seat { instance: node.instance, since: node.since };
+    membership.nodes().map(|(name, node)| (name.clone(), seat(node))).collect()
+}
+
+impl Roll {
+    /// Before anything is known but the configuration.
+    #[must_use]
+    pub fn new(configured: BTreeSet<MemberName>) -> Self {
+        Self { configured, ..Self::default() }
+    }
+
+    /// The newest membership in the log.
+    pub fn follow(&mut self, membership: &Membership) {
+        self.logged = seats(membership);
+    }
+
+    /// The newest membership that is committed.
+    pub fn agree(&mut self, membership: &Membership) {
+        if let Some(log_id) = membership.log_id() {
+            self.agreed = Some((log_id.index, seats(membership)));
+        }
+    }
+
+    fn seats(&self, name: &MemberName) -> impl Iterator<Item = &Seat> {
+        let agreed = self.agreed.as_ref().and_then(|(_, seats)| seats.get(name));
+        self.logged.get(name).into_iter().chain(agreed)
+    }
+
+    /// Since when `instance` belongs to the ring; zero if it does not know.
+    fn since_of(&self, instance: &InstanceId) -> u64 {
+        let agreed = self.agreed.iter().flat_map(|(_, seats)| seats.values());
+        let seats = self.logged.values().chain(agreed).filter(|seat| seat.instance == *instance);
+        seats.map(|seat| seat.since).max().unwrap_or(0)
+    }
+
+    /// Whom a message to `name` is for.
+    fn instance_of(&self, name: &MemberName) -> InstanceId {
+        let known = self.seats(name).map(|seat| seat.instance).find(|i| *i != ANY_INSTANCE);
+        known.or_else(|| self.first.get(name).copied()).unwrap_or(ANY_INSTANCE)
+    }
+
+    /// Lets in whoever says that it is the `instance` of `name` and belongs to the ring `since` then.
+    fn judge(
+        &mut self,
+        name: &MemberName,
+        instance: InstanceId,
+        since: u64,
+    ) -> Result<(), Refusal> {
+        let seats: Vec<Seat> = self.seats(name).copied().collect();
+        // P2
+        let agreed_index = self.agreed.as_ref().map_or(0, |(index, _)| *index);
+        if seats.iter().any(|seat| seat.instance == instance) || since > agreed_index {
+            return Ok(());
+        }
+        let nobody_known = self.logged.is_empty() && self.agreed.is_none();
+        match seats.iter().find(|seat| seat.instance != ANY_INSTANCE) {
+            Some(seat) => lost(name, instance, seat.instance),
+            None if !seats.is_empty() => {
+                match *self.first.entry(name.clone()).or_insert(instance) {
+                    first if first == instance => Ok(()),
+                    first => lost(name, instance, first),
+                }
+            }
+            None if nobody_known && self.configured.contains(name) => Ok(()),
+            // P3
+            None => Err(Refusal::Stranger(name.clone())),
+        }
+    }
+}
+
+fn lost(name: &MemberName, offered: InstanceId, known: InstanceId) -> Result<(), Refusal> {
+    let lost = LostDisk { name: name.clone(), offered, known };
+    tracing::error!("{lost}");
+    Err(lost.into())
 }
 
 /// Why a peer cannot be reached as configured.
@@ -104,26 +216,26 @@ pub enum PeerError {
 /// A peer with the right name and another disk.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "member `{name}` lost its disk: it presents instance {}, but was met as {}; replace it \
-     (`satrap member replace`), its old vote and log must not be taken for its new ones",
+    "member `{name}` lost its disk: it presents instance {}, but the ring knows it as {}; replace \
+     it (`satrap member replace`), its old vote and log must not be taken for its new ones",
     hex::encode(offered),
-    hex::encode(met)
+    hex::encode(known)
 )]
 pub struct LostDisk {
     name: MemberName,
     offered: InstanceId,
-    met: InstanceId,
+    known: InstanceId,
 }
 
 /// Why a peer is not let in.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
+    /// It does not belong to the ring, or not any more.
+    #[error("`{0}` is not a member of this ring; invite it first")]
+    Stranger(MemberName),
     /// See there.
     #[error(transparent)]
     LostDisk(#[from] LostDisk),
-    /// This process is stopping.
-    #[error(transparent)]
-    Stopping(#[from] std::io::Error),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -132,22 +244,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Peers {
-    /// Nobody to reach yet; some were `met` before.
+    /// Nobody to reach yet.
     #[must_use]
-    pub fn new(
-        own: Sender,
-        dial: Dial,
-        met: BTreeMap<MemberName, InstanceId>,
-        writer: WriteHandle,
-    ) -> Self {
-        let (links, met) = (Mutex::default(), Mutex::new(met));
-        Self(Arc::new(Inner { own, dial, links, met, writer }))
+    pub fn new(ring: Digest, instance: InstanceId, dial: Dial, roll: Roll) -> Self {
+        let (links, roll) = (Mutex::default(), Mutex::new(roll));
+        Self(Arc::new(Inner { ring, instance, dial, links, roll }))
     }
 
     /// What this member puts on its messages.
     #[must_use]
-    pub fn own(&self) -> &Sender {
-        &self.0.own
+    pub fn own(&self) -> Sender {
+        let Inner { ring, instance, roll, .. } = &*self.0;
+        Sender { ring: *ring, instance: *instance, since: lock(roll).since_of(instance) }
     }
 
     /// How to reach `name`, which listens at `url` unless this member's configuration says otherwise.
@@ -180,43 +288,179 @@ impl Peers {
         lock(&self.0.links).keys().cloned().collect()
     }
 
-    /// The instance under which `name` was met, to address messages to.
+    /// The instance of `name` that messages are for, as far as it is known.
     #[must_use]
     pub fn instance_of(&self, name: &MemberName) -> InstanceId {
-        lock(&self.0.met).get(name).copied().unwrap_or(ANY_INSTANCE)
+        lock(&self.0.roll).instance_of(name)
     }
 
-    /// Lets `name` with `instance` in, if it is who was met before; remembers it if nobody was.
+    /// Lets `name` in, which presents itself as `sender`.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`] blames the peer.
+    pub fn meet(&self, name: &MemberName, sender: &Sender) -> Result<(), Refusal> {
+        lock(&self.0.roll).judge(name, sender.instance, sender.since)
+    }
+
+    /// As [`Peers::meet`], but whoever is not known is let in too: to say who is here, and to ask to
+    /// be taken in.
     ///
     /// # Errors
     ///
     /// [`Refusal::LostDisk`] blames the peer.
-    pub async fn meet(&self, name: &MemberName, instance: InstanceId) -> Result<(), Refusal> {
-        let met = lock(&self.0.met).get(name).copied();
-        if met.is_none() {
-            // On disk before it counts, so that a restart does not forget whom we believed.
-            self.0.writer.peer(name, Some(instance)).await?;
+    pub fn greet(&self, name: &MemberName, sender: &Sender) -> Result<(), Refusal> {
+        match self.meet(name, sender) {
+            Err(Refusal::Stranger(_)) => Ok(()),
+            met => met,
         }
-        let met = *lock(&self.0.met).entry(name.clone()).or_insert(instance);
-        if met != instance {
-            let lost = LostDisk { name: name.clone(), offered: instance, met };
-            tracing::error!("{lost}");
-            return Err(lost.into());
-        }
-        Ok(())
     }
 
-    /// Forgets `name`, which is no member any more: a new member may come under that name.
-    ///
-    /// # Errors
-    ///
-    /// If this process is stopping.
-    pub async fn forget(&self, name: &MemberName) -> std::io::Result<()> {
-        if lock(&self.0.met).contains_key(name) {
-            self.0.writer.peer(name, None).await?;
+    /// `logged` is the newest membership in the log, `agreed` the newest one that is committed.
+    pub fn follow(&self, logged: &Membership, agreed: &Membership) {
+        if logged.log_id().is_none() {
+            return;
         }
-        lock(&self.0.met).remove(name);
-        lock(&self.0.links).remove(name);
-        Ok(())
+        let mut roll = lock(&self.0.roll);
+        let before = std::mem::take(&mut roll.logged);
+        roll.follow(logged);
+        roll.agree(agreed);
+        for left in before.keys().filter(|name| !roll.logged.contains_key(*name)) {
+            tracing::info!(member = %left, "has left the ring");
+        }
+        lock(&self.0.links).retain(|name, _| roll.logged.contains_key(name));
+    }
+
+    /// Whom the membership names without their instances, and who they turned out to be.
+    #[must_use]
+    pub fn identified(&self) -> BTreeMap<MemberName, InstanceId> {
+        lock(&self.0.roll).first.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::vote::leader_id_std::CommittedLeaderId;
+
+    use super::{super::types::LogId, *};
+
+    const OLD: InstanceId = [1; 16];
+    const NEW: InstanceId = [2; 16];
+    const LOST: InstanceId = [3; 16];
+
+    fn name(number: u64) -> MemberName {
+        number.into()
+    }
+
+    /// By an entry at `index`: numbers of members, their instances, and since when they belong.
+    fn membership(index: u64, members: &[(u64, InstanceId, u64)]) -> Membership {
+        let node = |(number, instance, since): &(u64, InstanceId, u64)| {
+            let node = MemberNode { instance: *instance, since: *since, ..MemberNode::default() };
+            (name(*number), node)
+        };
+        let nodes: BTreeMap<_, _> = members.iter().map(node).collect();
+        let voters = nodes.keys().cloned().collect();
+        let membership = openraft::Membership::new(vec![voters], nodes).unwrap();
+        Membership::new(Some(LogId::new(CommittedLeaderId::new(1), index)), membership)
+    }
+
+    fn applied(index: u64, members: &[(u64, InstanceId, u64)]) -> Roll {
+        let mut roll = Roll::new([1, 2, 3].map(name).into());
+        roll.follow(&membership(index, members));
+        roll.agree(&membership(index, members));
+        roll
+    }
+
+    fn is_lost(judged: Result<(), Refusal>) -> bool {
+        matches!(judged, Err(Refusal::LostDisk(_)))
+    }
+
+    fn is_stranger(judged: Result<(), Refusal>) -> bool {
+        matches!(judged, Err(Refusal::Stranger(_)))
+    }
+
+    #[test]
+    fn before_there_is_a_ring_the_configured_may_speak() {
+        let mut roll = Roll::new([1, 2, 3].map(name).into());
+        assert!(roll.judge(&name(2), OLD, 0).is_ok());
+        assert!(is_stranger(roll.judge(&name(4), OLD, 0)));
+        // A member that came later leads, and takes this one in.
+        assert!(roll.judge(&name(4), OLD, 7).is_ok());
+        assert_eq!(roll.instance_of(&name(2)), ANY_INSTANCE);
+    }
+
+    /// P1, P2
+    #[test]
+    fn a_founder_that_lost_its_disk_is_refused_from_the_first_entry_on() {
+        let mut roll = applied(0, &[(1, OLD, 0), (2, OLD, 0)]);
+        assert!(roll.judge(&name(2), OLD, 0).is_ok());
+        assert!(is_lost(roll.judge(&name(2), LOST, 0)));
+        assert_eq!(roll.instance_of(&name(2)), OLD);
+        // Also by whom only the log has reached.
+        roll.agreed = None;
+        assert!(is_lost(roll.judge(&name(2), LOST, 0)));
+        assert!(is_stranger(roll.judge(&name(3), OLD, 0)), "configured, and not in the ring");
+    }
+
+    /// P2
+    #[test]
+    fn a_newcomer_is_believed_by_those_that_slept_and_refused_once_it_lost_its_disk() {
+        // Taken in anew by the entry at 20; this member has slept since the one at 10.
+        let mut asleep = applied(10, &[(1, OLD, 0), (2, OLD, 0)]);
+        assert!(asleep.judge(&name(2), NEW, 20).is_ok());
+        assert!(is_lost(asleep.judge(&name(2), LOST, 0)));
+        let mut awake = applied(20, &[(1, OLD, 0), (2, NEW, 20)]);
+        assert!(awake.judge(&name(2), NEW, 20).is_ok());
+        // It has not read yet that it was taken in.
+        assert!(awake.judge(&name(2), NEW, 0).is_ok());
+        assert!(is_lost(awake.judge(&name(2), OLD, 0)), "its predecessor");
+        assert!(is_lost(awake.judge(&name(2), LOST, 0)));
+        assert_eq!(awake.instance_of(&name(2)), NEW);
+        // Lost again, and taken in a third time.
+        assert!(awake.judge(&name(2), LOST, 31).is_ok());
+    }
+
+    #[test]
+    fn what_is_only_in_the_log_lets_in_and_does_not_shut_out() {
+        let mut roll = applied(10, &[(1, OLD, 0), (2, OLD, 0)]);
+        // A leader that was cut off removed one member and took in two; nobody has agreed.
+        roll.follow(&membership(30, &[(1, OLD, 0), (3, NEW, 12), (4, NEW, 25)]));
+        assert!(roll.judge(&name(2), OLD, 0).is_ok());
+        assert!(roll.judge(&name(3), NEW, 0).is_ok());
+        // Meanwhile the others took in another one, with a smaller index.
+        assert!(roll.judge(&name(4), LOST, 11).is_ok());
+        assert_eq!(roll.instance_of(&name(4)), NEW, "the log says whose vote counts");
+    }
+
+    /// P3
+    #[test]
+    fn who_was_removed_is_a_stranger() {
+        let mut roll = applied(30, &[(1, OLD, 0), (3, OLD, 0)]);
+        assert!(is_stranger(roll.judge(&name(2), OLD, 0)));
+        assert!(is_stranger(roll.judge(&name(2), NEW, 20)), "removed after it was taken in");
+        assert!(roll.judge(&name(2), NEW, 31).is_ok());
+    }
+
+    #[test]
+    fn where_the_membership_names_nobody_the_first_to_come_is_meant() {
+        let mut roll = applied(5, &[(1, ANY_INSTANCE, 0), (2, ANY_INSTANCE, 0)]);
+        assert_eq!(roll.instance_of(&name(2)), ANY_INSTANCE);
+        assert!(roll.judge(&name(2), OLD, 0).is_ok());
+        assert!(is_lost(roll.judge(&name(2), LOST, 0)));
+        assert_eq!(roll.instance_of(&name(2)), OLD);
+        assert!(is_stranger(roll.judge(&name(3), OLD, 0)));
+        // The leader has it recorded.
+        roll.follow(&membership(6, &[(1, OLD, 0), (2, OLD, 0)]));
+        roll.agree(&membership(6, &[(1, OLD, 0), (2, OLD, 0)]));
+        assert!(is_lost(roll.judge(&name(1), LOST, 0)));
+    }
+
+    #[test]
+    fn a_member_says_since_when_it_belongs() {
+        let mut roll = applied(10, &[(1, OLD, 0), (2, OLD, 0)]);
+        assert_eq!((roll.since_of(&OLD), roll.since_of(&NEW)), (0, 0));
+        roll.follow(&membership(20, &[(1, OLD, 0), (2, NEW, 15)]));
+        assert_eq!(roll.since_of(&NEW), 15);
+        assert_eq!(roll.since_of(&LOST), 0, "its namesake was taken in, it was not");
     }
 }

@@ -64,7 +64,7 @@ impl Queue {
     pub fn push(&mut self, proposals: &[Proposal], answer: Answer) {
         let encoded: Vec<Bytes> = proposals.iter().map(|p| p.to_canonical().into()).collect();
         if !encoded.iter().all(is_readable) {
-            return answer.refuse(&Refusal::RequestTooLarge);
+            return answer.refuse(&Refusal::RequestTooLarge).hand_out();
         }
         self.proposals += encoded.len();
         self.calls.push_back((encoded, answer));

@@ -19,7 +19,7 @@ use openraft::{
     errors::{LinearizableReadError, RaftError},
     raft::linearizable_read::LinearizerOption,
 };
-use satrap_regional_api::backend::{ReadMode, ReadPoint, Served, Unavailable};
+use satrap_regional_api::backend::{Delivery, ReadMode, ReadPoint, Served, Unavailable};
 use tokio::{
     sync::oneshot,
     time::{Instant, timeout_at},
@@ -56,10 +56,8 @@ impl<P: Platform> Ring<P> {
         let deadline = Instant::now() + PROPOSAL_TIMEOUT;
         let fresh = timeout_at(deadline, self.until_fresh(mode, deadline)).await;
         let point = fresh.unwrap_or(Err(Unavailable::Timeout));
-        for reader in readers {
-            // Whoever went away does not want to know.
-            let _ = reader.send(point);
-        }
+        let answers = readers.into_iter().map(|reader| Delivery::Read(reader, point));
+        self.waiters.deliveries().deliver(answers.collect());
     }
 
     async fn until_fresh(

@@ -17,7 +17,8 @@
 //! - **B2** The term of the new ring is that of the old one plus the epoch, so members that were made
 //!   with different records do not agree on the log id; Raft then brings those with the older record
 //!   the state of those with the newer.
-//! - **B3** Votes, instance ids and memories of peers are not taken over: every member is a new one.
+//! - **B3** Votes and instance ids are not taken over: every member is a new one. Which disks the
+//!   others have cannot be known here; the first leader has it recorded.
 //! - **B4** The directory appears under its name only once its content has been read back.
 
 use std::{
@@ -220,7 +221,7 @@ pub fn rebuild(
     let node = |(name, url): (&Label, &String)| {
         let name = MemberName::from(name);
         let id = founder_id(&owner.ring, &name);
-        (name, MemberNode { id, url: url.clone(), learner: false })
+        (name, MemberNode { id, url: url.clone(), learner: false, ..MemberNode::default() })
     };
     let nodes: BTreeMap<_, _> = members.iter().map(node).collect();
     recover(&mut restored.keyspace, &record, &nodes.values().map(|node| node.id).collect())?;

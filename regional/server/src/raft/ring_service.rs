@@ -29,7 +29,7 @@ use super::{
     frames::{
         self, Forwarded, FrameError, Kind, ReadProof, Sender, SnapshotHead, SnapshotReply, Welcome,
     },
-    inbox::{Inbox, InboxError, Taken},
+    inbox::{DiskAlarm, Inbox, InboxError, Taken},
     orders::Order,
     peers::{Peers, Refusal},
     platform::Platform,
@@ -60,20 +60,30 @@ fn frame_error(error: &FrameError) -> Status {
     status::refused(Code::InvalidArgument, error)
 }
 
+fn body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Status> {
+    frames::body(bytes).map_err(|error| frame_error(&error))
+}
+
 fn meet_error(error: Refusal) -> Status {
     match error {
         Refusal::LostDisk(lost) => status::refused(Code::FailedPrecondition, &lost),
-        Refusal::Stopping(error) => status::unavailable(&error),
+        stranger @ Refusal::Stranger(_) => status::denied(&stranger.to_string()),
     }
 }
 
 impl<P: Platform> RingService<P> {
-    /// A service that feeds `ring`; snapshots arrive in `files`.
+    /// A service that feeds `ring`; snapshots arrive in `files`, and `alarm` hears when those fail.
     #[must_use]
-    pub fn new(ring: Ring<P>, peers: Peers, files: Arc<dyn Files>, setup: &RingSetup) -> Self {
-        let Sender { ring: id, instance } = *peers.own();
+    pub fn new(
+        ring: Ring<P>,
+        peers: Peers,
+        files: Arc<dyn Files>,
+        setup: &RingSetup,
+        alarm: DiskAlarm,
+    ) -> Self {
+        let Sender { ring: id, instance, .. } = peers.own();
         let owner = Owner { ring: id, member: ring.name.to_string() };
-        let inbox = Inbox::new(files, owner, instance, setup.genesis.clone());
+        let inbox = Inbox::new(files, owner, instance, setup.genesis.clone(), alarm);
         Self { ring, peers, inbox }
     }
 
@@ -89,39 +99,24 @@ impl<P: Platform> RingService<P> {
         }
     }
 
-    /// The peer's name in this ring.
-    fn caller<T>(&self, request: &Request<T>) -> Result<MemberName, Status> {
-        let name = self.named(request)?;
-        if self.ring.knows(&name) {
-            return Ok(name);
-        }
-        Err(status::denied(&format!("`{name}` is not a member of this ring; invite it first")))
+    fn open<'a>(&self, kind: Kind, payload: &'a [u8]) -> Result<(Sender, &'a [u8]), Status> {
+        frames::open(&self.peers.own(), kind, payload).map_err(|error| frame_error(&error))
     }
 
-    async fn open<'a>(
-        &self,
-        caller: &MemberName,
-        kind: Kind,
-        payload: &'a [u8],
-    ) -> Result<&'a [u8], Status> {
-        let own = self.peers.own();
-        let (instance, rest) = frames::open(own, kind, payload).map_err(|e| frame_error(&e))?;
-        self.peers.meet(caller, instance).await.map_err(meet_error)?;
-        Ok(rest)
-    }
-
-    async fn read<T: DeserializeOwned>(
+    /// What a member of the ring sent, and which one it is.
+    fn read<T: DeserializeOwned>(
         &self,
         caller: &MemberName,
         kind: Kind,
         payload: &[u8],
-    ) -> Result<T, Status> {
-        frames::body(self.open(caller, kind, payload).await?).map_err(|e| frame_error(&e))
+    ) -> Result<(Sender, T), Status> {
+        let (sender, rest) = self.open(kind, payload)?;
+        self.peers.meet(caller, &sender).map_err(meet_error)?;
+        Ok((sender, body(rest)?))
     }
 
-    fn reply(&self, to: &MemberName, kind: Kind, body: &impl Serialize) -> RingFrame {
-        let to = self.peers.instance_of(to);
-        RingFrame { payload: frames::pack(self.peers.own(), &to, kind, body).into() }
+    fn reply(&self, to: &Sender, kind: Kind, body: &impl Serialize) -> RingFrame {
+        RingFrame { payload: frames::pack(&self.peers.own(), &to.instance, kind, body).into() }
     }
 
     async fn append_message(
@@ -129,12 +124,12 @@ impl<P: Platform> RingService<P> {
         caller: &MemberName,
         message: &[u8],
     ) -> Result<RingFrame, Status> {
-        let request: AppendEntriesRequest<Types<P>> =
-            self.read(caller, Kind::Append, message).await?;
+        let (sender, request): (_, AppendEntriesRequest<Types<P>>) =
+            self.read(caller, Kind::Append, message)?;
         speaks_for(caller, &request.vote)?;
         let reply =
             self.ring.raft.append_entries(request).await.map_err(status::unavailable_from)?;
-        Ok(self.reply(caller, Kind::Append, &reply))
+        Ok(self.reply(&sender, Kind::Append, &reply))
     }
 
     /// N2
@@ -180,52 +175,57 @@ impl<P: Platform> ring_server::Ring for RingService<P> {
         &self,
         request: Request<Streaming<RingFrame>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.named(&request)?;
         let message = frames::join(request.into_inner(), APPEND_BYTES_MAX).await?;
         let reply = self.append_message(&caller, &message).await?;
         Ok(Response::new(Box::pin(tokio_stream::once(Ok(reply)))))
     }
 
     async fn append_one(&self, request: Request<RingFrame>) -> Result<Response<RingFrame>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.named(&request)?;
         self.append_message(&caller, &request.into_inner().payload).await.map(Response::new)
     }
 
     async fn vote(&self, request: Request<RingFrame>) -> Result<Response<RingFrame>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.named(&request)?;
         let payload = request.into_inner().payload;
-        let vote: VoteRequest<Types<P>> = self.read(&caller, Kind::Vote, &payload).await?;
+        let (sender, vote): (_, VoteRequest<Types<P>>) =
+            self.read(&caller, Kind::Vote, &payload)?;
         speaks_for(&caller, &vote.vote)?;
         let reply = self.ring.raft.vote(vote).await.map_err(status::unavailable_from)?;
-        Ok(Response::new(self.reply(&caller, Kind::Vote, &reply)))
+        Ok(Response::new(self.reply(&sender, Kind::Vote, &reply)))
     }
 
     async fn pre_vote(&self, request: Request<RingFrame>) -> Result<Response<RingFrame>, Status> {
-        let (named, known) = (self.named(&request)?, self.caller(&request));
+        let caller = self.named(&request)?;
         let payload = request.into_inner().payload;
         if frames::is_hello(&payload) {
             // Whoever was invited by its address asks under a name that is not known yet.
-            let () = self.read(&named, Kind::Hello, &payload).await?;
+            let (sender, rest) = self.open(Kind::Hello, &payload)?;
+            self.peers.greet(&caller, &sender).map_err(meet_error)?;
+            let () = body(rest)?;
             let founded =
                 self.ring.raft.is_initialized().await.map_err(status::unavailable_from)?;
-            return Ok(Response::new(self.reply(&named, Kind::Hello, &Welcome { founded })));
+            let welcome = Welcome { founded, instance: self.peers.own().instance };
+            return Ok(Response::new(self.reply(&sender, Kind::Hello, &welcome)));
         }
-        let caller = known?;
-        let vote: VoteRequest<Types<P>> = self.read(&caller, Kind::PreVote, &payload).await?;
+        let (sender, vote): (_, VoteRequest<Types<P>>) =
+            self.read(&caller, Kind::PreVote, &payload)?;
         speaks_for(&caller, &vote.vote)?;
         let reply = self.ring.raft.pre_vote(vote).await.map_err(status::unavailable_from)?;
-        Ok(Response::new(self.reply(&caller, Kind::PreVote, &reply)))
+        Ok(Response::new(self.reply(&sender, Kind::PreVote, &reply)))
     }
 
     async fn install_snapshot(
         &self,
         request: Request<Streaming<RingFrame>>,
     ) -> Result<Response<RingFrame>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.named(&request)?;
         let mut frames = request.into_inner();
         let head = frames.message().await?;
         let head = head.ok_or_else(|| status::refused(Code::InvalidArgument, &"no snapshot"))?;
-        let head: SnapshotHead = self.read(&caller, Kind::Snapshot, &head.payload).await?;
+        let (sender, head): (_, SnapshotHead) =
+            self.read(&caller, Kind::Snapshot, &head.payload)?;
         speaks_for(&caller, &head.vote)?;
         let frames = frames.map(|frame| frame.map(|frame| frame.payload));
         let state = self.ring.checkpoints.state();
@@ -239,59 +239,64 @@ impl<P: Platform> ring_server::Ring for RingService<P> {
                 SnapshotReply::Done(installed.map_err(status::unavailable_from)?.vote)
             }
         };
-        Ok(Response::new(self.reply(&caller, Kind::Snapshot, &reply)))
+        Ok(Response::new(self.reply(&sender, Kind::Snapshot, &reply)))
     }
 
     async fn propose(&self, request: Request<RingFrame>) -> Result<Response<RingFrame>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.named(&request)?;
         let payload = request.into_inner().payload;
-        let Forwarded { origin, term, proposals } =
-            self.read(&caller, Kind::Propose, &payload).await?;
+        let (sender, forwarded) = self.read(&caller, Kind::Propose, &payload)?;
+        let Forwarded { origin, term, proposals } = forwarded;
         let fate = self.ring.append(origin, term, &proposals).await;
-        Ok(Response::new(self.reply(&caller, Kind::Propose, &fate)))
+        Ok(Response::new(self.reply(&sender, Kind::Propose, &fate)))
     }
 
     async fn read_index(&self, request: Request<RingFrame>) -> Result<Response<RingFrame>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.named(&request)?;
         let payload = request.into_inner().payload;
-        let proof: ReadProof = self.read(&caller, Kind::ReadIndex, &payload).await?;
+        let (sender, proof): (_, ReadProof) = self.read(&caller, Kind::ReadIndex, &payload)?;
         let index = self.ring.read_index(proof).await;
-        Ok(Response::new(self.reply(&caller, Kind::ReadIndex, &index)))
+        Ok(Response::new(self.reply(&sender, Kind::ReadIndex, &index)))
     }
 
     async fn order(&self, request: Request<RingFrame>) -> Result<Response<RingFrame>, Status> {
-        let named = self.named(&request)?;
-        let known = self.caller(&request);
+        let caller = self.named(&request)?;
         let payload = request.into_inner().payload;
-        let order: Order = self.read(&named, Kind::Order, &payload).await?;
-        match &order {
-            // H1 of `members`: whoever wants to join speaks for itself only.
-            Order::Join { name, .. } if *name == named => {}
-            _ => drop(known?),
-        }
+        let (sender, rest) = self.open(Kind::Order, &payload)?;
+        let order: Order = body(rest)?;
+        let met = match &order {
+            // Whoever wants to join speaks for itself only.
+            Order::Join { name, instance, .. }
+                if *name == caller && *instance == sender.instance =>
+            {
+                self.peers.greet(&caller, &sender)
+            }
+            _ => self.peers.meet(&caller, &sender),
+        };
+        met.map_err(meet_error)?;
         let reply = self.ring.execute(order).await;
-        Ok(Response::new(self.reply(&named, Kind::Order, &reply)))
+        Ok(Response::new(self.reply(&sender, Kind::Order, &reply)))
     }
 
     async fn digests(&self, request: Request<RingFrame>) -> Result<Response<RingFrame>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.named(&request)?;
         let payload = request.into_inner().payload;
-        let () = self.read(&caller, Kind::Digests, &payload).await?;
+        let (sender, ()) = self.read(&caller, Kind::Digests, &payload)?;
         let taken = self.ring.shared.digests();
-        Ok(Response::new(self.reply(&caller, Kind::Digests, &taken)))
+        Ok(Response::new(self.reply(&sender, Kind::Digests, &taken)))
     }
 
     async fn transfer_leader(
         &self,
         request: Request<RingFrame>,
     ) -> Result<Response<RingFrame>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.named(&request)?;
         let payload = request.into_inner().payload;
-        let transfer: TransferLeaderRequest<Types<P>> =
-            self.read(&caller, Kind::Transfer, &payload).await?;
+        let (sender, transfer): (_, TransferLeaderRequest<Types<P>>) =
+            self.read(&caller, Kind::Transfer, &payload)?;
         speaks_for(&caller, transfer.from_leader())?;
         let reply = self.ring.raft.handle_transfer_leader(transfer).await;
         let reply = reply.map_err(status::unavailable_from)?;
-        Ok(Response::new(self.reply(&caller, Kind::Transfer, &reply)))
+        Ok(Response::new(self.reply(&sender, Kind::Transfer, &reply)))
     }
 }

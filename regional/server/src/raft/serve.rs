@@ -9,10 +9,7 @@
 //! The order of stopping matters: the successor's election needs this member's vote, so its
 //! listener closes last. A rolling restart then costs no election timeout.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use openraft::{async_runtime::WatchReceiver as _, errors::Fatal};
 use satrap_host::{
@@ -21,13 +18,17 @@ use satrap_host::{
 };
 use satrap_proto::v1::ring_server::RingServer;
 use satrap_regional_api::backend::{Backend, RingEnd};
+use satrap_regional_storage::InstanceId;
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval, sleep},
 };
 
 use super::{
-    Leading, Ring, RingError, RingParts, RingSetup, Timing, compaction, dispatch,
+    Leading, Ring, RingError, RingParts, RingSetup, Timing, compaction,
+    disk::DiskError,
+    dispatch,
+    frames::Welcome,
     members::founder_id,
     network::Network,
     orders::{Fault, Order, OrderReply},
@@ -79,7 +80,7 @@ pub async fn drive<P: Platform>(
     backend: oneshot::Sender<Backend>,
     shutdown: Shutdown,
 ) -> Result<(), RingError> {
-    let RingParts { ring, log, peers, setup, .. } = parts;
+    let RingParts { ring, log, peers, setup, mut disk_failures, .. } = parts;
     let raft = ring.raft.clone();
     let compact = async {
         let stopped = compaction::run(raft.clone(), log, setup.compaction).await;
@@ -92,6 +93,13 @@ pub async fn drive<P: Platform>(
             () = shutdown.requested() => {}
         }
         watch_fatal(&ring, &shutdown).await
+    };
+    let live = async {
+        tokio::select! {
+            biased;
+            Some(failed) = disk_failures.recv() => Err(DiskError::Storage(failed).into()),
+            lived = live => lived,
+        }
     };
     let with_services = async {
         tokio::select! {
@@ -118,8 +126,9 @@ impl<P: Platform> RingParts<P> {
     /// What peers ask of this member.
     #[must_use]
     pub fn service(&self) -> RingServer<RingService<P>> {
-        let Self { ring, peers, files, setup, .. } = self;
-        let service = RingService::new(ring.clone(), peers.clone(), files.clone(), setup);
+        let Self { ring, peers, files, setup, disk_alarm, .. } = self;
+        let (ring, peers, alarm) = (ring.clone(), peers.clone(), disk_alarm.clone());
+        let service = RingService::new(ring, peers, files.clone(), setup, alarm);
         RingServer::new(service)
             .max_decoding_message_size(RING_FRAME_BYTES_MAX)
             .max_encoding_message_size(RING_FRAME_BYTES_MAX)
@@ -156,11 +165,14 @@ async fn serve_services<P: Platform>(
 ) {
     let identity = ring.identity().await;
     let (services, end) = Backend::new(identity, ring.shared.keyspace.clone(), CALLS_MAX);
-    let RingEnd { calls, publisher } = end;
+    let RingEnd { calls, deliveries, publisher } = end;
+    ring.waiters.deliver_through(deliveries);
     publisher.applied(*ring.applied.borrow_watched());
     publisher.ring(ring.view(&ring.checkpoints));
+    // Held here too: a member that serves no clients tends the ring all the same.
+    let _held = services.clone();
     if backend.send(services).is_err() {
-        tracing::warn!("the ring serves nobody: its services gave up waiting");
+        tracing::info!("this member serves no clients of the ring");
     }
     let mut applied = ring.applied.clone();
     let mut servers = ring.raft.server_metrics();
@@ -203,26 +215,20 @@ async fn take_time<P: Platform>(ring: &Ring<P>) {
     }
 }
 
-/// Keeps the links to all members, and forgets those that left.
+/// Keeps the links to all members and who is meant by each name, and forgets those that left.
 async fn follow_membership<P: Platform>(ring: &Ring<P>, peers: &Peers) {
     let mut metrics = ring.raft.server_metrics();
-    let mut before = BTreeSet::new();
     loop {
-        drop(metrics.borrow_and_update());
-        let nodes = ring.nodes();
-        for (name, node) in nodes.iter().filter(|(name, _)| *name != ring.name) {
+        let (membership, agreed) = {
+            let metrics = metrics.borrow_and_update();
+            (metrics.membership_config.clone(), metrics.committed_membership_config.clone())
+        };
+        peers.follow(&membership, &agreed);
+        for (name, node) in membership.nodes().filter(|(name, _)| **name != ring.name) {
             if let Err(error) = peers.reach(name, &node.url) {
                 tracing::error!(member = %name, %error, "cannot be reached");
             }
         }
-        let now: BTreeSet<_> = nodes.into_iter().map(|(name, _)| name).collect();
-        for left in before.difference(&now) {
-            tracing::info!(member = %left, "has left the ring");
-            if peers.forget(left).await.is_err() {
-                return;
-            }
-        }
-        before = now;
         if metrics.changed().await.is_err() {
             return;
         }
@@ -242,15 +248,15 @@ async fn enter<P: Platform>(ring: &Ring<P>, setup: &RingSetup) -> Result<(), Rin
         }
         let quiet = attempt % 40 != 0;
         match survey(&ring.network).await {
-            Ok(Survey::NobodyFounded) if founder => {
-                let members = founders(ring);
+            Ok(Survey::NobodyFounded(instances)) if founder => {
+                let members = founders(ring, &instances);
                 tracing::info!(members = members.len(), "founding the ring");
                 if let Err(error) = ring.raft.initialize(members).await {
                     tracing::warn!(%error, "this ring was founded by another start");
                 }
                 return Ok(());
             }
-            Ok(Survey::NobodyFounded) => {}
+            Ok(Survey::NobodyFounded(_)) => {}
             Ok(Survey::Founded(by)) => {
                 let joined = join(ring, setup, &by).await;
                 if let Err(why) = joined
@@ -276,7 +282,8 @@ async fn join<P: Platform>(
     by: &MemberName,
 ) -> Result<(), String> {
     let url = setup.members.get(&setup.name).cloned().unwrap_or_default();
-    let order = Order::Join { name: ring.name.clone(), url };
+    let instance = ring.network.0.own().instance;
+    let order = Order::Join { name: ring.name.clone(), url, instance };
     let mut asked = ring.network.0.names();
     asked.sort_by_key(|name| name != by);
     let mut last = String::new();
@@ -293,16 +300,23 @@ async fn join<P: Platform>(
     Err(last)
 }
 
-fn founders<P: Platform>(ring: &Ring<P>) -> BTreeMap<MemberName, MemberNode> {
+/// Who founds the ring; the others were met as `instances`.
+fn founders<P: Platform>(
+    ring: &Ring<P>,
+    instances: &BTreeMap<MemberName, InstanceId>,
+) -> BTreeMap<MemberName, MemberNode> {
+    let own = ring.network.0.own().instance;
     let node = |(name, url): (&MemberName, &String)| {
+        let instance = instances.get(name).copied().unwrap_or(own);
         let id = founder_id(&ring.ring, name);
-        (name.clone(), MemberNode { id, url: url.clone(), learner: false })
+        (name.clone(), MemberNode { id, url: url.clone(), learner: false, instance, since: 0 })
     };
     ring.configured.iter().map(node).collect()
 }
 
 enum Survey {
-    NobodyFounded,
+    /// Everybody is there.
+    NobodyFounded(BTreeMap<MemberName, InstanceId>),
     Founded(MemberName),
 }
 
@@ -320,7 +334,9 @@ async fn survey(network: &Network) -> Result<Survey, String> {
     if let Some((name, _)) = welcomes.iter().flatten().find(|(_, welcome)| welcome.founded) {
         return Ok(Survey::Founded(name.clone()));
     }
-    welcomes.into_iter().collect::<Result<Vec<_>, _>>().map(|_| Survey::NobodyFounded)
+    let instance = |(name, welcome): (MemberName, Welcome)| (name, welcome.instance);
+    let welcomes = welcomes.into_iter().map(|welcome| welcome.map(instance));
+    welcomes.collect::<Result<_, _>>().map(Survey::NobodyFounded)
 }
 
 /// Gives leadership to the member that is furthest, so that stopping costs no election timeout.

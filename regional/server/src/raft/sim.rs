@@ -195,7 +195,7 @@ async fn replace(world: &Arc<World>, name: &MemberName) -> bool {
     let met = leader.1.ring.network.0.instance_of(name);
     let running = world.running();
     let own = running.iter().find(|(running, _)| running == name);
-    let own = own.map(|(_, live)| *live.ring.network.0.own());
+    let own = own.map(|(_, live)| live.ring.network.0.own());
     if let (Some((_, id)), true) = (known, own.is_none_or(|own| own.instance != met)) {
         world.note(&format!("{name} is removed, because its disk is lost"));
         let _ = backend.admin(AdminRequest::RemoveMember(*id)).await;
@@ -215,21 +215,25 @@ async fn replace(world: &Arc<World>, name: &MemberName) -> bool {
     false
 }
 
-/// Whether all members run, vote, agree on the leader and have applied the same.
+/// Whether all members run, vote, agree on leader and members, and none still needs a snapshot:
+/// what its clients write until then may be in that, and nobody can tell them.
 fn is_whole(world: &World) -> bool {
     let Some(members) = members(world) else { return false };
     let running = world.running();
-    let mut applied = Vec::new();
+    let purged = running.iter().map(|(_, live)| live.ring.status().purged_index).max();
+    let mut views = Vec::new();
     for (name, _) in &members {
         let Some((_, live)) = running.iter().find(|(running, _)| running == name) else {
             return false;
         };
-        if world.backend(name).is_none() || !live.ring.voters().contains(name) {
+        let status = live.ring.status();
+        let needs_snapshot = Some(status.applied_index) < purged;
+        if world.backend(name).is_none() || !live.ring.voters().contains(name) || needs_snapshot {
             return false;
         }
-        applied.push((live.ring.leader(), live.ring.nodes().len()));
+        views.push((status.leader, live.ring.nodes().len()));
     }
-    applied.iter().all(|other| *other == applied[0] && other.0.is_some())
+    views.iter().all(|other| *other == views[0] && other.0.is_some())
 }
 
 fn describe(world: &World) -> String {

@@ -19,6 +19,7 @@ use openraft::{
     vote::leader_id_std::CommittedLeaderId,
 };
 use satrap_certify::Label;
+use satrap_regional_storage::InstanceId;
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{self, DeserializeOwned},
@@ -120,6 +121,12 @@ pub struct MemberNode {
     pub url: String,
     /// It was asked for as a learner; see `satrap_regional_core::members`.
     pub learner: bool,
+    /// Whose vote counts: the namesake with this disk. [`super::frames::ANY_INSTANCE`] as long as nobody knows,
+    /// because its data was made from a backup.
+    pub instance: InstanceId,
+    /// Since when it belongs to the ring: above the index of every membership before the one that
+    /// took it in, and not above that one's. Zero if it founded the ring.
+    pub since: u64,
 }
 
 impl fmt::Display for MemberNode {

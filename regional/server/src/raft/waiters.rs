@@ -13,12 +13,12 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use satrap_regional_api::backend::{Applied, AppliedMany, Unavailable};
+use satrap_regional_api::backend::{Applied, AppliedMany, Deliveries, Delivery, Unavailable};
 use satrap_regional_core::{Refusal, Reply};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -42,39 +42,37 @@ impl Answer {
         }
     }
 
-    /// Takes what belongs to this client from `replies`. A client that went away changes nothing
-    /// about what was applied, so nobody minds if it cannot be told.
-    fn fulfill(self, term: u64, replies: &mut impl Iterator<Item = Reply>) {
-        match self {
+    /// Takes what belongs to this client from `replies`.
+    fn fulfill(self, term: u64, replies: &mut impl Iterator<Item = Reply>) -> Option<Delivery> {
+        Some(match self {
             Self::One(answer) => {
-                if let Some(reply) = replies.next() {
-                    let _ = answer.send(Ok(Applied { reply, term }));
-                }
+                Delivery::One(answer, Ok(Applied { reply: replies.next()?, term }))
             }
             Self::Many(count, answer) => {
                 let replies = replies.take(count).collect();
-                let _ = answer.send(Ok(AppliedMany { replies, term }));
+                Delivery::Many(answer, Ok(AppliedMany { replies, term }))
             }
-        }
+        })
     }
 
     /// Answers every proposal of this client with a refusal; none was proposed.
-    pub fn refuse(self, why: &Refusal) {
+    #[must_use]
+    pub fn refuse(self, why: &Refusal) -> Delivery {
         match self {
             Self::One(answer) => {
-                drop(answer.send(Ok(Applied { reply: Err(why.clone()), term: 0 })));
+                Delivery::One(answer, Ok(Applied { reply: Err(why.clone()), term: 0 }))
             }
             Self::Many(count, answer) => {
                 let replies = vec![Err(why.clone()); count];
-                drop(answer.send(Ok(AppliedMany { replies, term: 0 })));
+                Delivery::Many(answer, Ok(AppliedMany { replies, term: 0 }))
             }
         }
     }
 
-    fn give_up(self, why: Unavailable) {
+    fn give_up(self, why: Unavailable) -> Delivery {
         match self {
-            Self::One(answer) => drop(answer.send(Err(why))),
-            Self::Many(_, answer) => drop(answer.send(Err(why))),
+            Self::One(answer) => Delivery::One(answer, Err(why)),
+            Self::Many(_, answer) => Delivery::Many(answer, Err(why)),
         }
     }
 }
@@ -96,6 +94,7 @@ struct Inner {
     run: u64,
     sequence: AtomicU64,
     groups: Mutex<BTreeMap<u64, Group>>,
+    deliveries: OnceLock<Deliveries>,
 }
 
 struct Group {
@@ -109,7 +108,7 @@ impl Waiters {
     #[must_use]
     pub fn new(run: u64) -> Self {
         let (sequence, groups) = (AtomicU64::new(1), Mutex::default());
-        Self(Arc::new(Inner { run, sequence, groups }))
+        Self(Arc::new(Inner { run, sequence, groups, deliveries: OnceLock::new() }))
     }
 
     fn groups(&self) -> MutexGuard<'_, BTreeMap<u64, Group>> {
@@ -138,18 +137,31 @@ impl Waiters {
         if !self.own(origin) {
             return;
         }
-        let group = self.groups().remove(&origin.sequence);
         let mut replies = replies.into_iter();
-        for answer in group.into_iter().flat_map(|group| group.answers) {
-            answer.fulfill(term, &mut replies);
-        }
+        self.deliver(origin, |answer| answer.fulfill(term, &mut replies));
     }
 
     /// Nobody will answer: `why` (A1).
     pub fn give_up(&self, origin: Origin, why: Unavailable) {
+        self.deliver(origin, |answer| Some(answer.give_up(why)));
+    }
+
+    fn deliver(&self, origin: Origin, answered: impl FnMut(Answer) -> Option<Delivery>) {
+        // A client that went away changes nothing about what was applied.
         let group = self.groups().remove(&origin.sequence);
-        for answer in group.into_iter().flat_map(|group| group.answers) {
-            answer.give_up(why);
+        if let Some(Group { answers, _answered }) = group {
+            self.deliveries().deliver(answers.into_iter().filter_map(answered).collect());
         }
+    }
+
+    /// How answers reach whoever waits.
+    #[must_use]
+    pub fn deliveries(&self) -> Deliveries {
+        self.0.deliveries.get().cloned().unwrap_or_default()
+    }
+
+    /// From now on answers go this way. Only the first way is taken: a member serves once.
+    pub fn deliver_through(&self, deliveries: Deliveries) {
+        let _ = self.0.deliveries.set(deliveries);
     }
 }

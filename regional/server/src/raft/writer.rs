@@ -2,7 +2,6 @@
 //!
 //! ```text
 //!   openraft ── append, vote, truncate, purge ──▶ queue ──▶ one write, one fsync ──▶ completions
-//!   peers ───── whom we met ────────────────────▶
 //! ```
 //!
 //! An fsync on the Raft thread would delay heartbeats by its duration, and one fsync per append
@@ -24,10 +23,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use satrap_regional_storage::{InstanceId, Mark, Record, StorageError, Wal};
+use satrap_regional_storage::{Mark, Record, StorageError, Wal};
 use tokio::sync::{mpsc, oneshot};
 
-use super::types::{LogId, MemberName, Vote, encode};
+use super::types::{LogId, Vote, encode};
 use crate::limits::{GROUP_BYTES_MAX, WRITER_QUEUE_OPS_MAX};
 
 /// Who waits for an operation.
@@ -110,15 +109,6 @@ impl WriteHandle {
     /// If the writer has stopped.
     pub async fn purge(&self, upto: &LogId) -> io::Result<()> {
         self.write(Record::Purge(mark(upto))).await
-    }
-
-    /// Remembers or forgets a peer's instance and waits until that is on disk.
-    ///
-    /// # Errors
-    ///
-    /// If the writer has stopped.
-    pub async fn peer(&self, name: &MemberName, instance: Option<InstanceId>) -> io::Result<()> {
-        self.write(Record::Peer { name: name.to_string(), instance }).await
     }
 
     async fn write(&self, record: Record) -> io::Result<()> {

@@ -36,6 +36,7 @@ use crate::{
     config::{Config, Endpoint},
     raft::{Compaction, MemberName, Ring, Timing, log_store::LogSize},
     run::{Placement, start},
+    snapshots::Watched,
 };
 
 pub const REGION: &str = "eu";
@@ -206,6 +207,7 @@ impl World {
             validators: self.endpoints.clone(),
             other_regions: vec![label("us")],
             etcd: None,
+            snapshots: None,
             timing: Timing::default(),
             compaction: Compaction {
                 max: LogSize { entries: 8, bytes: usize::MAX },
@@ -246,6 +248,7 @@ pub struct Running {
     pub ring: Ring,
     pub client_address: SocketAddr,
     pub peer_address: SocketAddr,
+    pub snapshots: Option<Watched>,
     stop: oneshot::Sender<Stop>,
     thread: thread::JoinHandle<()>,
 }
@@ -287,6 +290,7 @@ impl Running {
             ring: member.ring,
             client_address: member.client_address,
             peer_address: member.peer_address,
+            snapshots: member.snapshots,
             stop,
             thread,
         }

@@ -205,7 +205,7 @@ fn strangers_and_impostors_are_refused_on_the_ring() {
     let configs = world.ring(&["m1", "m2", "m3"]);
     // Alone, so the ring is not founded and nobody else speaks.
     let m1 = Running::start(&configs[0]);
-    let own = Sender { ring: ring_id(&configs[0].ring_setup()), instance: [2; 16] };
+    let own = Sender { ring: ring_id(&configs[0].ring_setup()), instance: [2; 16], since: 0 };
     let vote = |name: &str| {
         let name = (&label(name)).into();
         VoteRequest::<Types>::new(Vote::new(7, name), None)
@@ -230,19 +230,31 @@ fn strangers_and_impostors_are_refused_on_the_ring() {
         assert_eq!(code(m2(), elsewhere).await, Err(Code::InvalidArgument), "another ring");
         assert_eq!(code(m2(), frame(&own, "m3")).await, Err(Code::PermissionDenied), "as m3");
         assert_eq!(code(m2(), good.clone()).await, Ok(()));
-        let new_disk = frame(&Sender { instance: [3; 16], ..own }, "m2");
-        let refused = vote_as(&world, &m1, m2(), new_disk.clone()).await.unwrap_err();
+    });
+    m1.stop();
+}
+
+#[test]
+fn a_namesake_with_another_disk_is_refused_also_after_a_restart() {
+    let world = World::new(&[Honesty::Honest]);
+    let configs = world.ring(&["m1", "m2", "m3"]);
+    let mut members = start_all(&configs);
+    let height = world.decide(Realm::heartbeat);
+    block_on(all_reach(&members, height));
+    let disk_of_another =
+        Sender { ring: ring_id(&configs[0].ring_setup()), instance: [3; 16], since: 0 };
+    let vote = VoteRequest::<Types>::new(Vote::new(70, (&label("m2")).into()), None);
+    let frame = frames::pack(&disk_of_another, &ANY_INSTANCE, Kind::Vote, &vote);
+    let refused = async |m1: &Running| {
+        let refused = vote_as(&world, m1, World::member("m2"), frame.clone()).await.unwrap_err();
         assert_eq!(refused.code(), Code::FailedPrecondition);
         assert!(refused.message().contains("lost its disk"), "{refused}");
-    });
-    // Whom it met is remembered across a restart.
-    m1.crash();
+    };
+    block_on(refused(&members[0]));
+    // Who is meant by a name stands in the log.
+    members.drain(..).for_each(Running::crash);
     let m1 = Running::start(&configs[0]);
-    block_on(async {
-        let new_disk = frame(&Sender { instance: [3; 16], ..own }, "m2");
-        let refused = vote_as(&world, &m1, World::member("m2"), new_disk).await.unwrap_err();
-        assert_eq!(refused.code(), Code::FailedPrecondition);
-    });
+    block_on(refused(&m1));
     m1.stop();
 }
 
@@ -261,7 +273,7 @@ fn a_member_that_lost_its_disk_neither_founds_nor_votes() {
         let height = world.decide(Realm::heartbeat);
         all_reach(&members, height).await;
         let hello = frames::pack(
-            &Sender { ring: ring_id(&configs[0].ring_setup()), instance: [9; 16] },
+            &Sender { ring: ring_id(&configs[0].ring_setup()), instance: [9; 16], since: 0 },
             &ANY_INSTANCE,
             Kind::Hello,
             &(),
@@ -281,10 +293,11 @@ fn a_member_that_lost_its_disk_neither_founds_nor_votes() {
 /// Both sides of the greeting, as the founder uses it.
 #[test]
 fn a_welcome_says_whether_there_is_a_ring() {
-    let sender = Sender { ring: [1; 32], instance: [2; 16] };
+    let sender = Sender { ring: [1; 32], instance: [2; 16], since: 0 };
     for founded in [false, true] {
-        let bytes = frames::pack(&sender, &ANY_INSTANCE, Kind::Hello, &Welcome { founded });
+        let welcome = Welcome { founded, instance: sender.instance };
+        let bytes = frames::pack(&sender, &ANY_INSTANCE, Kind::Hello, &welcome);
         let (_, rest) = frames::open(&sender, Kind::Hello, &bytes).unwrap();
-        assert_eq!(frames::body::<Welcome>(rest).unwrap().founded, founded);
+        assert_eq!(frames::body::<Welcome>(rest).unwrap(), welcome);
     }
 }

@@ -101,7 +101,8 @@ fn open_as(path: &Path, realm: &Realm, owner: &Owner) -> Result<Member, DiskErro
         Waiters::new(1),
     );
     let threads = vec![writer, checkpointer];
-    let inbox = Inbox::new(files, owner.clone(), instance, realm.genesis.clone());
+    let (alarm, _) = tokio::sync::mpsc::channel(1);
+    let inbox = Inbox::new(files, owner.clone(), instance, realm.genesis.clone(), alarm);
     Ok(Member { log, machine, shared, checkpoints, inbox, instance, threads })
 }
 

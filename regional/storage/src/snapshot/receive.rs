@@ -157,12 +157,21 @@ impl Receiver {
         else {
             return Err(StorageError::Order("the snapshot has not arrived whole".into()));
         };
-        let Header { applied, compacted, totals, .. } = header;
         let identity = Identity { owner: owner.clone(), instance: self.identity.instance };
+        self.close(header, &identity, edit).inspect_err(|_| self.give_up())
+    }
+
+    fn close(
+        &mut self,
+        header: Header,
+        identity: &Identity,
+        edit: impl FnOnce(&WriteTransaction, CheckpointRow) -> Result<CheckpointRow, StorageError>,
+    ) -> Result<(), StorageError> {
+        let Header { applied, compacted, totals, .. } = header;
         write(self.database()?, |txn| {
             let row = edit(txn, CheckpointRow { applied, compacted, totals })?;
             put_meta(txn, CheckpointRow::KEY, &row.encode())?;
-            put_identity(txn, &identity)?;
+            put_identity(txn, identity)?;
             let mut table = txn.open_table(META)?;
             table.remove(PROGRESS)?;
             table.remove(HEADER)?;
@@ -261,9 +270,14 @@ impl Receiver {
             put_meta(txn, PROGRESS, &progress)?;
             put_meta(txn, HEADER, &header)
         });
-        if stored.is_err() {
-            self.database = None;
-        }
-        stored
+        stored.inspect_err(|_| self.give_up())
+    }
+
+    /// After a failed write or sync: what can be read here may not be on disk, and a later sync would
+    /// not tell. So nothing of it may be taken over by a receiver that is opened later.
+    fn give_up(&mut self) {
+        self.database = None;
+        // If even this fails, the disk is gone, and the state in place has not been touched.
+        let _ = self.files.remove(INCOMING);
     }
 }

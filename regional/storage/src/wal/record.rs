@@ -6,13 +6,13 @@
 //! - **W4** The committed mark never points past the log. A mark that would is left out, so that what
 //!   is on disk is always a lower bound.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::{Buf, BufMut, Bytes};
 
 use crate::{
-    InstanceId, Mark, StorageError,
-    limits::{MARK_BYTES_MAX, NAME_BYTES_MAX, PEERS_MAX, VOTE_BYTES_MAX},
+    Mark, StorageError,
+    limits::{MARK_BYTES_MAX, VOTE_BYTES_MAX},
 };
 
 /// One change to the log of a member.
@@ -36,13 +36,6 @@ pub enum Record {
     Purge(Mark),
     /// A new lower bound of what is committed; left out unless it is in the log and newer.
     Committed(Mark),
-    /// Remember under which instance id a peer was first met, or forget the peer.
-    Peer {
-        /// The peer.
-        name: String,
-        /// Its id; none to forget it.
-        instance: Option<InstanceId>,
-    },
 }
 
 mod kind {
@@ -51,10 +44,8 @@ mod kind {
     pub const TRUNCATE: u8 = 3;
     pub const PURGE: u8 = 4;
     pub const COMMITTED: u8 = 5;
-    pub const PEER: u8 = 6;
-    pub const FORGET: u8 = 7;
-    pub const LAST: u8 = 8;
-    pub const SEAL: u8 = 9;
+    pub const LAST: u8 = 6;
+    pub const SEAL: u8 = 7;
 }
 
 /// What a segment holds: records of the caller, and those of the log itself.
@@ -76,9 +67,6 @@ impl Record {
             Self::Vote(bytes) => 1 + 4 + bytes.len(),
             Self::Truncate { .. } => 1 + 8,
             Self::Purge(mark) | Self::Committed(mark) => 1 + 8 + 4 + mark.id.len(),
-            Self::Peer { name, instance } => {
-                1 + 4 + name.len() + instance.map_or(0, |instance| instance.len())
-            }
         }
     }
 
@@ -99,15 +87,6 @@ impl Record {
             }
             Self::Purge(mark) => put_mark(out, kind::PURGE, mark),
             Self::Committed(mark) => put_mark(out, kind::COMMITTED, mark),
-            Self::Peer { name, instance: Some(instance) } => {
-                out.put_u8(kind::PEER);
-                put_bytes(out, name.as_bytes());
-                out.put_slice(instance);
-            }
-            Self::Peer { name, instance: None } => {
-                out.put_u8(kind::FORGET);
-                put_bytes(out, name.as_bytes());
-            }
         }
     }
 
@@ -115,7 +94,6 @@ impl Record {
         let (what, bytes, bytes_max) = match self {
             Self::Vote(bytes) => ("vote", bytes.len(), VOTE_BYTES_MAX),
             Self::Purge(mark) | Self::Committed(mark) => ("mark", mark.id.len(), MARK_BYTES_MAX),
-            Self::Peer { name, .. } => ("peer name", name.len(), NAME_BYTES_MAX),
             // Bounded by the segment, where it is written.
             Self::Append { .. } | Self::Truncate { .. } => return Ok(()),
         };
@@ -162,13 +140,6 @@ impl Item {
             kind::TRUNCATE => Record::Truncate { from: body.try_get_u64_le().map_err(short)? },
             kind::PURGE => Record::Purge(take_mark(body)?),
             kind::COMMITTED => Record::Committed(take_mark(body)?),
-            kind::PEER => {
-                let name = take_name(body)?;
-                let mut instance = InstanceId::default();
-                body.try_copy_to_slice(&mut instance).map_err(short)?;
-                Record::Peer { name, instance: Some(instance) }
-            }
-            kind::FORGET => Record::Peer { name: take_name(body)?, instance: None },
             kind::LAST => {
                 let known = body.try_get_u8().map_err(short)? == 1;
                 let last = body.try_get_u64_le().map_err(short)?;
@@ -187,10 +158,6 @@ fn take_bytes(body: &mut &[u8]) -> Result<Bytes, String> {
         return Err("a record is cut short".to_owned());
     }
     Ok(body.copy_to_bytes(bytes))
-}
-
-fn take_name(body: &mut &[u8]) -> Result<String, String> {
-    String::from_utf8(take_bytes(body)?.into()).map_err(|_| "a name is not text".to_owned())
 }
 
 fn take_mark(body: &mut &[u8]) -> Result<Mark, String> {
@@ -243,7 +210,7 @@ impl Ends {
                 }
                 self.committed = Some(mark.index);
             }
-            Record::Vote(_) | Record::Peer { .. } => {}
+            Record::Vote(_) => {}
         }
         Ok(true)
     }
@@ -260,7 +227,6 @@ pub(super) struct Meta {
     pub vote: Option<Bytes>,
     pub purged: Option<Mark>,
     pub committed: Option<Mark>,
-    pub peers: BTreeMap<String, InstanceId>,
 }
 
 impl Meta {
@@ -270,12 +236,6 @@ impl Meta {
             Record::Vote(vote) => self.vote = Some(vote.clone()),
             Record::Purge(mark) => self.purged = Some(mark.clone()),
             Record::Committed(mark) => self.committed = Some(mark.clone()),
-            Record::Peer { name, instance: Some(instance) } => {
-                self.peers.insert(name.clone(), *instance);
-            }
-            Record::Peer { name, instance: None } => {
-                self.peers.remove(name);
-            }
             Record::Append { .. } | Record::Truncate { .. } => {}
         }
     }
@@ -287,24 +247,9 @@ impl Meta {
             self.purged.clone().map(Record::Purge),
             self.committed.clone().map(Record::Committed),
         ];
-        let peers = self
-            .peers
-            .iter()
-            .map(|(name, instance)| Record::Peer { name: name.clone(), instance: Some(*instance) });
-        let records = marks.into_iter().flatten().chain(peers).map(Item::Record);
+        let records = marks.into_iter().flatten().map(Item::Record);
         // The end comes first: a committed mark is refused beyond it (W4).
         [Item::Last(self.ends.last)].into_iter().chain(records).collect()
-    }
-
-    /// Whether one more peer may be remembered.
-    pub(super) fn has_room_for(&self, records: &[Record]) -> Result<(), StorageError> {
-        let new = records.iter().filter(|record| {
-            matches!(record, Record::Peer { name, instance: Some(_) } if !self.peers.contains_key(name))
-        });
-        if self.peers.len() + new.count() > PEERS_MAX {
-            return Err(order(format!("more than {PEERS_MAX} peers; forget some")));
-        }
-        Ok(())
     }
 }
 
@@ -322,7 +267,7 @@ impl Entries {
             Record::Purge(mark) => {
                 while self.0.pop_front_if(|(index, _)| *index <= mark.index).is_some() {}
             }
-            Record::Vote(_) | Record::Committed(_) | Record::Peer { .. } => {}
+            Record::Vote(_) | Record::Committed(_) => {}
         }
     }
 

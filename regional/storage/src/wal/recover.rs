@@ -44,6 +44,12 @@ struct Replay {
     instance: Option<InstanceId>,
 }
 
+/// Of the last group that can be read in a segment.
+struct Offsets {
+    last: usize,
+    end: usize,
+}
+
 /// Where the last segment ends.
 struct End {
     header: Header,
@@ -74,7 +80,6 @@ pub(super) fn open(
         committed: replay.meta.committed.clone(),
         purged: replay.meta.purged.clone(),
         entries: replay.entries.into_vec(),
-        peers: replay.meta.peers.clone(),
         cut,
     };
     let mut wal = Wal {
@@ -120,14 +125,18 @@ fn replay(
         let offset = replay.segment(&name, &content, &header)?;
         let mut cut = None;
         if position + 1 == generations.len() {
-            if group_behind(&content, offset, &header).is_some() {
-                return Err(unreadable(&name, offset));
+            if group_behind(&content, offset.end, &header).is_some() {
+                return Err(unreadable(&name, offset.end));
             }
-            cut = clear(&*file, &name, &content, offset)?;
-            // What was read may be in memory only, and is about to be called durable.
+            cut = clear(&*file, &name, &content, offset.end)?;
+            // What was read may be in memory only, and is about to be called durable. Of the last
+            // group not even a sync says so: if its own failed and only the process died, the kernel
+            // takes it for written. So it is written again.
+            let last = &content[offset.last..offset.end];
+            file.write_at(offset.last as u64, last).map_err(StorageError::io(&name, "write"))?;
             file.sync_data().map_err(StorageError::io(&name, "sync"))?;
         }
-        end = Some(End { header, offset, cut });
+        end = Some(End { header, offset: offset.end, cut });
     }
     Ok((replay, end.expect("there is a last segment")))
 }
@@ -273,11 +282,11 @@ impl Replay {
         name: &str,
         content: &[u8],
         header: &Header,
-    ) -> Result<usize, StorageError> {
+    ) -> Result<Offsets, StorageError> {
         let (generation, bytes) = (header.generation, header.segment_bytes);
         let is_first = self.segments.is_empty();
         self.segments.push(Segment { generation, bytes, max_index: None });
-        let mut offset = HEADER_BYTES;
+        let (mut offset, mut last) = (HEADER_BYTES, HEADER_BYTES);
         while let Some(group) = group_at(content, offset, header) {
             if group.sequence != self.sequence {
                 let what = format!("group {}, expected {}", group.sequence, self.sequence);
@@ -286,13 +295,13 @@ impl Replay {
             self.group(&group, is_first && offset == HEADER_BYTES)
                 .map_err(|what| StorageError::damaged(name, offset as u64, what))?;
             self.sequence += 1;
-            offset = group.end;
+            (last, offset) = (offset, group.end);
         }
         if offset == HEADER_BYTES {
             // It was synced before the segment had its name.
             return Err(StorageError::damaged(name, offset as u64, "the head cannot be read"));
         }
-        Ok(offset)
+        Ok(Offsets { last, end: offset })
     }
 
     fn group(&mut self, group: &Group<'_>, is_base: bool) -> Result<(), String> {

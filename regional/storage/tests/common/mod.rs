@@ -83,7 +83,6 @@ pub struct Log {
     pub purged: Option<Mark>,
     pub last: Option<u64>,
     pub entries: BTreeMap<u64, Bytes>,
-    pub peers: BTreeMap<String, [u8; 16]>,
 }
 
 impl Log {
@@ -96,7 +95,6 @@ impl Log {
             purged: recovered.purged.clone(),
             last: None,
             entries,
-            peers: recovered.peers.clone(),
         }
     }
 
@@ -122,12 +120,6 @@ impl Log {
                 self.purged = Some(mark);
             }
             Record::Committed(mark) => self.committed = Some(mark),
-            Record::Peer { name, instance: Some(instance) } => {
-                self.peers.insert(name, instance);
-            }
-            Record::Peer { name, instance: None } => {
-                self.peers.remove(&name);
-            }
         }
     }
 
@@ -163,11 +155,6 @@ impl Log {
             6..=8 if last > committed => {
                 let low = committed.map_or(0, |committed| committed + 1);
                 Record::Committed(mark(low + dice.below(last.unwrap() - low + 1)))
-            }
-            9 => {
-                let instance = [dice.roll() as u8; 16];
-                let name = format!("peer{}", dice.below(5));
-                Record::Peer { name, instance: (dice.below(3) > 0).then_some(instance) }
             }
             _ => {
                 let bytes = dice.bytes(3_000);

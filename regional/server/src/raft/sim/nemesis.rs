@@ -75,8 +75,13 @@ impl Nemesis {
     async fn restart(&mut self) {
         for (name, why) in self.world.dead() {
             assert!(!why.contains("panicked"), "{name}: {why}");
-            let survival = self.survival();
-            self.world.crash(&name, survival).await;
+            // A supervisor starts the process again, or the machine comes up again with all of them.
+            if self.chance.chance(500) {
+                self.world.kill(&name).await;
+            } else {
+                let survival = self.survival();
+                self.world.crash(&name, survival).await;
+            }
             let at = self.soon(20, 1_000);
             self.reboots.entry(name).or_insert(at);
         }

@@ -35,6 +35,9 @@ use crate::{
     tests::realm::CHAIN,
 };
 
+/// Interval and timeout together, as `satrap_host::mtls` has them.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
 /// What the network does to messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Weather {
@@ -125,6 +128,12 @@ fn broken(why: &str) -> WireError {
     WireError(tonic::Status::unavailable(why).into())
 }
 
+/// Nothing is heard until the keepalive of HTTP/2 gives the connection up.
+async fn lost() -> Result<(), WireError> {
+    sleep(KEEPALIVE).await;
+    Err(broken("nothing was heard of the peer"))
+}
+
 /// Waits for as long as a message takes, if it arrives at all.
 async fn travel(world: &World, from: &MemberName, to: &MemberName) -> Result<(), WireError> {
     let hop = world.net().hop(from, to);
@@ -133,9 +142,9 @@ async fn travel(world: &World, from: &MemberName, to: &MemberName) -> Result<(),
             sleep(delay).await;
             // It may have been cut meanwhile.
             let cut = world.net().cut.contains(&(from.clone(), to.clone()));
-            if cut { std::future::pending().await } else { Ok(()) }
+            if cut { lost().await } else { Ok(()) }
         }
-        Hop::Never => std::future::pending().await,
+        Hop::Never => lost().await,
         Hop::Reset => {
             sleep(Duration::from_millis(1)).await;
             Err(broken("connection reset"))

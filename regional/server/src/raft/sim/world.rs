@@ -322,15 +322,22 @@ impl World {
 
     /// Ends the process of `name`, as a power cut does: `survival` of what was not synced stays.
     pub async fn crash(&self, name: &MemberName, survival: Survival) {
-        let process = {
-            let mut hosts = self.hosts();
-            let Some(host) = hosts.get_mut(name) else { return };
-            host.disk.crash(survival);
+        self.note(&format!("{name} crashes, {survival:?}"));
+        self.end(name, |disk| disk.crash(survival)).await;
+    }
+
+    /// Ends the process of `name` alone: what it wrote stays, synced or not.
+    pub async fn kill(&self, name: &MemberName) {
+        self.note(&format!("{name} is killed"));
+        self.end(name, SimDisk::kill).await;
+    }
+
+    async fn end(&self, name: &MemberName, fate: impl FnOnce(&SimDisk)) {
+        let process = self.hosts().get_mut(name).and_then(|host| {
+            fate(&host.disk);
             host.process.take()
-        };
-        if let Some(process) = process {
-            self.note(&format!("{name} crashes, {survival:?}"));
-            let Process { node, live, backend, .. } = process;
+        });
+        if let Some(Process { node, live, backend, .. }) = process {
             drop((live, backend));
             node.kill().await;
         }
