@@ -7,6 +7,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::{RecvStream, SendStream, client};
 use http::{Method, Request, Uri};
 use prost::Message;
+use satrap_host::gather::Gather;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::Bench;
@@ -16,7 +17,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 
 /// What drives a connection; poll it beside its calls.
-pub type Driver = client::Connection<TcpStream, Bytes>;
+pub type Driver = client::Connection<Gather<TcpStream>, Bytes>;
 
 /// One connection. Clones share it.
 #[derive(Clone)]
@@ -47,7 +48,8 @@ impl Channel {
         tcp.set_nodelay(true)?;
         let mut builder = client::Builder::new();
         builder.initial_window_size(WINDOW_BYTES).initial_connection_window_size(WINDOW_BYTES);
-        let (send, driver) = timeout(CONNECT_TIMEOUT, builder.handshake(tcp)).await??;
+        let (send, driver) =
+            timeout(CONNECT_TIMEOUT, builder.handshake(Gather::new(tcp))).await??;
         Ok((Self { send, authority: address.to_string() }, driver))
     }
 

@@ -13,6 +13,7 @@ pub mod clock;
 pub mod config;
 pub mod files;
 pub mod follow;
+pub mod gather;
 pub mod mtls;
 pub mod pki;
 pub mod rng;

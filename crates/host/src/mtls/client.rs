@@ -17,6 +17,7 @@ use super::limits::{
 };
 use super::verifier::{agreed_on_h2, client_config};
 use super::{Credentials, PeerRule};
+use crate::gather::Gather;
 
 /// Name resolution, TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -108,7 +109,7 @@ fn endpoint(url: &str) -> Result<(Endpoint, Arc<str>), ConnectError> {
     Ok((endpoint, target.into()))
 }
 
-type TlsIo = TokioIo<tokio_rustls::client::TlsStream<TcpStream>>;
+type TlsIo = TokioIo<Gather<tokio_rustls::client::TlsStream<TcpStream>>>;
 
 fn connector(
     target: Arc<str>,
@@ -128,7 +129,7 @@ fn connector(
             if !agreed_on_h2(stream.get_ref().1) {
                 return Err(io::Error::other("the server does not speak HTTP/2"));
             }
-            Ok(TokioIo::new(stream))
+            Ok(TokioIo::new(Gather::new(stream)))
         })
     }
 }

@@ -19,6 +19,7 @@ use tonic::transport::server::Connected;
 use super::limits::{ACCEPT_PAUSE, HANDSHAKES_PENDING_MAX};
 use super::verifier::{agreed_on_h2, server_config};
 use super::{Credentials, Limits, PeerIdentity, PeerRule};
+use crate::gather::Gather;
 use crate::pki::{self, SpiffeId};
 
 /// A listening socket. As a stream of [`PeerStream`] it never ends and never fails.
@@ -33,7 +34,7 @@ pub struct Listener {
 
 /// One authenticated connection.
 pub struct PeerStream {
-    tls: TlsStream<TcpStream>,
+    tls: Gather<TlsStream<TcpStream>>,
     peer: PeerIdentity,
     /// M4: nothing is read after this.
     end: Pin<Box<Sleep>>,
@@ -144,7 +145,7 @@ async fn handshake(
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     let end = Box::pin(sleep(limits.connection_age_max + limits.connection_grace));
-    Ok(PeerStream { tls, peer, end, _slot: slot })
+    Ok(PeerStream { tls: Gather::new(tls), peer, end, _slot: slot })
 }
 
 /// Counts connections, in total and per name.
@@ -231,18 +232,6 @@ impl AsyncWrite for PeerStream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.tls).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.tls.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

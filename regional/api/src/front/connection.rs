@@ -16,6 +16,7 @@ use h2::server::SendResponse;
 use h2::{Ping, PingPong, RecvStream};
 use http::Request;
 use satrap_host::clock;
+use satrap_host::gather::Gather;
 use satrap_pressure::TokenBucket;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -65,11 +66,12 @@ pub(super) async fn serve<T>(io: T, serving: Serving, lifetime: Lifetime)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut connection = match timeout(HANDSHAKE_TIMEOUT, builder().handshake(io)).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return tracing::debug!(%error, "refused a connection"),
-        Err(_elapsed) => return tracing::debug!("refused a connection: no HTTP/2 settings"),
-    };
+    let mut connection =
+        match timeout(HANDSHAKE_TIMEOUT, builder().handshake(Gather::new(io))).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return tracing::debug!(%error, "refused a connection"),
+            Err(_elapsed) => return tracing::debug!("refused a connection: no HTTP/2 settings"),
+        };
     let mut watchman = Watchman::new(connection.ping_pong(), lifetime);
     let mut rounds = interval(ROUND);
     let mut under_way = FuturesUnordered::new();
