@@ -54,7 +54,7 @@ use std::{
 };
 
 use openraft::{
-    ConfigError, Raft,
+    ConfigError, Instant as _, Raft,
     async_runtime::WatchReceiver as _,
     errors::{ClientWriteError, Fatal, RaftError},
 };
@@ -63,7 +63,10 @@ use satrap_merkle::codec::{Canonical as _, Writer as CanonicalWriter};
 use satrap_regional_api::backend::MemberIdentity;
 use satrap_regional_core::{Command, Keyspace, Region, Request};
 use satrap_regional_storage::{Owner, Reserve, StorageError, files::Files};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use self::{
     checkpoint::{Checkpoints, Shared},
@@ -188,6 +191,8 @@ pub struct Ring<P: Platform = Real> {
     network: Network,
     /// When the last proof began that this member's state was the newest.
     fresh_at: Arc<Mutex<Option<Duration>>>,
+    /// When a leader was last heard of.
+    heard_at: Arc<Mutex<Option<Instant>>>,
     reserve: Arc<Reserve>,
     /// Held by whoever changes the membership.
     changing: Arc<tokio::sync::Mutex<()>>,
@@ -210,6 +215,7 @@ impl<P: Platform> Clone for Ring<P> {
             waiters: self.waiters.clone(),
             network: self.network.clone(),
             fresh_at: self.fresh_at.clone(),
+            heard_at: self.heard_at.clone(),
             reserve: self.reserve.clone(),
             changing: self.changing.clone(),
         }
@@ -335,6 +341,27 @@ impl<P: Platform> Ring<P> {
     #[must_use]
     pub fn leads(&self) -> bool {
         self.raft.server_metrics().borrow_watched().state.is_leader()
+    }
+
+    /// Notes that a leader was heard.
+    pub fn heard_leader(&self) {
+        *lock(&self.heard_at) = Some(Instant::now());
+    }
+
+    /// Whether this member is in touch with whom it takes for the leader, or, if it leads, with a
+    /// quorum. Raft alone does not say: a member that is cut off goes on believing in the leader it
+    /// last knew, and a leader that hears nobody in itself.
+    #[must_use]
+    pub fn in_touch(&self) -> bool {
+        let silence = match self.leads() {
+            true => {
+                self.raft.data_metrics().borrow_watched().last_quorum_acked.map(|at| at.elapsed())
+            }
+            false => lock(&self.heard_at).map(|at| at.elapsed()),
+        };
+        // A follower would stand for election after half of that; a busy machine is no cut.
+        let patience = 2 * self.timing.election_max;
+        silence.is_some_and(|silence| silence <= patience)
     }
 
     /// Completes once this member leads, or stops leading. `false` if raft has stopped.

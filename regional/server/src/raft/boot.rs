@@ -206,6 +206,7 @@ impl<P: Platform> Opened<P> {
             waiters,
             network,
             fresh_at: Arc::default(),
+            heard_at: Arc::default(),
             reserve,
             changing: Arc::default(),
         };

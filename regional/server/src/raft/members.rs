@@ -137,10 +137,14 @@ impl<P: Platform> Ring<P> {
     pub fn view(&self, checkpoints: &Checkpoints) -> RingView {
         let status = self.status();
         let members = self.members();
-        let leader = status.leader.as_ref().and_then(|leader| {
+        let leader = status.leader.as_ref().filter(|_| self.in_touch()).and_then(|leader| {
             members.iter().find(|member| member.name == leader.as_str()).map(|member| member.id)
         });
         let size = checkpoints.state().size().unwrap_or_default();
+        let mut errors = self.shared.complaints();
+        if leader.is_none() {
+            errors.push(Unavailable::NoLeader.to_string());
+        }
         RingView {
             leader: leader.unwrap_or(0),
             term: status.term,
@@ -149,7 +153,7 @@ impl<P: Platform> Ring<P> {
             disk_bytes: size.file_bytes,
             disk_bytes_used: size.used_bytes,
             fresh_at: *lock(&self.fresh_at),
-            errors: self.shared.complaints(),
+            errors,
         }
     }
 

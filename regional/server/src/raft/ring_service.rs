@@ -15,7 +15,9 @@
 use std::{pin::Pin, sync::Arc};
 
 use futures::{Stream, StreamExt as _};
-use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest,
+};
 use satrap_certify::Label;
 use satrap_host::pki::{PeerIdentity, Role};
 use satrap_proto::v1::{RingFrame, ring_server};
@@ -129,6 +131,9 @@ impl<P: Platform> RingService<P> {
         speaks_for(caller, &request.vote)?;
         let reply =
             self.ring.raft.append_entries(request).await.map_err(status::unavailable_from)?;
+        if !matches!(reply, AppendEntriesResponse::HigherVote(_)) {
+            self.ring.heard_leader();
+        }
         Ok(self.reply(&sender, Kind::Append, &reply))
     }
 

@@ -37,6 +37,7 @@ use futures::{
 };
 use satrap_history::{Answer, Body, LeaseLimits, Operation, Outcome, Recording, Request};
 use satrap_regional_api::backend::AdminRequest;
+use satrap_regional_core::alarm::AlarmKind;
 use satrap_regional_storage::sim::Survival;
 use tokio::time::{Instant, sleep};
 
@@ -229,6 +230,10 @@ fn is_whole(world: &World) -> bool {
         let status = live.ring.status();
         let needs_snapshot = Some(status.applied_index) < purged;
         if world.backend(name).is_none() || !live.ring.voters().contains(name) || needs_snapshot {
+            return false;
+        }
+        // Of a disk that has room again.
+        if live.ring.read(|keyspace| keyspace.alarms().any(AlarmKind::NoSpace)) {
             return false;
         }
         views.push((status.leader, live.ring.nodes().len()));
