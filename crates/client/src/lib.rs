@@ -9,6 +9,7 @@
 //! | to show who leads, in etcd's layout | [`election::campaign`] |
 //! | to change a key that others change | [`update::update`] |
 //! | a local copy of many keys | [`mirror::Mirror`] |
+//! | to go to the member that leads, and elsewhere when it is away | [`Ring::of`] |
 //!
 //! # The whole of it
 //!
@@ -79,6 +80,7 @@ pub mod election;
 pub mod error;
 pub mod guard;
 mod keep;
+mod leader;
 pub mod lock;
 pub mod mirror;
 mod queue;

@@ -16,6 +16,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
 
 use crate::error::Error;
+use crate::leader::TowardLeader;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) type Wire = BoxCloneSyncService<Request<Body>, Response<Body>, WireError>;
@@ -57,6 +58,19 @@ impl Ring {
         Self(BoxCloneSyncService::new(
             service.map_response(plain).map_err(|error: S::Error| WireError(error.into())),
         ))
+    }
+
+    /// A ring behind all of its members: requests go to the one that leads, as far as that is known,
+    /// and elsewhere once it cannot be reached. Credentials belong into each of `members`.
+    ///
+    /// # Panics
+    ///
+    /// If there is no member: nothing could ever be asked.
+    #[must_use]
+    pub fn of(members: impl IntoIterator<Item = Self>) -> Self {
+        let members: Vec<Wire> = members.into_iter().map(|member| member.0).collect();
+        assert!(!members.is_empty(), "a ring has members");
+        Self(BoxCloneSyncService::new(TowardLeader::new(members)))
     }
 
     clients!(kv: KvClient, lease: LeaseClient, watch: WatchClient);

@@ -8,6 +8,8 @@ mod copies;
 mod harness;
 #[path = "recipes/layer.rs"]
 mod layer;
+#[path = "recipes/leaders.rs"]
+mod leaders;
 #[path = "recipes/locks.rs"]
 mod locks;
 #[path = "recipes/queues.rs"]

@@ -50,7 +50,10 @@ impl Tap {
 
 impl Member {
     pub async fn start() -> Self {
-        let (backend, _thread) = solo::start();
+        Self::serve(solo::start().0).await
+    }
+
+    pub async fn serve(backend: Backend) -> Self {
         let api = Api::new(backend.clone());
         let routes = services::routes(&backend, services::Settings::default());
         let front = Front::bind("127.0.0.1:0".parse().unwrap(), Security::Plaintext).await.unwrap();
