@@ -31,7 +31,19 @@ pub struct Api {
     pub watching: crate::watch::Settings,
     /// What one connection may ask; streams count once.
     pub connection_rate: Rate,
+    /// What the ring counts, as Prometheus reads it; added to what is counted here.
+    pub ring_metrics: Option<RingMetrics>,
     long_reads: Semaphore,
+}
+
+/// Makes a text for Prometheus.
+#[derive(Clone)]
+pub struct RingMetrics(pub Arc<dyn Fn() -> String + Send + Sync>);
+
+impl std::fmt::Debug for RingMetrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RingMetrics")
+    }
 }
 
 impl Api {
@@ -45,6 +57,7 @@ impl Api {
             long_messages,
             watching: Default::default(),
             connection_rate: CONNECTION_RATE,
+            ring_metrics: None,
             long_reads,
         }
     }

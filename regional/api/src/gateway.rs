@@ -1,4 +1,5 @@
-//! The JSON gateway: etcd's `/v3/...` paths, and what probes and monitoring ask over plain HTTP.
+//! The JSON gateway: etcd's `/v3/...` paths, `/v1/...` for what etcd has not, and what probes and
+//! monitoring ask over plain HTTP.
 //!
 //! A JSON request is turned into the gRPC call it stands for, which then takes the way every other
 //! call takes; the answer is turned back. So the gateway decides nothing but notation, and there is
@@ -68,7 +69,7 @@ impl Gateway {
             };
             return call::call(self.link.clone(), method, request).await;
         }
-        if path.starts_with("/v3/") {
+        if paths::is_of_calls(path) {
             return error(&Status::not_found("Not Found"));
         }
         probes::answer(&self.api, request.method(), request.uri()).await

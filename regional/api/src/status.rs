@@ -8,9 +8,6 @@ use tonic::{Code, Status};
 
 use crate::backend::{Failure, Unavailable};
 
-/// The metadata key under which an error names the leader's client URL, if one is known.
-pub const LEADER_HINT: &str = "satrap-leader";
-
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
         match failure {

@@ -39,7 +39,7 @@ pub struct Published {
 /// A change to either; whether the caller may is decided at the rim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberRequest {
-    /// Expect a member.
+    /// Expect a member, or one that is expected already at another address.
     Invite {
         /// What it will be called; chosen at the rim.
         id: u64,
@@ -71,14 +71,14 @@ impl Members {
     pub(crate) fn apply(&mut self, request: &MemberRequest) -> Result<(), Refusal> {
         match request {
             MemberRequest::Invite { id, invitation } => {
-                let taken = |(_, other): (&u64, &Invitation)| {
-                    other.peer_urls.iter().any(|url| invitation.peer_urls.contains(url))
+                let taken = |(other, theirs): (&u64, &Invitation)| {
+                    other != id && theirs.peer_urls.iter().any(|u| invitation.peer_urls.contains(u))
                 };
                 // I1
                 if self.invited.iter().any(taken) {
                     return Err(Refusal::PeerUrlExists);
                 }
-                if self.invited.len() >= limits::INVITATIONS_MAX {
+                if self.invited.len() >= limits::INVITATIONS_MAX && self.invited.get(id).is_none() {
                     return Err(Refusal::Full("invitations"));
                 }
                 self.invited.insert(*id, invitation.clone());
@@ -224,6 +224,21 @@ mod tests {
         assert_eq!(members.invited().map(|(id, _)| id).collect::<Vec<_>>(), [1, 2]);
         members.apply(&MemberRequest::Forget { id: 1 }).unwrap();
         members.apply(&invite(3, "https://a:1")).unwrap();
+    }
+
+    #[test]
+    fn whoever_is_expected_may_come_from_elsewhere() {
+        let mut members = Members::default();
+        let invite = |id, url: &str| MemberRequest::Invite { id, invitation: invitation(url) };
+        for id in 0..limits::INVITATIONS_MAX as u64 {
+            members.apply(&invite(id, &format!("https://a:{id}"))).unwrap();
+        }
+        let more = invite(u64::MAX, "https://b:1");
+        assert_eq!(members.apply(&more), Err(Refusal::Full("invitations")));
+        assert_eq!(members.apply(&invite(0, "https://a:1")), Err(Refusal::PeerUrlExists));
+        members.apply(&invite(0, "https://b:1")).unwrap();
+        members.apply(&invite(1, "https://a:0")).unwrap();
+        assert_eq!(members.invited().count(), limits::INVITATIONS_MAX);
     }
 
     #[test]

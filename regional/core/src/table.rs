@@ -6,7 +6,7 @@
 //!
 //! # Invariants
 //!
-//! - **T1** A row enters, changes or leaves only here, so pages and digest cannot miss a change.
+//! - **R1** A row enters, changes or leaves only here, so pages and digest cannot miss a change.
 
 use std::collections::{BTreeMap, BTreeSet};
 

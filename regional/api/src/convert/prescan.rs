@@ -6,8 +6,8 @@
 //!
 //! # Invariants
 //!
-//! - **P1** What passes decodes into at most the counted number of elements, at most so deep.
-//! - **P2** What does not parse passes: the decoder refuses it, and in its own words.
+//! - **E1** What passes decodes into at most the counted number of elements, at most so deep.
+//! - **E2** What does not parse passes: the decoder refuses it, and in its own words.
 
 use satrap_regional_core::Refusal;
 
@@ -63,7 +63,7 @@ fn count_txn(message: &[u8], elements: &mut usize, depth_left: usize) -> Result<
     Ok(())
 }
 
-/// Length-delimited fields of a message, until its end or until it stops making sense (P2).
+/// Length-delimited fields of a message, until its end or until it stops making sense (E2).
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Iterator for Fields<'a> {
@@ -149,7 +149,7 @@ mod tests {
     }
 
     proptest! {
-        /// P1: what is counted is what the decoder makes.
+        /// E1: what is counted is what the decoder makes.
         #[test]
         fn a_transaction_has_as_many_elements_as_were_counted(txn in any_txn()) {
             let mut counted = 0;
@@ -157,7 +157,7 @@ mod tests {
             prop_assert_eq!(counted, elements(&txn));
         }
 
-        /// P1 for hostile bytes: whatever decodes has at most the counted elements. P2: no panic.
+        /// E1 for hostile bytes: whatever decodes has at most the counted elements. E2: no panic.
         #[test]
         fn bytes_that_were_changed_never_hide_an_element(
             txn in any_txn(),

@@ -164,7 +164,7 @@ fn metrics(api: &Api) -> String {
         (store.live_keys(), store.sizes().held_bytes, keyspace.leases().len() as u64)
     });
     let me = api.backend.identity().member_id;
-    let gauges: [(&str, &str, u64); 9] = [
+    let gauges: [(&str, &str, u64); 10] = [
         ("etcd_server_has_leader", "Whether there is a leader.", u64::from(ring.leader != 0)),
         ("etcd_server_is_leader", "Whether this member leads.", u64::from(ring.leader == me)),
         ("etcd_server_is_learner", "Whether it has no vote.", u64::from(api.is_learner())),
@@ -174,11 +174,21 @@ fn metrics(api: &Api) -> String {
         ("etcd_debugging_mvcc_keys_total", "Live keys.", keys),
         ("satrap_store_held_bytes", "Keys and values, with history.", bytes),
         ("satrap_leases", "Live leases.", leases),
+        ("process_resident_memory_bytes", "Of this process.", resident_bytes().unwrap_or(0)),
     ];
     let lines = gauges.iter().map(|(name, help, value)| {
         format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n")
     });
-    lines.chain([format!("etcd_debugging_mvcc_current_revision {}\n", mark.revision)]).collect()
+    let revision = format!("etcd_debugging_mvcc_current_revision {}\n", mark.revision);
+    let of_ring = api.ring_metrics.as_ref().map(|metrics| metrics.0());
+    lines.chain([revision]).chain(of_ring).collect()
+}
+
+/// `None` where the system does not tell.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    resident.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 fn plain(status: StatusCode, text: impl Into<bytes::Bytes>) -> Response<GatewayBody> {

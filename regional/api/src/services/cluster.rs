@@ -81,13 +81,19 @@ impl ClusterService {
     ) -> Result<Vec<pb::Member>, Status> {
         self.gate.admin(caller)?;
         match self.gate.backend().admin(request.clone()).await? {
-            AdminReply::Members(members) => Ok(to_pb(changed(members, request))),
-            other => Err(mismatch(&other)),
+            AdminReply::Members(_) => {}
+            other => return Err(mismatch(&other)),
         }
+        // The leader may have done it before this member applied it. It is done also if that cannot
+        // be waited for, and a member that removed itself must not wait.
+        if request != AdminRequest::RemoveMember(self.gate.backend().identity().member_id) {
+            let _ = self.gate.fresh().await;
+        }
+        Ok(to_pb(changed(self.members(), request)))
     }
 }
 
-/// The members with what was changed: the leader may have done it before this member applied it.
+/// The members with what was changed, whatever this member sees of the ring yet.
 fn changed(mut members: Vec<Member>, by: AdminRequest) -> Vec<Member> {
     match by {
         AdminRequest::RemoveMember(gone) => members.retain(|member| member.id != gone),

@@ -7,11 +7,11 @@
 //!
 //! # Invariants
 //!
-//! - **D1** Nobody is told too early: what is gone is this incarnation of the key, known by the
+//! - **N1** Nobody is told too early: what is gone is this incarnation of the key, known by the
 //!   revision at which it was created.
-//! - **D2** Nobody is forgotten: a wait begins with a look at the key, and the log is read without a
+//! - **N2** Nobody is forgotten: a wait begins with a look at the key, and the log is read without a
 //!   gap from then on, or every key is looked at again.
-//! - **D3** Whoever stops waiting leaves nothing behind.
+//! - **N3** Whoever stops waiting leaves nothing behind.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -161,7 +161,7 @@ impl Shared {
 impl Board {
     fn look(&mut self, store: &Store) -> bool {
         let newest = store.revision();
-        // D2: the log has a gap for us after a compaction, and after the state was replaced.
+        // N2: the log has a gap for us after a compaction, and after the state was replaced.
         if self.seen > newest || self.seen + 1 < store.first_event_revision() {
             self.waiting
                 .retain(|key, waiters| depart(waiters, |created| !is_present(store, key, created)));
@@ -172,7 +172,7 @@ impl Board {
             self.seen += 1;
             for event in events.iter().filter(|event| event.is_deletion()) {
                 let Some(waiters) = self.waiting.get_mut(event.key()) else { continue };
-                // D1
+                // N1
                 if !depart(waiters, |created| event.mod_revision > created) {
                     self.waiting.remove(event.key());
                 }
@@ -200,7 +200,7 @@ fn depart(waiters: &mut Vec<Waiter>, gone: impl Fn(Revision) -> bool) -> bool {
     !waiters.is_empty()
 }
 
-/// A place on the board (D3).
+/// A place on the board (N3).
 #[derive(Debug)]
 struct Ticket {
     shared: Arc<Shared>,

@@ -130,6 +130,83 @@ async fn calls_as_json_are_answered_as_by_etcd() {
     member.stop().await;
 }
 
+/// Path, body, status, answer: what etcd has not.
+const STORE_SCRIPT: [(&str, &str, u16, &str); 12] = [
+    (
+        "kv/put-if-revision",
+        r#"{"key":"Zm9v","value":"YmFy"}"#,
+        200,
+        r#"{"header":{"revision":"2"},"written":true,"mod_revision":"2"}"#,
+    ),
+    (
+        "kv/put-if-revision",
+        r#"{"key":"Zm9v","value":"YmF6","want_value":true}"#,
+        200,
+        r#"{"header":{"revision":"2"},"mod_revision":"2","value":"YmFy"}"#,
+    ),
+    (
+        "kv/put-sequential",
+        r#"{"prefix":"cS8=","value":"YQ=="}"#,
+        200,
+        r#"{"header":{"revision":"3"},"key":"cS8wMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDM="}"#,
+    ),
+    (
+        "kv/get",
+        r#"{"key":"Zm9v","mode":"READ_MODE_LEASE"}"#,
+        200,
+        r#"{"header":{"revision":"3"},"served":{"mode":"READ_MODE_LEASE"},"kv":{"key":"Zm9v","create_revision":"2","mod_revision":"2","version":"1","value":"YmFy"}}"#,
+    ),
+    (
+        "kv/list",
+        r#"{"key":"AA==","range_end":"AA==","limit":1,"keys_only":true}"#,
+        200,
+        r#"{"header":{"revision":"3"},"served":{},"kvs":[{"key":"Zm9v","create_revision":"2","mod_revision":"2","version":"1"}],"list_revision":"3"}"#,
+    ),
+    (
+        "role/status",
+        r#"{"role":"writer"}"#,
+        200,
+        r#"{"header":{"revision":"3"},"served":{},"token":{}}"#,
+    ),
+    ("role/renew", r#"{"role":"writer","token":{"counter":1}}"#, 400, ""),
+    (
+        "quota/set",
+        r#"{"prefix":"cS8=","keys_max":"1"}"#,
+        200,
+        r#"{"header":{"revision":"3"},"quota":{"prefix":"cS8=","keys_max":"1","bytes":"30","keys":"1"}}"#,
+    ),
+    ("kv/put-sequential", r#"{"prefix":"cS8=","value":"YQ=="}"#, 429, ""),
+    ("quota/remove", r#"{"prefix":"cS8="}"#, 200, r#"{"header":{"revision":"3"}}"#),
+    ("quota/remove", r#"{"prefix":"cS8="}"#, 404, ""),
+    ("kv/nope", "{}", 404, r#"{"code":5,"message":"Not Found"}"#),
+];
+
+#[tokio::test]
+async fn what_etcd_has_not_is_there_as_json_too() {
+    let member = Member::start().await;
+    let mut wrong = String::new();
+    for (path, body, status, expected) in STORE_SCRIPT {
+        let answer = member.http(&format!("POST /v1/{path}"), body).await;
+        let mut got = masked(&answer.body);
+        if let Some(page) = got.as_object_mut() {
+            page.remove("next_page_token");
+        }
+        if answer.status != status || !(expected.is_empty() || got == json(expected)) {
+            wrong += &format!("{path} {body}: {} {got}\n", answer.status);
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    let granted = member.http("POST /v1/role/grant", r#"{"role":"w","holder":"me","ttl_s":"9"}"#);
+    let granted = masked(&granted.await.body);
+    assert_eq!((&granted["granted"], &granted["holder"]), (&true.into(), &"me".into()));
+    let body = r#"{"puts":[{"key":"YQ=="},{"key":"Yg=="}]} {"puts":[{"key":""}]}"#;
+    let streamed = member.http("POST /v1/kv/put-stream", body).await;
+    let counted = |line: &str| json(line)["result"]["puts"].as_str().unwrap().parse::<u64>();
+    let puts = streamed.body.lines().map(|line| counted(line).unwrap()).sum::<u64>();
+    assert_eq!((streamed.status, puts), (200, 3), "{}", streamed.body);
+    member.stop().await;
+}
+
 #[tokio::test]
 async fn a_stream_of_requests_gets_a_stream_of_answers() {
     let member = Member::start().await;
@@ -201,6 +278,8 @@ async fn probes_are_answered_as_by_etcd() {
     }
     let metrics = member.http("GET /metrics", "").await.body;
     assert!(metrics.contains("\netcd_server_has_leader 1\n"), "{metrics}");
+    let resident = metrics.lines().find_map(|l| l.strip_prefix("process_resident_memory_bytes "));
+    assert!(resident.unwrap().parse::<u64>().unwrap() > 1 << 20, "{metrics}");
     member.stop().await;
 }
 

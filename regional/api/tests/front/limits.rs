@@ -10,6 +10,8 @@ use satrap_regional_api::limits::{
     REQUEST_BYTES_MAX, REQUEST_OVERHEAD_BYTES_MAX, STREAMS_PER_CONNECTION_MAX, TXN_DEPTH_MAX,
     TXN_ELEMENTS_MAX, TXN_OPS_MAX,
 };
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 use tonic::Code;
 
 use crate::common::solo;
@@ -103,7 +105,7 @@ async fn the_operations_of_a_transaction_are_bounded() {
     }
 }
 
-/// P1: two bytes on the wire each, two hundred in memory. What follows them would not decode, so an
+/// E1: two bytes on the wire each, two hundred in memory. What follows them would not decode, so an
 /// answer about their number was given without decoding.
 #[tokio::test]
 async fn a_bomb_of_empty_operations_is_not_decoded() {
@@ -163,4 +165,17 @@ async fn a_stop_ends_connections() {
     let address = member.address;
     member.stop().await;
     assert!(tokio::net::TcpStream::connect(address).await.is_err());
+}
+
+/// L2: a client that connects and says nothing is cut off, and delays nobody meanwhile.
+#[tokio::test]
+async fn a_client_that_says_nothing_is_cut_off() {
+    let member = Member::start().await;
+    let mut silent = TcpStream::connect(member.address).await.unwrap();
+    let mut rest = Vec::new();
+    let (cut, health) = tokio::join!(silent.read_to_end(&mut rest), member.http("GET /health", ""));
+    assert_eq!(health.status, 200);
+    // A reset is an end as well.
+    assert!(cut.map_or(true, |bytes| bytes == 0), "{rest:?}");
+    member.stop().await;
 }

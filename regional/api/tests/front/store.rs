@@ -3,6 +3,9 @@
 use futures::StreamExt;
 use satrap_proto::v1::store_client::StoreClient;
 use satrap_proto::v1::{self, ReadMode};
+use satrap_regional_api::backend::{AppliedMany, Call, RingEnd};
+use satrap_regional_api::limits::STREAM_MESSAGES_IN_FLIGHT_MAX;
+use satrap_regional_core::Refusal;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
@@ -206,4 +209,34 @@ async fn a_stream_of_puts_is_answered_in_order() {
         assert_eq!(place.as_deref(), expected, "put {n}");
     }
     member.stop().await;
+}
+
+/// S3: a ring that does not answer is not given more and more.
+#[tokio::test]
+async fn a_stream_of_puts_waits_when_the_ring_does() {
+    let (member, mut ring) = Member::stalled(1024).await;
+    let mut store = client(&member).await;
+    let put = || v1::StreamedPut { key: "k".into(), ..Default::default() };
+    let requests = (0..100).map(move |_| v1::PutStreamRequest { puts: vec![put()] });
+    let mut answers = store.put_stream(tokio_stream::iter(requests)).await.unwrap().into_inner();
+    let mut waiting = Vec::new();
+    for _ in 0..STREAM_MESSAGES_IN_FLIGHT_MAX {
+        let Some(Call::ProposeMany { reply, .. }) = ring.calls.recv().await else { panic!() };
+        waiting.push(reply);
+    }
+    assert!(next_call(&mut ring).await.is_none(), "more than may wait");
+    let done = AppliedMany { replies: vec![Err(Refusal::EmptyKey)], term: 1 };
+    waiting.remove(0).send(Ok(done)).unwrap();
+    let answer = answers.next().await.unwrap().unwrap();
+    assert_eq!((answer.requests, answer.puts), (1, 1));
+    assert!(matches!(ring.calls.recv().await, Some(Call::ProposeMany { .. })), "one may go on");
+    assert!(next_call(&mut ring).await.is_none(), "and no other");
+    drop((answers, waiting, ring, store));
+    member.stop().await;
+}
+
+/// What reaches the ring before the server has nothing more to do.
+async fn next_call(ring: &mut RingEnd) -> Option<Call> {
+    let none_for = std::time::Duration::from_millis(300);
+    tokio::time::timeout(none_for, ring.calls.recv()).await.ok().flatten()
 }

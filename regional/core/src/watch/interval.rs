@@ -7,9 +7,9 @@
 //!
 //! # Invariants
 //!
-//! - **I1** The heights of two siblings differ by at most one, so recursion is at most
+//! - **B1** The heights of two siblings differ by at most one, so recursion is at most
 //!   `1.45 * log2(limits::WATCHERS_MAX)` deep.
-//! - **I2** `reach` of a node is the greatest end in its subtree.
+//! - **B2** `reach` of a node is the greatest end in its subtree.
 
 use std::{cmp::Ordering, sync::Arc};
 
@@ -176,7 +176,7 @@ impl Intervals {
         self.nodes.get(at as usize).map_or(0, |node| node.height)
     }
 
-    /// Restores I1 and I2 at one node whose children fulfill them; returns the subtree's new root.
+    /// Restores B1 and B2 at one node whose children fulfill them; returns the subtree's new root.
     fn balance(&mut self, at: u32) -> u32 {
         let (left, right) = (self.nodes[at as usize].left, self.nodes[at as usize].right);
         let (l, r) = (self.height(left), self.height(right));
@@ -273,7 +273,7 @@ mod tests {
         *state >> 33
     }
 
-    /// I1, I2, and the same answers as a plain list, through random insertions and removals.
+    /// B1, B2, and the same answers as a plain list, through random insertions and removals.
     #[test]
     fn agrees_with_a_list() {
         for seed in 0..20 {

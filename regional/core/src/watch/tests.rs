@@ -177,3 +177,33 @@ fn permission_is_asked_at_every_event() {
         Message::Refused { reason: Reason::Denied(Refusal::PermissionDenied), revision: 4 };
     assert_eq!(drain(&mut hub, &world), [refused]);
 }
+
+/// W7: however long a past is, a step is short, and nobody's present waits for it.
+#[test]
+fn a_long_past_is_told_in_short_steps_and_delays_nobody() {
+    const PAST: usize = 4 * limits::STEP_EVENTS_MAX;
+    let (mut world, mut hub) = (World::new(), Hub::new(1));
+    for _ in 0..PAST {
+        put(&mut world, "a", b"x");
+    }
+    let present = hub.open_stream(caller(false), 0, 1);
+    hub.open(&world, present, caller(false), open("b", "", 0));
+    drain(&mut hub, &world);
+    let past = hub.open_stream(caller(false), 0, 1);
+    hub.open(&world, past, caller(false), open("a", "b", 2));
+    let (mut steps, mut told) = (0, 0);
+    while told < PAST {
+        put(&mut world, "b", b"y");
+        hub.step(&world);
+        let (mut now, mut then) = (0, 0);
+        for (stream, message) in hub.take_outbox() {
+            hub.sent(stream, message.cost());
+            let Message::Events { batch, .. } = message else { continue };
+            *(if stream == present { &mut now } else { &mut then }) += batch.events.len();
+        }
+        assert_eq!(now, 1, "the present waits in step {steps}");
+        assert!(then <= limits::STEP_EVENTS_MAX, "{then} events in step {steps}");
+        (steps, told) = (steps + 1, told + then);
+    }
+    assert!(steps >= PAST / limits::STEP_EVENTS_MAX);
+}
