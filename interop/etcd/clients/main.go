@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -35,8 +36,12 @@ type world struct {
 	// bare is a connection without retries or balancing.
 	bare *grpc.ClientConn
 	// base is the revision at which both clusters began.
-	base    int64
+	base int64
+	// members can be killed; nil if they cannot.
+	members ring.Members
 	account []string
+	// remarks are printed and not compared.
+	remarks []string
 	mu      sync.Mutex
 	cleanup []func()
 }
@@ -46,6 +51,11 @@ func (w *world) saw(format string, arguments ...any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.account = append(w.account, fmt.Sprintf(format, arguments...))
+}
+
+// remark keeps something to print that need not be equal.
+func (w *world) remark(format string, arguments ...any) {
+	w.remarks = append(w.remarks, fmt.Sprintf(format, arguments...))
 }
 
 // at is a revision as the account says it: from the begin of the scenario.
@@ -133,12 +143,17 @@ func compare(both *ring.Both, only string, verbose bool) (bool, error) {
 	}
 	begun := time.Now()
 	differences, lines, count := 0, 0, 0
-	for _, one := range all {
+	etcd, satrap, can := both.Members()
+	scenarios := all
+	if can {
+		scenarios = slices.Concat(all, killingScenarios)
+	}
+	for _, one := range scenarios {
 		if !strings.HasPrefix(one.name, only) {
 			continue
 		}
 		start := time.Now()
-		a, b, err := playBoth(one, count, both)
+		a, b, err := playBoth(one, count, both, [2]ring.Members{etcd, satrap})
 		if err != nil {
 			return false, fmt.Errorf("%s: %w", one.name, err)
 		}
@@ -175,7 +190,7 @@ func firstDifference(a, b []string) string {
 
 // playBoth makes both clusters equal and runs the scenario on both at once, on the member whose turn
 // it is.
-func playBoth(one scenario, turn int, both *ring.Both) ([]string, []string, error) {
+func playBoth(one scenario, turn int, both *ring.Both, members [2]ring.Members) ([]string, []string, error) {
 	var worlds [2]*world
 	for i, target := range []ring.Target{both.Etcd, both.Satrap} {
 		// Each scenario stays with one member, and they take turns: what a client reads or watches
@@ -191,7 +206,7 @@ func playBoth(one scenario, turn int, both *ring.Both) ([]string, []string, erro
 				_ = connection.Close()
 			}
 		}()
-		worlds[i] = &world{target: target, all: all, bare: connections[0]}
+		worlds[i] = &world{target: target, all: all, bare: connections[0], members: members[i]}
 	}
 	base, err := ring.Level(worlds[0].bare, worlds[1].bare)
 	if err != nil {
@@ -203,6 +218,11 @@ func playBoth(one scenario, turn int, both *ring.Both) ([]string, []string, erro
 		running.Go(func() { w.play(one) })
 	}
 	running.Wait()
+	for _, w := range worlds {
+		if len(w.remarks) > 0 {
+			fmt.Printf("%s, %s: %s\n", one.name, w.target.Name, strings.Join(w.remarks, ", "))
+		}
+	}
 	return worlds[0].account, worlds[1].account, nil
 }
 
@@ -244,5 +264,5 @@ func told(err error) string {
 }
 
 // all is every scenario, in the order of the files they are in.
-var all = append(append(append(append([]scenario{}, kvScenarios...), watchScenarios...),
-	concurrencyScenarios...), append(packageScenarios, serviceScenarios...)...)
+var all = slices.Concat(
+	kvScenarios, watchScenarios, concurrencyScenarios, packageScenarios, serviceScenarios)

@@ -42,7 +42,7 @@ func main() {
 	flag.StringVar(&p.etcdctl, "etcdctl", "etcdctl", "the `program` to run")
 	flag.StringVar(&p.mirror, "mirror-binary", "", "the `etcd` to mirror into; --etcd-binary if empty")
 	flag.StringVar(&p.only, "only", "", "run only the section whose name begins with `text`")
-	flag.BoolVar(&p.slow, "slow", false, "run only the checks of performance and size, a minute each")
+	flag.BoolVar(&p.slow, "slow", false, "run only the checks of performance and size, more than a minute")
 	flag.Parse()
 	equal, err := p.run()
 	if err != nil {

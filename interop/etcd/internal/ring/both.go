@@ -15,6 +15,7 @@ type Both struct {
 	members      int
 	against      bool
 	client       string
+	folder       string
 	started      []*Etcd
 }
 
@@ -25,7 +26,16 @@ func (b *Both) Register(flags *flag.FlagSet) {
 	flags.StringVar(&b.binary, "etcd-binary", "", "start this `program` instead of using --etcd")
 	flags.IntVar(&b.members, "etcd-members", 1, "how many members of etcd to start")
 	flags.BoolVar(&b.against, "against-etcd", false, "compare with a second etcd instead of --satrap")
+	flags.StringVar(&b.folder, "satrap-folder", "", "the `folder` of interop/start-ring, so that members can be killed")
 	flags.StringVar(&b.client, "client", "", "let only a client of this `name` in, by its certificate; as --satrap-cert says if given")
+}
+
+// Members are both clusters as something whose members can be killed, if they are.
+func (b *Both) Members() (etcd, satrap Members, can bool) {
+	if b.folder == "" || len(b.started) != 1 || b.members == 1 {
+		return nil, nil, false
+	}
+	return b.started[0], Folder(b.folder), true
 }
 
 // Start starts what is to be started. Stop must be called, also after an error.

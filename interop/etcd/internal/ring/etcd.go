@@ -21,7 +21,9 @@ const logShownMax = 6000
 // Etcd is a real etcd that this process started.
 type Etcd struct {
 	// Target says how to reach it.
-	Target    Target
+	Target Target
+	// commands start the members, and processes are what came of it.
+	commands  [][]string
 	processes []*exec.Cmd
 	folder    string
 }
@@ -67,25 +69,36 @@ func StartEtcd(binary string, members int, client string) (*Etcd, error) {
 func (e *Etcd) member(binary string, number int, client, peer string, flags []string) error {
 	name := fmt.Sprintf("member-%d", number)
 	url := e.Target.scheme() + client
-	log, err := os.Create(filepath.Join(e.folder, name+".log"))
+	e.commands = append(e.commands, append([]string{
+		binary, "--name=" + name, "--data-dir=" + filepath.Join(e.folder, name), "--unsafe-no-fsync",
+		"--listen-client-urls=" + url, "--advertise-client-urls=" + url,
+		"--listen-peer-urls=http://" + peer, "--initial-advertise-peer-urls=http://" + peer,
+		"--bcrypt-cost=4", "--log-level=error",
+	}, flags...))
+	e.processes = append(e.processes, nil)
+	return e.start(number)
+}
+
+// start starts a member, for the first time or again.
+func (e *Etcd) start(number int) error {
+	log, err := os.OpenFile(e.log(number), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	process := exec.Command(binary, append([]string{
-		"--name=" + name, "--data-dir=" + filepath.Join(e.folder, name), "--unsafe-no-fsync",
-		"--listen-client-urls=" + url, "--advertise-client-urls=" + url,
-		"--listen-peer-urls=http://" + peer, "--initial-advertise-peer-urls=http://" + peer,
-		"--bcrypt-cost=4", "--log-level=error",
-	}, flags...)...)
+	process := exec.Command(e.commands[number][0], e.commands[number][1:]...)
 	process.Stdout, process.Stderr = log, log
 	// The server must not outlive us, however we end.
 	process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := process.Start(); err != nil {
 		return err
 	}
-	e.processes = append(e.processes, process)
+	e.processes[number] = process
 	return nil
+}
+
+func (e *Etcd) log(number int) string {
+	return filepath.Join(e.folder, fmt.Sprintf("member-%d.log", number))
 }
 
 func (e *Etcd) ready() error {
@@ -108,7 +121,7 @@ func (e *Etcd) ready() error {
 func (e *Etcd) Log() string {
 	var all string
 	for i := range e.processes {
-		text, err := os.ReadFile(filepath.Join(e.folder, fmt.Sprintf("member-%d.log", i)))
+		text, err := os.ReadFile(e.log(i))
 		if err != nil {
 			return err.Error()
 		}
@@ -120,8 +133,10 @@ func (e *Etcd) Log() string {
 // Stop ends the server and removes what it stored.
 func (e *Etcd) Stop() {
 	for _, process := range e.processes {
-		_ = process.Process.Kill()
-		_ = process.Wait()
+		if process != nil {
+			_ = process.Process.Kill()
+			_ = process.Wait()
+		}
 	}
 	_ = os.RemoveAll(e.folder)
 }
