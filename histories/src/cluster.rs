@@ -377,7 +377,9 @@ impl Cluster {
         (0..SLOTS).map(|slot| self.words_of(slot, LAST_LINES)).collect()
     }
 
-    fn words_of(&self, slot: usize, lines: usize) -> String {
+    /// The last lines that the member in a slot wrote.
+    #[must_use]
+    pub fn words_of(&self, slot: usize, lines: usize) -> String {
         let log = fs::read_to_string(self.logs.join(format!("m{slot}.log"))).unwrap_or_default();
         // That there is no validator is how runs are made.
         let lines: Vec<_> =

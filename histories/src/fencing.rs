@@ -1,12 +1,20 @@
-//! The experiment with locks: holders that are stopped past their lease, and a resource that looks
+//! The experiment with roles: holders that are stopped past their lease, and a resource that looks
 //! at their tokens, or does not.
 //!
-//! With the guard nothing may go wrong. Without it something must, or the experiment shows nothing.
+//! ```text
+//!   referee     ◀── want, got TOKEN, ready TOKEN, wrote TOKEN STATUS ── holders ──▶ ring
+//!      └── SIGSTOP between `ready` and the write                           │
+//!                                              resource ◀── writes ────────┘
+//! ```
+//!
+//! With the guard nothing may go wrong, also when the resource or the ring's leader dies while a
+//! holder is stopped. Without it something must, or the experiment shows nothing.
 
 use std::{
+    fs,
     io::{BufRead as _, BufReader, Write as _},
-    net::{TcpListener, TcpStream},
-    path::Path,
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -15,6 +23,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 use satrap_cli::realm::description::Client;
+use satrap_client::FencingToken;
 use satrap_history::{
     Nanos, Violation,
     fencing::{Access, Grant, Token, check},
@@ -22,105 +31,152 @@ use satrap_history::{
 
 use crate::{
     Trouble,
-    cluster::Store,
-    holder::TTL_S,
+    cluster::{Store, directory},
+    nemesis::Nemesis,
+    resource::{Guard, LISTENING, journal},
     run::start,
     session::Dialer,
     shared::{Shared, now_ns},
 };
 
 const HOLDERS: usize = 3;
-const LOCK: &str = "lock";
-
-/// What the resource does with tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Guard {
-    /// It takes a write only with a token that is no older than any it has seen.
-    Tokens,
-    /// It takes every write.
-    Nothing,
-}
+const ROLE: &str = "writer";
+/// Where the resource listens, in the namespace of the clients.
+const RESOURCE: ([u8; 4], u16) = ([127, 0, 0, 1], 8080);
+/// How long anything of the experiment may take.
+const PATIENCE_NS: Nanos = 30_000_000_000;
+const TAKEN: u16 = 200;
+const REFUSED: u16 = 412;
 
 /// What came of an experiment.
 #[derive(Debug)]
 pub struct Outcome {
-    /// How often the lock was given.
+    /// How often the role was granted.
     pub grants: usize,
     /// How many writes the resource took.
     pub admitted: usize,
     /// How many it refused.
     pub refused: usize,
-    /// How many holders were stopped past their lease.
-    pub pauses: usize,
+    /// For each holder that was stopped past its lease, whether its late write was taken.
+    pub late: Vec<bool>,
     /// What the checker found.
     pub violations: Vec<Violation>,
+}
+
+/// A write that was answered.
+#[derive(Clone, Copy, Debug)]
+struct Written {
+    holder: u32,
+    token: FencingToken,
+    status: u16,
 }
 
 /// What the referee writes down.
 #[derive(Default)]
 struct Book {
+    pids: Vec<u32>,
     grants: Vec<Grant>,
-    accesses: Vec<Access>,
-    newest: Token,
+    written: Vec<Written>,
+    /// Whether the next one that is ready is to be stopped.
+    stop_next: bool,
+    stopped: Option<(u32, FencingToken)>,
 }
 
-/// The referee: gives holders leave to go on, keeps the book, and is the resource.
-struct Referee {
-    guard: Guard,
-    book: Mutex<Book>,
+/// The referee: gives holders leave to go on, or stops them, and keeps the book.
+#[derive(Default)]
+struct Referee(Mutex<Book>);
+
+fn token_of(token: FencingToken) -> Token {
+    (token.epoch.into(), token.counter.into())
 }
 
 impl Referee {
     fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Listens to one holder until it hangs up.
+    /// Listens to one line of a holder until it hangs up.
     fn listen(&self, stream: TcpStream) -> std::io::Result<()> {
         let mut out = stream.try_clone()?;
         let mut holder = 0;
         let mut wanted_ns = 0;
         for line in BufReader::new(stream).lines() {
             let line = line?;
-            let (word, number) = line.split_once(' ').unwrap_or((&line, "0"));
-            let number: i64 = number.parse().unwrap_or_default();
-            let yes = match word {
-                "holder" => {
-                    holder = u32::try_from(number).unwrap_or_default();
-                    true
+            let mut words = line.split(' ');
+            let word = words.next().unwrap_or_default();
+            let second = words.next().unwrap_or_default();
+            let token = second.parse().unwrap_or_default();
+            match word {
+                "holder" => holder = second.parse().unwrap_or_default(),
+                "want" => wanted_ns = now_ns(),
+                "got" => self.granted(holder, wanted_ns, token),
+                "ready" => self.ready(holder, token),
+                _ => {
+                    let status = words.next().and_then(|status| status.parse().ok());
+                    let status = status.unwrap_or_default();
+                    self.book().written.push(Written { holder, token, status });
                 }
-                "want" => {
-                    wanted_ns = now_ns();
-                    true
-                }
-                "got" => {
-                    self.granted(holder, wanted_ns, (0, number));
-                    true
-                }
-                _ => self.write(holder, (0, number)),
-            };
-            writeln!(out, "{}", if yes { "yes" } else { "no" })?;
+            }
+            writeln!(out, "go")?;
         }
         Ok(())
     }
 
-    fn granted(&self, holder: u32, call_ns: Nanos, token: Token) {
-        let lock = LOCK.to_owned();
+    fn granted(&self, holder: u32, call_ns: Nanos, token: FencingToken) {
+        let (lock, token) = (ROLE.to_owned(), token_of(token));
         let grant = Grant { lock, holder, call_ns, return_ns: now_ns(), token };
         self.book().grants.push(grant);
     }
 
-    fn write(&self, holder: u32, token: Token) -> bool {
+    /// Stops a holder before it hears that it may go on, if one is to be stopped.
+    fn ready(&self, holder: u32, token: FencingToken) {
         let mut book = self.book();
-        let admitted = self.guard == Guard::Nothing || token >= book.newest;
-        book.newest = book.newest.max(token);
-        book.accesses.push(Access { lock: LOCK.to_owned(), holder, token, admitted });
-        admitted
+        let is_working = book.written.iter().any(|w| w.token == token && w.status == TAKEN);
+        if book.stop_next && is_working {
+            book.stop_next = false;
+            book.stopped = Some((holder, token));
+            signal(&book.pids, holder, Signal::STOP);
+            // The signal is on its way. Until every thread stands still, one of them could still hear
+            // that it may go on.
+            while !book.pids.get(holder as usize).is_none_or(|pid| stands_still(*pid)) {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    fn wait(&self, what: &str, met: impl Fn(&Book) -> bool) -> Result<(), Trouble> {
+        let deadline = now_ns() + PATIENCE_NS;
+        while !met(&self.book()) {
+            if now_ns() > deadline {
+                return Err(Trouble::Ring(what.to_owned()));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 }
 
-/// Runs holders against a ring, and stops whoever has the lock, `pauses` times. `program` is the
-/// binary that has the `holder` command.
+/// Whether all threads of a process are stopped, or gone with it.
+fn stands_still(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    threads.flatten().all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // The state follows the name, which may hold anything but ends with the last parenthesis.
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        state.is_none_or(|state| matches!(state, 'T' | 'Z' | 'X'))
+    })
+}
+
+/// A holder that is gone needs no signal, and is missed soon enough.
+fn signal(pids: &[u32], holder: u32, signal: Signal) {
+    let pid = pids.get(holder as usize).and_then(|pid| i32::try_from(*pid).ok());
+    if let Some(pid) = pid.and_then(Pid::from_raw) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// Runs holders against a ring, and stops whoever has the role, `pauses` times. `program` is the
+/// binary that has the commands `holder` and `resource`.
 ///
 /// # Errors
 ///
@@ -145,82 +201,185 @@ fn on_this_thread(
 ) -> Result<Outcome, Trouble> {
     let shared = Arc::new(Shared::new(Dialer::new(store.credentials())?));
     let credentials = store.credentials().cloned();
-    let nemesis = start(store, &shared, 1)?;
-    // This thread is in the namespace of the clients now, and so is all that it starts.
-    let listener = TcpListener::bind("127.0.0.1:0").map_err(Trouble::io("the referee's port"))?;
-    let address = listener.local_addr().map_err(Trouble::io("the referee's port"))?;
-    let referee = Arc::new(Referee { guard, book: Mutex::default() });
-    let mut holders = Holders(Vec::new());
-    for number in 0..HOLDERS {
-        let mut command = Command::new(program);
-        command.arg("holder").args(["--number", &number.to_string(), "--lock", LOCK]);
-        command.args(["--referee", &address.to_string()]).stdin(Stdio::null());
-        for peer in shared.peers() {
-            command.args(["--url", &peer.url]);
-        }
-        if let Some(Client { ca, cert, key }) = &credentials {
-            command.arg("--ca").arg(ca).arg("--cert").arg(cert).arg("--key").arg(key);
-        }
-        holders.0.push(command.spawn().map_err(Trouble::io("starting a holder"))?);
-        let (stream, _) = listener.accept().map_err(Trouble::io("a holder's line"))?;
-        let referee = Arc::clone(&referee);
-        // It ends with the holder at its other end.
-        thread::spawn(move || drop(referee.listen(stream)));
-    }
-    for _ in 0..pauses {
-        overtake(&referee, &holders)?;
+    // This thread goes into the namespace of the clients, and so does all that it starts.
+    let mut nemesis = start(store, &shared, 1)?;
+    let files = directory()?;
+    let mut resource = Resource::start(program, guard, files.path())?;
+    let referee = Arc::new(Referee::default());
+    let holders = Holders::start(program, &referee, &shared, credentials.as_ref())?;
+    let mut late = Vec::new();
+    for pause in 0..pauses {
+        late.push(overtake(&referee, pause, &mut resource, &mut nemesis)?);
     }
     drop(holders);
     drop(nemesis);
+    drop(resource);
     let book = referee.book();
-    let admitted = book.accesses.iter().filter(|access| access.admitted).count();
-    let refused = book.accesses.len() - admitted;
-    let violations = check(&book.grants, &book.accesses);
-    Ok(Outcome { grants: book.grants.len(), admitted, refused, pauses, violations })
+    let accesses = accesses(&book, files.path())?;
+    let admitted = accesses.iter().filter(|access| access.admitted).count();
+    let refused = accesses.len() - admitted;
+    let violations = check(&book.grants, &accesses);
+    Ok(Outcome { grants: book.grants.len(), admitted, refused, late, violations })
 }
 
-/// Stops whoever has the lock until another one has it and wrote, and longer than the lease.
-fn overtake(referee: &Referee, holders: &Holders) -> Result<(), Trouble> {
-    let wait = |what: &str, met: &dyn Fn(&Book) -> bool| {
-        let deadline = now_ns() + 20_000_000_000;
-        while !met(&referee.book()) {
-            if now_ns() > deadline {
-                return Err(Trouble::Ring(what.to_owned()));
+/// Stops whoever has the role until another one has it and wrote. Returns whether the resource took
+/// what it had been about to write.
+fn overtake(
+    referee: &Referee,
+    pause: usize,
+    resource: &mut Resource,
+    nemesis: &mut Nemesis,
+) -> Result<bool, Trouble> {
+    referee.book().stop_next = true;
+    referee.wait("give the role to anybody who writes", |book| book.stopped.is_some())?;
+    let Some((holder, old)) = referee.book().stopped.take() else { return Ok(false) };
+    // What stands between the old holder and the resource must survive the death of either.
+    match pause % 3 {
+        1 => resource.restart()?,
+        2 => {
+            if let Some(leader) = nemesis.leader() {
+                nemesis.cluster.kill(leader)?;
+                nemesis.heal()?;
             }
-            thread::sleep(Duration::from_millis(5));
         }
-        Ok(())
-    };
-    let before = referee.book().grants.len();
-    let writes = referee.book().accesses.len();
-    wait("give the lock to anybody", &|book| {
-        book.grants.len() > before && book.accesses.len() > writes + 1
-    })?;
-    let Some(last) = referee.book().grants.last().cloned() else { return Ok(()) };
-    holders.signal(last.holder, Signal::STOP)?;
-    thread::sleep(Duration::from_secs(TTL_S.unsigned_abs()));
-    let overtaken = wait("give the lock of a stopped holder to another", &|book| {
-        book.accesses.last().is_some_and(|access| access.token > last.token)
+        _ => {}
+    }
+    let by_another = |w: &Written| w.token > old && w.status == TAKEN;
+    let overtaken = referee.wait("give the role of a stopped holder to another", |book| {
+        book.written.iter().any(by_another)
     });
-    let before = referee.book().accesses.len();
-    holders.signal(last.holder, Signal::CONT)?;
+    let (before, pids) = {
+        let book = referee.book();
+        (book.written.len(), book.pids.clone())
+    };
+    signal(&pids, holder, Signal::CONT);
     overtaken?;
-    // It goes on writing where it was stopped, and nobody has told it.
-    wait("let a stopped holder go on", &|book| {
-        book.accesses[before..].iter().any(|access| access.token == last.token)
-    })
+    // It goes on where it was stopped, and nobody has told it.
+    let is_late = |w: &&Written| w.token == old;
+    referee.wait("let a stopped holder go on", |book| {
+        book.written[before..].iter().any(|w| is_late(&w))
+    })?;
+    let book = referee.book();
+    let written = book.written[before..].iter().find(is_late).copied();
+    match written.map(|written| written.status) {
+        Some(TAKEN) => Ok(true),
+        Some(REFUSED) => Ok(false),
+        other => Err(Trouble::Worthless(format!("a late write was answered with {other:?}"))),
+    }
 }
 
-/// The processes, which end with the experiment.
+/// What the resource took, in its order, and then what it refused.
+fn accesses(book: &Book, files: &Path) -> Result<Vec<Access>, Trouble> {
+    let journal = fs::read_to_string(journal(files)).map_err(Trouble::io("the journal"))?;
+    let mut accesses = Vec::new();
+    for line in journal.lines() {
+        let parsed = line.split_once(' ').and_then(|(holder, token)| {
+            Some((holder.parse().ok()?, token.parse::<FencingToken>().ok()?))
+        });
+        let Some((holder, token)) = parsed else {
+            return Err(Trouble::Worthless(format!("the journal says {line:?}")));
+        };
+        let token = token_of(token);
+        accesses.push(Access { lock: ROLE.to_owned(), holder, token, admitted: true });
+    }
+    let refused = book.written.iter().filter(|written| written.status == REFUSED);
+    accesses.extend(refused.map(|written| Access {
+        lock: ROLE.to_owned(),
+        holder: written.holder,
+        token: token_of(written.token),
+        admitted: false,
+    }));
+    Ok(accesses)
+}
+
+/// The process that guards, which ends with the experiment.
+struct Resource {
+    program: PathBuf,
+    guard: Guard,
+    files: PathBuf,
+    child: Child,
+}
+
+impl Resource {
+    fn start(program: &Path, guard: Guard, files: &Path) -> Result<Self, Trouble> {
+        let child = Self::spawn(program, guard, files)?;
+        Ok(Self { program: program.to_owned(), guard, files: files.to_owned(), child })
+    }
+
+    fn spawn(program: &Path, guard: Guard, files: &Path) -> Result<Child, Trouble> {
+        let mut command = Command::new(program);
+        command.args(["resource", "--listen", &SocketAddr::from(RESOURCE).to_string()]);
+        command.args(["--guard", guard.name()]).arg("--dir").arg(files);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().map_err(Trouble::io("starting the resource"))?;
+        let mut said = String::new();
+        if let Some(out) = child.stdout.take() {
+            let read = BufReader::new(out).read_line(&mut said);
+            read.map_err(Trouble::io("listening to the resource"))?;
+        }
+        match said.trim() == LISTENING {
+            true => Ok(child),
+            false => Err(Trouble::Worthless(format!("the resource says {said:?}"))),
+        }
+    }
+
+    /// Kills it at whatever instruction it is, and starts it on what it had written.
+    fn restart(&mut self) -> Result<(), Trouble> {
+        self.stop();
+        self.child = Self::spawn(&self.program, self.guard, &self.files)?;
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        // One that is gone is not there any more, which is what is wanted.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+impl Drop for Resource {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The processes that want the role, which end with the experiment.
 struct Holders(Vec<Child>);
 
 impl Holders {
-    fn signal(&self, holder: u32, signal: Signal) -> Result<(), Trouble> {
-        let child = self.0.get(holder as usize).map(Child::id);
-        let pid = child.and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        let Some(pid) = pid else { return Err(Trouble::Worthless("an unknown holder".into())) };
-        let sent = kill_process(pid, signal).map_err(std::io::Error::from);
-        sent.map_err(Trouble::io("signaling a holder"))
+    fn start(
+        program: &Path,
+        referee: &Arc<Referee>,
+        shared: &Shared,
+        credentials: Option<&Client>,
+    ) -> Result<Self, Trouble> {
+        let port = Trouble::io("the referee's port");
+        let listener = TcpListener::bind("127.0.0.1:0").map_err(port)?;
+        let address = listener.local_addr().map_err(Trouble::io("the referee's port"))?;
+        let mut holders = Self(Vec::new());
+        for number in 0..HOLDERS {
+            let mut command = Command::new(program);
+            command.arg("holder").args(["--number", &number.to_string(), "--role", ROLE]);
+            command.args(["--referee", &address.to_string()]).stdin(Stdio::null());
+            command.args(["--resource", &SocketAddr::from(RESOURCE).to_string()]);
+            for peer in shared.peers() {
+                command.args(["--url", &peer.url]);
+            }
+            if let Some(Client { ca, cert, key }) = credentials {
+                command.arg("--ca").arg(ca).arg("--cert").arg(cert).arg("--key").arg(key);
+            }
+            let child = command.spawn().map_err(Trouble::io("starting a holder"))?;
+            referee.book().pids.push(child.id());
+            holders.0.push(child);
+            // One line on which it asks for the role, and one on which it writes.
+            for _ in 0..2 {
+                let (stream, _) = listener.accept().map_err(Trouble::io("a holder's line"))?;
+                let referee = Arc::clone(referee);
+                // It ends with the holder at its other end.
+                thread::spawn(move || drop(referee.listen(stream)));
+            }
+        }
+        Ok(holders)
     }
 }
 

@@ -1,28 +1,26 @@
-//! A process that takes a lock, and writes to a guarded resource while it believes to hold it.
+//! A process that holds a role as the client crate has it, and writes to a guarded resource while it
+//! does.
 //!
-//! It is deliberately naive: it keeps its lease alive, and never looks whether it still has it. A
-//! process that was paused looks like this to the rest of the world, however careful it is, because
-//! the pause may come behind its last look.
+//! It looks whether it is still the holder before every write, and the referee can stop it between
+//! the look and the write: that is where no care of its own helps.
 
 use std::{
     io::{self, BufRead as _, BufReader, Write as _},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     path::PathBuf,
+    sync::mpsc,
     time::Duration,
 };
 
+use http::HeaderMap;
 use satrap_cli::realm::description::Client;
-use satrap_proto::{
-    etcdserverpb::{
-        LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, RangeRequest,
-        kv_client::KvClient, lease_client::LeaseClient,
-    },
-    v3lockpb::{LockRequest, lock_client::LockClient},
+use satrap_client::{
+    Ring, Terms,
+    role::{Attempt, Candidate, Leadership, try_role},
 };
-use tokio::time::sleep;
-use tonic::transport::Channel;
+use tokio::{sync::oneshot, time::sleep};
 
-use crate::{Trouble, session::Dialer};
+use crate::{Trouble, resource::HOLDER_HEADER, session::Dialer};
 
 /// What a holder is told.
 #[derive(Clone, Debug, clap::Args)]
@@ -33,12 +31,15 @@ pub struct Holder {
     /// The members.
     #[arg(long = "url", required = true)]
     pub urls: Vec<String>,
-    /// The address of the referee, which is also the resource.
+    /// The address of the referee.
     #[arg(long)]
     pub referee: String,
-    /// The lock.
+    /// The address of the resource.
     #[arg(long)]
-    pub lock: String,
+    pub resource: SocketAddr,
+    /// The role.
+    #[arg(long)]
+    pub role: String,
     /// The CA of the members' certificates, if connections have TLS.
     #[arg(long, requires_all = ["cert", "key"])]
     pub ca: Option<PathBuf>,
@@ -51,42 +52,74 @@ pub struct Holder {
 }
 
 /// The shortest that default settings grant.
-pub const TTL_S: i64 = 2;
+const TTL_S: u32 = 2;
 const WRITES: usize = 12;
-const WRITE_EVERY: Duration = Duration::from_millis(50);
-const RENEW_EVERY: Duration = Duration::from_millis(400);
+const WRITE_EVERY: Duration = Duration::from_millis(20);
+const ASK_EVERY: Duration = Duration::from_millis(50);
+/// What the resource answers within, unless it is dead.
+const ANSWER: Duration = Duration::from_secs(2);
 
-/// The line to the referee: one word of a holder, one of the referee.
+/// A line to the referee: one word of a holder, one of the referee.
 struct Line {
     out: TcpStream,
     answers: BufReader<TcpStream>,
 }
 
 impl Line {
-    fn open(address: &str) -> io::Result<Self> {
-        let out = TcpStream::connect(address)?;
+    fn open(holder: &Holder) -> io::Result<Self> {
+        let out = TcpStream::connect(&holder.referee)?;
         let answers = BufReader::new(out.try_clone()?);
-        Ok(Self { out, answers })
+        let mut line = Self { out, answers };
+        line.say(&format!("holder {}", holder.number))?;
+        Ok(line)
     }
 
-    /// Says a word, and returns whether the answer was yes. An end of the line is an error.
-    fn say(&mut self, word: &str) -> io::Result<bool> {
+    /// Says a word, and waits for leave to go on. An end of the line is an error.
+    fn say(&mut self, word: &str) -> io::Result<()> {
         writeln!(self.out, "{word}")?;
-        let mut answer = String::new();
-        if self.answers.read_line(&mut answer)? == 0 {
+        if self.answers.read_line(&mut String::new())? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok(answer.trim() == "yes")
+        Ok(())
     }
 }
 
-/// Takes the lock again and again, until the referee hangs up.
+/// A term in which to write, and whom to tell that its writes are done.
+type Turn = (Leadership, oneshot::Sender<()>);
+
+/// Takes the role again and again, until the referee hangs up.
 ///
 /// # Errors
 ///
 /// If there is no referee or no runtime.
 pub fn hold(holder: &Holder) -> Result<(), Trouble> {
-    let mut line = Line::open(&holder.referee).map_err(Trouble::io("the referee's line"))?;
+    let lines = Line::open(holder).and_then(|asking| Ok((asking, Line::open(holder)?)));
+    let (asking, writing) = lines.map_err(Trouble::io("the referee's line"))?;
+    let (turns, taken) = mpsc::sync_channel(1);
+    let writer = {
+        let holder = holder.clone();
+        std::thread::spawn(move || write(&holder, writing, &taken))
+    };
+    let asked = ask(holder, asking, &turns);
+    drop(turns);
+    let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    match asked.map(|end| end.and(written))? {
+        Ok(()) => Ok(()),
+        Err(error) => match error.kind() {
+            // The experiment is over.
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => Ok(()),
+            io::ErrorKind::ConnectionReset => Ok(()),
+            _ => Err(Trouble::io("the referee's line")(error)),
+        },
+    }
+}
+
+/// Asks for the role, and hands each term to the writer.
+fn ask(
+    holder: &Holder,
+    mut line: Line,
+    turns: &mpsc::SyncSender<Turn>,
+) -> Result<io::Result<()>, Trouble> {
     let credentials = match (&holder.ca, &holder.cert, &holder.key) {
         (Some(ca), Some(cert), Some(key)) => {
             Some(Client { ca: ca.clone(), cert: cert.clone(), key: key.clone() })
@@ -95,65 +128,77 @@ pub fn hold(holder: &Holder) -> Result<(), Trouble> {
     };
     let dialer = Dialer::new(credentials.as_ref())?;
     let runtime = satrap_host::runtime::current_thread().map_err(Trouble::io("a runtime"))?;
-    runtime
-        .block_on(async {
-            line.say(&format!("holder {}", holder.number))?;
-            for turn in holder.number.. {
-                let url = &holder.urls[turn % holder.urls.len()];
-                if let Some(channel) = dialer.connect(url).await {
-                    once(holder, channel, &mut line).await?;
-                }
-                sleep(Duration::from_millis(30)).await;
+    let (role, name) = (holder.role.clone(), format!("holder {}", holder.number));
+    let candidate = Candidate { role, name, terms: Terms::of(TTL_S) };
+    Ok(runtime.block_on(async {
+        for turn in holder.number.. {
+            let url = &holder.urls[turn % holder.urls.len()];
+            if let Some(channel) = dialer.connect(url).await {
+                once(&Ring::over(channel), &candidate, &mut line, turns).await?;
             }
-            Ok(())
-        })
-        .or_else(|error: io::Error| match error.kind() {
-            // The experiment is over.
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => Ok(()),
-            io::ErrorKind::ConnectionReset => Ok(()),
-            _ => Err(Trouble::io("the referee's line")(error)),
-        })
+            sleep(ASK_EVERY).await;
+        }
+        Ok(())
+    }))
 }
 
-/// Takes the lock once, if the ring lets it, writes, and gives it back.
-async fn once(holder: &Holder, channel: Channel, line: &mut Line) -> io::Result<()> {
-    let mut leases = LeaseClient::new(channel.clone());
-    let granted = leases.lease_grant(LeaseGrantRequest { ttl: TTL_S, id: 0 }).await;
-    let Ok(lease) = granted.map(|granted| granted.into_inner().id) else { return Ok(()) };
-    tokio::select! {
-        () = keep_alive(channel.clone(), lease) => Ok(()),
-        told = locked(holder, channel.clone(), lease, line) => told,
-    }?;
-    // A lease that is not given back ends by itself.
-    drop(leases.lease_revoke(LeaseRevokeRequest { id: lease }).await);
-    Ok(())
-}
-
-/// Renews a lease for as long as it is polled, whatever comes of it.
-async fn keep_alive(channel: Channel, lease: i64) {
-    let mut client = LeaseClient::new(channel);
-    loop {
-        let asked = tokio_stream::once(LeaseKeepAliveRequest { id: lease });
-        drop(client.lease_keep_alive(asked).await);
-        sleep(RENEW_EVERY).await;
-    }
-}
-
-async fn locked(holder: &Holder, channel: Channel, lease: i64, line: &mut Line) -> io::Result<()> {
+/// Takes the role once, if the ring lets it, and gives it back when the writes are done.
+async fn once(
+    ring: &Ring,
+    candidate: &Candidate,
+    line: &mut Line,
+    turns: &mpsc::SyncSender<Turn>,
+) -> io::Result<()> {
     // Before the call, so that the referee's clock brackets it.
     line.say("want")?;
-    let name = holder.lock.clone().into_bytes().into();
-    let asked = LockClient::new(channel.clone()).lock(LockRequest { name, lease }).await;
-    let Ok(key) = asked.map(|locked| locked.into_inner().key) else { return Ok(()) };
-    let read = KvClient::new(channel).range(RangeRequest { key, ..RangeRequest::default() }).await;
-    let kvs = read.map(|read| read.into_inner().kvs).unwrap_or_default();
-    let Some(token) = kvs.first().map(|kv| kv.create_revision) else { return Ok(()) };
-    line.say(&format!("got {token}"))?;
-    for _ in 0..WRITES {
-        if !line.say(&format!("write {token}"))? {
-            return Ok(());
+    let Ok(Attempt::Granted(holder)) = try_role(ring, candidate).await else { return Ok(()) };
+    line.say(&format!("got {}", holder.token()))?;
+    let work = async |leadership: Leadership| {
+        let (done, written) = oneshot::channel();
+        // A writer that is busy with an older term, or gone, leaves this one unused.
+        if turns.try_send((leadership, done)).is_ok() {
+            drop(written.await);
         }
-        sleep(WRITE_EVERY).await;
+    };
+    let _ended = holder.run(std::future::pending(), Duration::ZERO, work).await;
+    Ok(())
+}
+
+/// Writes in every term that it is handed, on a thread that nobody can stop in time.
+fn write(holder: &Holder, mut line: Line, turns: &mpsc::Receiver<Turn>) -> io::Result<()> {
+    for (leadership, done) in turns {
+        for _ in 0..WRITES {
+            let mut headers = HeaderMap::new();
+            if leadership.attach(&mut headers).is_err() {
+                break;
+            }
+            // Here it may be stopped for longer than the role lasts.
+            line.say(&format!("ready {}", leadership.token()))?;
+            // A resource that is dead at the moment answers nothing.
+            let status = post(holder, &headers).unwrap_or_default();
+            line.say(&format!("wrote {} {status}", leadership.token()))?;
+            std::thread::sleep(WRITE_EVERY);
+        }
+        // Whoever lost the role does not wait for this.
+        let _ = done.send(());
     }
     Ok(())
+}
+
+/// Sends a write to the resource, and returns the status of the answer.
+fn post(holder: &Holder, headers: &HeaderMap) -> io::Result<u16> {
+    let mut request = format!("POST / HTTP/1.1\r\nhost: {}\r\n", holder.resource);
+    for (name, value) in headers {
+        let value = value.to_str().map_err(io::Error::other)?;
+        request.push_str(&format!("{name}: {value}\r\n"));
+    }
+    request.push_str(&format!("{HOLDER_HEADER}: {}\r\n", holder.number));
+    request.push_str("content-length: 0\r\nconnection: close\r\n\r\n");
+    let mut stream = TcpStream::connect(holder.resource)?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    stream.write_all(request.as_bytes())?;
+    let mut first = String::new();
+    BufReader::new(stream).read_line(&mut first)?;
+    let status = first.split(' ').nth(1).and_then(|status| status.parse().ok());
+    status.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }

@@ -30,6 +30,7 @@ pub mod fencing;
 pub mod holder;
 pub mod nemesis;
 pub mod net;
+pub mod resource;
 pub mod run;
 pub mod satrap;
 pub mod session;

@@ -1,7 +1,7 @@
 //! `satrap-histories`: more runs than a test has time for, against etcd or a ring.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{Mutex, PoisonError},
 };
@@ -11,8 +11,9 @@ use satrap_histories::{
     Trouble,
     cluster::{Etcd, Store},
     failover::{measure, percentile},
-    fencing::{Guard, experiment},
+    fencing::experiment,
     holder::{Holder, hold},
+    resource::{Guard, Resource, guard},
     run::{Options, many},
     satrap::Satrap,
 };
@@ -46,12 +47,13 @@ enum Verb {
         #[arg(long, default_value_t = 1)]
         at_once: usize,
     },
-    /// Lock holders that are stopped past their lease, with a guarded resource and without.
+    /// Holders of a role that are stopped past their lease, with a guarded resource and without.
     Fencing {
-        #[command(flatten)]
-        program: Program,
+        /// The satrap binary.
+        #[arg(long)]
+        satrap: PathBuf,
         /// How often a holder is stopped.
-        #[arg(long, default_value_t = 4)]
+        #[arg(long, default_value_t = 6)]
         pauses: usize,
     },
     /// The time from the death of a leader to the next acknowledged write.
@@ -65,9 +67,12 @@ enum Verb {
         #[arg(long, default_value_t = 1_000)]
         election_ms: u32,
     },
-    /// A lock holder, as the experiment starts it.
+    /// A holder of a role, as the experiment starts it.
     #[command(hide = true)]
     Holder(Holder),
+    /// A resource, as the experiment starts it.
+    #[command(hide = true)]
+    Resource(Resource),
 }
 
 /// What the members run.
@@ -98,9 +103,10 @@ fn main() -> ExitCode {
             let seeds: Vec<_> = (seed..seed + runs).collect();
             histories(&program, &seeds, rounds, at_once)
         }
-        Verb::Fencing { program, pauses } => fencing(&program, pauses),
+        Verb::Fencing { satrap, pauses } => fencing(&satrap, pauses),
         Verb::Failover { program, kills, election_ms } => failover(&program, kills, election_ms),
         Verb::Holder(holder) => hold(&holder),
+        Verb::Resource(resource) => guard(&resource),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -139,10 +145,10 @@ fn histories(
     if failed.is_empty() { Ok(()) } else { Err(Trouble::Worthless(format!("seeds {failed:?}"))) }
 }
 
-fn fencing(program: &Program, pauses: usize) -> Result<(), Trouble> {
+fn fencing(satrap: &Path, pauses: usize) -> Result<(), Trouble> {
     let own = std::env::current_exe().map_err(Trouble::io("the path of this program"))?;
     for guard in [Guard::Tokens, Guard::Nothing] {
-        let outcome = experiment(program.store(ELECTION_MS)?, &own, guard, pauses)?;
+        let outcome = experiment(Box::new(Satrap::new(satrap, ELECTION_MS)?), &own, guard, pauses)?;
         println!("{guard:?}: {outcome:?}");
     }
     Ok(())

@@ -90,8 +90,10 @@ impl Nemesis {
         }
         let hold = self.random.between(600, 1_600);
         self.hold(&mut active, Duration::from_millis(hold))?;
-        // A change of members needs the others to be well before it can be completed.
-        active.sort_by_key(|active| active.fault == Fault::Replace);
+        // An operator's action that had no effect yet needs the others to be well to have one.
+        active.sort_by_key(|active| {
+            matches!(active.fault.class(), Class::Membership | Class::Maintenance)
+        });
         for active in active {
             let (fault, from, slots) = (active.fault, active.from_ms, active.slots.clone());
             let fired = self.end(active)?;
@@ -211,15 +213,12 @@ impl Nemesis {
         }
     }
 
-    /// The slot of the leader, as any member sees it.
+    /// The slot of the leader: of those that say to lead, the last one elected.
     pub fn leader(&self) -> Option<usize> {
-        let slots = self.cluster.active();
-        let known: Vec<_> = slots
-            .iter()
-            .filter_map(|slot| Some((*slot, self.admin.status(&self.cluster.client_url(*slot))?)))
-            .collect();
-        let is_leader = |(slot, status): &(usize, _)| leads(status).then_some(*slot);
-        known.iter().find_map(is_leader)
+        let slots = self.cluster.active().into_iter();
+        let status = |slot| Some((slot, self.admin.status(&self.cluster.client_url(slot))?));
+        let leading = slots.filter_map(status).filter(|(_, status)| leads(status));
+        leading.max_by_key(|(_, status)| status.raft_term).map(|(slot, _)| slot)
     }
 
     fn isolate(&mut self, slot: usize) -> Result<(), Trouble> {

@@ -24,7 +24,7 @@ use satrap_cli::realm::{
 
 use crate::{
     Trouble,
-    cluster::{SLOTS, Start, Store, directory},
+    cluster::{MEMBERS, SLOTS, Start, Store, directory},
     net::address,
 };
 
@@ -106,11 +106,24 @@ impl Satrap {
         let (plan, directory) = (plan()?, directory()?);
         let files = create(&plan, &directory.path().join("realm"))
             .map_err(|error| wrong("the realm")(error.to_string()))?;
+        describe(&plan, &files).map_err(Trouble::io("describing the realm"))?;
         let operator = files.operators.first();
         let credentials = operator.map(|operator| operator.etcd(&plan.regions[0].name));
         let credentials = credentials.ok_or_else(|| wrong("the realm")("no operator".into()))?;
         let binary = std::path::absolute(binary).map_err(Trouble::io("the program"))?;
         Ok(Self { binary, election_ms, plan, files, credentials, _directory: directory })
+    }
+
+    /// The directory of the realm, for the verbs of operators.
+    #[must_use]
+    pub fn realm(&self) -> &Path {
+        &self.files.dir
+    }
+
+    /// The configuration that the member in a slot was last started with.
+    #[must_use]
+    pub fn config_of(&self, slot: usize) -> &Path {
+        &self.files.members[slot].config
     }
 
     /// The configuration of one start.
@@ -134,6 +147,13 @@ impl Satrap {
         fs::write(&path, text).map_err(Trouble::io("writing a configuration"))?;
         Ok(path)
     }
+}
+
+/// Writes down where operators find the members; the place that is to be taken later is not one.
+fn describe(plan: &RealmPlan, files: &RealmFiles) -> std::io::Result<()> {
+    let mut description = files.description(plan);
+    description.regions.iter_mut().for_each(|region| region.members.truncate(MEMBERS));
+    description.store(&files.dir)
 }
 
 impl Store for Satrap {

@@ -1,0 +1,192 @@
+//! What `etcdctl` does with the verbs that runbooks name, over the same API: where tests run there is
+//! no etcdctl. That etcd's own program does the same with them is what `interop` shows.
+
+use std::{future::Future, time::Duration};
+
+use satrap_cli::{client::etcd::EtcdClient, realm::description::Client as Files};
+use satrap_proto::etcdserverpb::{
+    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, DefragmentRequest,
+    DeleteRangeRequest, HashKvRequest, MoveLeaderRequest, PutRequest, RangeRequest, StatusRequest,
+    StatusResponse, alarm_request::AlarmAction, kv_client::KvClient,
+    maintenance_client::MaintenanceClient,
+};
+use tokio::{runtime::Runtime, time::timeout};
+use tonic::{Response, Status, transport::Channel};
+
+/// As etcdctl has it.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A client as `satrap etcd env` sets it up.
+pub struct Etcdctl {
+    runtime: Runtime,
+    client: EtcdClient,
+}
+
+/// What a member says of itself.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    pub url: String,
+    pub id: u64,
+    pub leader: u64,
+    pub revision: i64,
+}
+
+impl Etcdctl {
+    /// Reads the `export` lines that `satrap etcd env` prints.
+    pub fn of(environment: &str) -> Self {
+        let value = |name: &str| {
+            let start = format!("export ETCDCTL_{name}='");
+            let line = environment.lines().find_map(|line| line.strip_prefix(&start)).unwrap();
+            line.strip_suffix('\'').unwrap().to_owned()
+        };
+        let [ca, cert, key] = ["CACERT", "CERT", "KEY"].map(|name| value(name).into());
+        let endpoints = value("ENDPOINTS").split(',').map(str::to_owned).collect();
+        let client = EtcdClient::open(&Files { ca, cert, key }, endpoints).unwrap();
+        Self { runtime: satrap_host::runtime::current_thread().unwrap(), client }
+    }
+
+    /// One call to one member; an error is what etcdctl would print.
+    fn at<T, F>(&self, url: &str, call: impl FnOnce(Channel) -> F) -> Result<T, String>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.runtime.block_on(async {
+            let called = async {
+                let channel = self.client.connect(url).await.map_err(|error| error.to_string())?;
+                call(channel).await.map_err(|status| status.message().to_owned())
+            };
+            let answer = timeout(COMMAND_TIMEOUT, called).await;
+            answer.unwrap_or(Err("context deadline exceeded".into())).map(Response::into_inner)
+        })
+    }
+
+    /// One call to whichever member answers first.
+    fn any<T, F>(&self, call: impl Fn(Channel) -> F) -> Result<T, String>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let mut last = Err("no endpoints".to_owned());
+        for url in &self.client.endpoints {
+            last = self.at(url, &call);
+            if last.is_ok() {
+                break;
+            }
+        }
+        last
+    }
+
+    fn alarm(&self, action: AlarmAction) -> Result<Vec<AlarmMember>, String> {
+        let request = AlarmRequest { action: action.into(), ..AlarmRequest::default() };
+        let AlarmResponse { alarms, .. } = self
+            .any(|channel| async move { MaintenanceClient::new(channel).alarm(request).await })?;
+        Ok(alarms)
+    }
+
+    /// `alarm list`: members and what they raised.
+    pub fn alarms(&self) -> Result<Vec<(u64, &'static str)>, String> {
+        let raised = self.alarm(AlarmAction::Get)?;
+        let name = |kind: i32| AlarmType::try_from(kind).unwrap().as_str_name();
+        Ok(raised.into_iter().map(|alarm| (alarm.member_id, name(alarm.alarm))).collect())
+    }
+
+    /// `endpoint status`.
+    pub fn status(&self) -> Result<Vec<Endpoint>, String> {
+        let of = |url: &String| {
+            let StatusResponse { header, leader, .. } = self.at(url, |channel| async move {
+                MaintenanceClient::new(channel).status(StatusRequest {}).await
+            })?;
+            let header = header.unwrap();
+            let (id, revision) = (header.member_id, header.revision);
+            Ok(Endpoint { url: url.clone(), id, leader, revision })
+        };
+        self.client.endpoints.iter().map(of).collect()
+    }
+
+    /// `endpoint hashkv`: the hash and the revision it is of, by member.
+    pub fn hashes(&self) -> Result<Vec<(u64, u32, i64)>, String> {
+        let of = |url: &String| {
+            let answer = self.at(url, |channel| async move {
+                MaintenanceClient::new(channel).hash_kv(HashKvRequest { revision: 0 }).await
+            })?;
+            let header = answer.header.unwrap();
+            Ok((header.member_id, answer.hash, header.revision))
+        };
+        self.client.endpoints.iter().map(of).collect()
+    }
+
+    /// `put`: the revision.
+    pub fn put(&self, key: &str, value: &str) -> Result<i64, String> {
+        let (key, value) = (key.as_bytes().to_vec().into(), value.as_bytes().to_vec().into());
+        let request = PutRequest { key, value, ..PutRequest::default() };
+        let answer = self.any(|channel| {
+            let request = request.clone();
+            async move { KvClient::new(channel).put(request).await }
+        })?;
+        Ok(answer.header.unwrap().revision)
+    }
+
+    /// `get`: the value.
+    pub fn get(&self, key: &str) -> Result<Option<String>, String> {
+        let request = RangeRequest { key: key.as_bytes().to_vec().into(), ..Default::default() };
+        let answer = self.any(|channel| {
+            let request = request.clone();
+            async move { KvClient::new(channel).range(request).await }
+        })?;
+        let value = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        Ok(answer.kvs.first().map(|kv| value(&kv.value)))
+    }
+
+    /// `del`: how many keys.
+    pub fn del(&self, key: &str) -> Result<i64, String> {
+        let key = key.as_bytes().to_vec().into();
+        let request = DeleteRangeRequest { key, ..DeleteRangeRequest::default() };
+        let answer = self.any(|channel| {
+            let request = request.clone();
+            async move { KvClient::new(channel).delete_range(request).await }
+        })?;
+        Ok(answer.deleted)
+    }
+
+    /// Does what a line of a runbook says.
+    pub fn run(&self, words: &[&str]) -> Result<(), String> {
+        match words {
+            ["alarm", "list"] => self.alarms().map(drop),
+            ["alarm", "disarm"] => {
+                for alarm in self.alarm(AlarmAction::Get)? {
+                    let action = AlarmAction::Deactivate.into();
+                    let AlarmMember { member_id, alarm } = alarm;
+                    let request = AlarmRequest { action, member_id, alarm };
+                    self.any(|channel| async move {
+                        MaintenanceClient::new(channel).alarm(request).await
+                    })?;
+                }
+                Ok(())
+            }
+            ["endpoint", "status"] => self.status().map(drop),
+            ["endpoint", "hashkv"] => self.hashes().map(drop),
+            ["compact", revision] => {
+                let revision = revision.parse().unwrap();
+                let request = CompactionRequest { revision, physical: false };
+                self.any(|channel| async move { KvClient::new(channel).compact(request).await })
+                    .map(drop)
+            }
+            ["defrag"] => self.client.endpoints.iter().try_for_each(|url| {
+                let defragment = |channel| async move {
+                    MaintenanceClient::new(channel).defragment(DefragmentRequest {}).await
+                };
+                self.at(url, defragment).map(drop)
+            }),
+            ["move-leader", id] => {
+                let target_id = u64::from_str_radix(id, 16).unwrap();
+                let leads = |endpoint: &Endpoint| endpoint.id == endpoint.leader;
+                let leader = self.status()?.into_iter().find(leads).ok_or("no leader")?;
+                let request = MoveLeaderRequest { target_id };
+                self.at(&leader.url, |channel| async move {
+                    MaintenanceClient::new(channel).move_leader(request).await
+                })
+                .map(drop)
+            }
+            other => panic!("a page wants `etcdctl {}`", other.join(" ")),
+        }
+    }
+}
