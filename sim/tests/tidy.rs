@@ -238,6 +238,23 @@ fn every_rule_in_the_code_is_documented() {
 }
 
 #[test]
+fn every_invariant_of_the_keyspace_is_documented() {
+    let rules = rules();
+    let mut found = Vec::new();
+    for (path, text) in files(&["rs"]).iter().filter(|(p, _)| p.starts_with("regional/core/src/")) {
+        let stated =
+            text.lines().filter_map(|line| line.strip_prefix("//! - **")?.split_once("**"));
+        for (number, _) in stated {
+            let is_of = |rule: &&Rule| rule.number == number && rule.code.contains(path);
+            if !rules.iter().filter(is_of).any(|rule| rule.document == "docs/spec/keyspace.md") {
+                found.push(format!("{path}: {number}"));
+            }
+        }
+    }
+    nothing("invariants that docs/spec/keyspace.md does not have for their file", &found);
+}
+
+#[test]
 fn files_stay_short() {
     let long: Vec<_> = files(&["rs"])
         .into_iter()

@@ -20,7 +20,10 @@ use serde::Deserialize;
 
 use crate::{
     etcd::{ClientCertificate, EtcdConfig, EtcdTls},
-    limits::{MEMBERS_MAX, SNAPSHOT_INTERVAL_S, SNAPSHOTS_KEPT_MAX, VALIDATORS_MAX},
+    limits::{
+        LOG_ENTRIES, LOG_ENTRIES_MAX, MEMBERS_MAX, SNAPSHOT_INTERVAL_S, SNAPSHOTS_KEPT_MAX,
+        VALIDATORS_MAX,
+    },
     raft::{Compaction, RingSetup, Timing},
     snapshots::Schedule,
 };
@@ -142,6 +145,7 @@ struct RawRaft {
     heartbeat_ms: Option<u64>,
     election_ms_min: Option<u64>,
     election_ms_max: Option<u64>,
+    log_entries_max: Option<u64>,
 }
 
 fn label(key: &'static str, text: &str) -> Result<Label, ConfigError> {
@@ -217,8 +221,8 @@ impl RawConfig {
             other_regions: regions.collect::<Result<_, _>>()?,
             etcd: self.etcd.map(|etcd| etcd.check(base)).transpose()?,
             snapshots,
-            timing: self.raft.check()?,
-            compaction: Compaction::default(),
+            timing: self.raft.timing()?,
+            compaction: self.raft.compaction()?,
         })
     }
 }
@@ -279,7 +283,17 @@ fn check_validators(raw: Vec<RawEndpoint>) -> Result<Vec<Endpoint>, ConfigError>
 }
 
 impl RawRaft {
-    fn check(&self) -> Result<Timing, ConfigError> {
+    fn compaction(&self) -> Result<Compaction, ConfigError> {
+        let entries = self.log_entries_max.unwrap_or(LOG_ENTRIES_MAX);
+        if !LOG_ENTRIES.contains(&entries) {
+            let (min, max) = LOG_ENTRIES.into_inner();
+            let why = format!("{entries} entries: expected {min} to {max}");
+            return Err(refuse("raft.log_entries_max", why));
+        }
+        Ok(Compaction::beyond(entries))
+    }
+
+    fn timing(&self) -> Result<Timing, ConfigError> {
         let default = Timing::default();
         let ms = |raw: Option<u64>, default| raw.map_or(default, Duration::from_millis);
         let timing = Timing {
@@ -342,6 +356,7 @@ mod tests {
         keep = 24
         [raft]
         heartbeat_ms = 50
+        log_entries_max = 100
     "#;
 
     fn load(text: &str) -> Result<Config, ConfigError> {
@@ -365,6 +380,8 @@ mod tests {
         assert_eq!(config.members[1].url, "https://127.0.0.1:7003");
         assert_eq!(config.timing.heartbeat, Duration::from_millis(50));
         assert_eq!(config.timing.election_max, Timing::default().election_max);
+        let Compaction { max, keep } = config.ring_setup().compaction;
+        assert_eq!((max.entries, keep.entries), (100, 25));
         assert_eq!(config.ring_setup().members.len(), 2);
         let Schedule { interval, dir, keep } = config.snapshots.unwrap();
         assert_eq!((interval, keep), (Duration::from_secs(3600), 24));
@@ -382,6 +399,7 @@ mod tests {
             ("heartbeat_ms = 50", "heartbeat_ms = 100", "three heartbeats"),
             ("heartbeat_ms = 50", "election_ms_max = 250", "expected a range"),
             ("heartbeat_ms = 50", "heartbeat = 50", "unknown field"),
+            ("log_entries_max = 100", "log_entries_max = 9", "9 entries: expected 16 to"),
             ("interval_s = 3600", "interval_s = 9", "9 s: expected 60 s to"),
             ("keep = 24", "keep = 0", "0 snapshots.keep"),
             ("dir = \"backup\"", "dir = \"data/backup\"", "would be lost with it"),

@@ -20,14 +20,16 @@ use rustls::{
 use satrap_host::{TaskGroup, runtime};
 use satrap_regional_api::{
     Backend,
-    api::Api,
+    api::{Api, RingMetrics},
     front::{ALPN, BindError, Front, Security},
-    introspect, services,
+    introspect, services, watch,
 };
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval},
 };
+
+use crate::raft::Timing;
 
 /// How soon a rotated certificate is used.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
@@ -86,11 +88,11 @@ pub enum EtcdError {
     Thread(#[from] io::Error),
 }
 
-/// The certificate that is served now.
+/// The certificate that is shown now.
 #[derive(Debug)]
-struct Served(ArcSwap<CertifiedKey>);
+struct Shown(ArcSwap<CertifiedKey>);
 
-impl ResolvesServerCert for Served {
+impl ResolvesServerCert for Shown {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.0.load_full())
     }
@@ -126,8 +128,8 @@ impl EtcdTls {
         Ok(Arc::new(key))
     }
 
-    fn server_config(&self) -> Result<(Arc<ServerConfig>, Arc<Served>), EtcdError> {
-        let served = Arc::new(Served(ArcSwap::new(self.load()?)));
+    fn server_config(&self) -> Result<(Arc<ServerConfig>, Arc<Shown>), EtcdError> {
+        let shown = Arc::new(Shown(ArcSwap::new(self.load()?)));
         let provider = Arc::new(aws_lc_rs::default_provider());
         let verifier = Self::file(&self.client_ca, "PEM certificates of CAs", |bytes| {
             let mut roots = RootCertStore::empty();
@@ -150,28 +152,44 @@ impl EtcdTls {
             expected: "a TLS library that supports TLS 1.3",
         })?;
         let mut config =
-            config.with_client_cert_verifier(verifier).with_cert_resolver(served.clone());
+            config.with_client_cert_verifier(verifier).with_cert_resolver(shown.clone());
         config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
-        Ok((Arc::new(config), served))
+        Ok((Arc::new(config), shown))
     }
 }
 
-/// Binds the listener and serves on a thread of `group`, once `services` has arrived; returns the
-/// bound address.
+/// The ring that is served.
+pub struct Served {
+    /// Arrives once this member belongs to it.
+    pub services: oneshot::Receiver<Backend>,
+    /// Its clocks.
+    pub timing: Timing,
+    /// What it counts.
+    pub metrics: RingMetrics,
+}
+
+/// As in etcd, streams that need a leader end when there has been none for three elections.
+fn watching(timing: Timing) -> watch::Settings {
+    watch::Settings { leaderless_max: 3 * timing.election_max, ..watch::Settings::default() }
+}
+
+/// Binds the listener and serves on a thread of `group`, once the ring's services have arrived;
+/// returns the bound address.
 ///
 /// # Errors
 ///
 /// [`EtcdError`]; nothing listens then.
 pub async fn start(
     config: &EtcdConfig,
-    services: oneshot::Receiver<Backend>,
+    ring: Served,
     group: &TaskGroup,
 ) -> Result<SocketAddr, EtcdError> {
+    let Served { services, timing, metrics } = ring;
     let runtime = runtime::current_thread()?;
     let (security, reload) = match &config.tls {
         Some(tls) => {
-            let (server, served) = tls.server_config()?;
-            (Security::Tls(server), Some((tls.clone(), served)))
+            let (server, shown) = tls.server_config()?;
+            (Security::Tls(server), Some((tls.clone(), shown)))
         }
         None => (Security::Plaintext, None),
     };
@@ -191,7 +209,9 @@ pub async fn start(
             let Some(backend) = backend else { return Ok::<_, EtcdError>(()) };
             let routes = services::routes(&backend, services::Settings::default());
             let routes = introspect::add(routes);
-            let serve = front.serve(Arc::new(Api::new(backend)), routes, shutdown.requested());
+            let mut api = Api::new(backend);
+            (api.watching, api.ring_metrics) = (watching(timing), Some(metrics));
+            let serve = front.serve(Arc::new(api), routes, shutdown.requested());
             tokio::select! {
                 () = serve => {}
                 () = keep_fresh(reload) => {}
@@ -204,15 +224,26 @@ pub async fn start(
 }
 
 /// Never ends.
-async fn keep_fresh(reload: Option<(EtcdTls, Arc<Served>)>) {
-    let Some((tls, served)) = reload else { return std::future::pending().await };
+async fn keep_fresh(reload: Option<(EtcdTls, Arc<Shown>)>) {
+    let Some((tls, shown)) = reload else { return std::future::pending().await };
     let mut ticks = interval(RELOAD_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         match tls.load() {
-            Ok(fresh) => served.0.store(fresh),
+            Ok(fresh) => shown.0.store(fresh),
             Err(error) => tracing::error!(%error, "kept the old certificate for clients of etcd"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_wait_three_elections_for_a_leader() {
+        let timing = Timing { election_max: Duration::from_millis(700), ..Timing::default() };
+        assert_eq!(watching(timing).leaderless_max, Duration::from_millis(2_100));
     }
 }

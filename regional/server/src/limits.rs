@@ -24,12 +24,14 @@ pub const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// The log is compacted beyond this, so it, the tail in memory and the time to restart are bounded.
 pub const LOG_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// As [`LOG_BYTES_MAX`], for many small entries.
+/// As [`LOG_BYTES_MAX`], for many small entries, unless an operator chooses.
 pub const LOG_ENTRIES_MAX: u64 = 4_096;
-/// What stays in the log after a compaction, so that a member that blinked needs no snapshot.
+/// What an operator may choose: with fewer, a member that blinked needs a snapshot; more than this
+/// take long to read at a restart.
+pub const LOG_ENTRIES: std::ops::RangeInclusive<u64> = 16..=1_000_000;
+/// What stays in the log after a compaction, so that a member that blinked needs no snapshot. Of the
+/// entries, a quarter stays.
 pub const LOG_KEEP_BYTES: usize = 4 * 1024 * 1024;
-/// As [`LOG_KEEP_BYTES`].
-pub const LOG_KEEP_ENTRIES: u64 = 1_024;
 
 /// Clients' proposals in one entry; what waits beyond these goes into the next.
 pub const BATCH_PROPOSALS_MAX: usize = 8_192;
@@ -64,6 +66,8 @@ pub const DIGEST_EVERY_ENTRIES: u64 = 64;
 pub const DIGESTS_MAX: usize = 64;
 /// Versions that one checkpoint drops from memory; bounds how long it holds the lock.
 pub const MEMORY_RECLAIM_VERSIONS: usize = 2_000;
+/// Rows on disk that are compared with their digests each minute: a gigabyte in about an hour.
+pub const DISK_SCRUB_BYTES: usize = 16 * 1024 * 1024;
 /// History that one checkpoint reads again to drop what was compacted.
 pub const DISK_RECLAIM_BYTES: usize = 4 * 1024 * 1024;
 
@@ -90,5 +94,4 @@ pub const SUBMIT_BYTES_MAX: usize = satrap_certify::limits::CHANGE_BYTES_MAX + 1
 
 const _: () = assert!(RING_CHUNK_BYTES < RING_FRAME_BYTES_MAX);
 const _: () = assert!(LOG_KEEP_BYTES < LOG_BYTES_MAX);
-const _: () = assert!(LOG_KEEP_ENTRIES < LOG_ENTRIES_MAX);
 const _: () = assert!(EDGE_UPDATE_BYTES_MAX <= UPDATE_MESSAGE_BYTES_MAX);

@@ -28,6 +28,7 @@ pub mod health;
 pub mod inbox;
 pub mod log_store;
 pub mod members;
+pub mod meters;
 pub mod network;
 pub mod orders;
 pub mod peers;
@@ -242,6 +243,8 @@ pub struct RingStatus {
     pub term: u64,
     /// Last entry in the log.
     pub log_index: u64,
+    /// Last entry that is known to be committed.
+    pub committed_index: u64,
     /// Last applied entry.
     pub applied_index: u64,
     /// Last entry that a snapshot covers.
@@ -353,11 +356,14 @@ impl<P: Platform> Ring<P> {
     /// last knew, and a leader that hears nobody in itself.
     #[must_use]
     pub fn in_touch(&self) -> bool {
+        let heard = lock(&self.heard_at).map(|at| at.elapsed());
+        let acked = || {
+            let acked_at = self.raft.data_metrics().borrow_watched().last_quorum_acked;
+            acked_at.map(|at| at.elapsed())
+        };
         let silence = match self.leads() {
-            true => {
-                self.raft.data_metrics().borrow_watched().last_quorum_acked.map(|at| at.elapsed())
-            }
-            false => lock(&self.heard_at).map(|at| at.elapsed()),
+            true => heard.into_iter().chain(acked()).min(),
+            false => heard,
         };
         // A follower would stand for election after half of that; a busy machine is no cut.
         let patience = 2 * self.timing.election_max;
@@ -426,6 +432,7 @@ impl<P: Platform> Ring<P> {
             leader: metrics.current_leader.clone(),
             term: metrics.current_term,
             log_index,
+            committed_index: index(&metrics.local_committed),
             applied_index: index(&metrics.last_applied),
             snapshot_index: index(&metrics.snapshot),
             purged_index: index(&metrics.purged),

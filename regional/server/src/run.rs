@@ -10,7 +10,7 @@
 //! into an election. Stopping goes the other way round: upstream and clients end at once, leadership
 //! is handed over, the peers' listener closes, the disk is written last.
 
-use std::{fs, io, net::SocketAddr, time::Duration};
+use std::{fs, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use satrap_certify::Label;
 use satrap_host::{
@@ -20,7 +20,7 @@ use satrap_host::{
     runtime,
 };
 use satrap_proto::v1::{control_server::ControlServer, sync_server::SyncServer};
-use satrap_regional_api::backend::Backend;
+use satrap_regional_api::{api::RingMetrics, backend::Backend};
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval},
@@ -29,7 +29,7 @@ use tokio::{
 use crate::{
     config::Config,
     control::{ControlError, ControlService, Sources},
-    etcd::{self, EtcdError},
+    etcd::{self, EtcdError, Served},
     limits::{
         FOLLOW_REQUEST_BYTES_MAX, STATUS_BYTES_MAX, SUBMIT_BYTES_MAX, SUBMIT_TIMEOUT,
         UPDATE_MESSAGE_BYTES_MAX,
@@ -161,7 +161,12 @@ pub async fn start(
     let (ring, peer_address, services) =
         start_ring(&config, &credentials, group, placement).await?;
     let etcd_address = match &config.etcd {
-        Some(etcd) => Some(etcd::start(etcd, services, group).await?),
+        Some(etcd) => {
+            let counting = ring.clone();
+            let metrics = RingMetrics(Arc::new(move || counting.metrics()));
+            let served = Served { services, timing: config.timing, metrics };
+            Some(etcd::start(etcd, served, group).await?)
+        }
         None => None,
     };
     let clients = client_rule(&config);

@@ -74,10 +74,6 @@ impl WalSide {
     }
 
     fn round(&mut self, batch: u64, entry: &Bytes) -> Outcome<Rate> {
-        if let Some(job) = self.wal.spare_job() {
-            let spare = job.run()?;
-            self.wal.add_spare(spare);
-        }
         let wal = &mut self.wal;
         rate(&mut self.next, batch, |first| {
             let mut records: Vec<Record> = (first..first + batch)

@@ -127,8 +127,11 @@ impl Reserve {
     /// [`StorageError::Io`]
     pub fn refill(&self) -> Result<bool, StorageError> {
         let mut held = self.held();
+        if *held {
+            return Ok(true);
+        }
         let free = self.files.free_bytes().map_err(StorageError::io(RESERVE, "free space"))?;
-        if !*held && free >= self.config.reserve_bytes + self.config.low_bytes {
+        if free >= self.config.reserve_bytes + self.config.low_bytes {
             let file = self.files.create(RESERVE).map_err(StorageError::io(RESERVE, "create"))?;
             match file.allocate(self.config.reserve_bytes) {
                 Ok(()) => *held = true,

@@ -27,6 +27,7 @@ mod load;
 mod put;
 mod reclaim;
 mod rows;
+mod usage;
 
 use std::sync::{
     Arc, PoisonError, RwLock, RwLockReadGuard,
@@ -124,7 +125,7 @@ pub struct Loaded {
 pub struct StateSize {
     /// The file: etcd's `dbSize`.
     pub file_bytes: u64,
-    /// The rows in it: etcd's `dbSizeInUse`.
+    /// What is in use of it: etcd's `dbSizeInUse`.
     pub used_bytes: u64,
     /// Pages.
     pub pages: u64,
@@ -141,6 +142,7 @@ pub struct State {
     /// None only while the file is being replaced, and for good if that failed.
     database: RwLock<Option<Database>>,
     reclaim: reclaim::Cursors,
+    usage: usage::Usage,
     /// C3
     failed: AtomicBool,
 }
@@ -202,6 +204,7 @@ impl State {
             identity,
             database: RwLock::new(Some(database)),
             reclaim: reclaim::Cursors::default(),
+            usage: usage::Usage::default(),
             failed: AtomicBool::new(false),
         })
     }
@@ -218,7 +221,8 @@ impl State {
         let bytes = checkpoint.history.bytes() + pages.map(Bytes::len).sum::<usize>();
         self.change(|database| {
             self.check_room(database, bytes as u64)?;
-            write(database, |txn| put::checkpoint(txn, checkpoint))
+            write(database, |txn| put::checkpoint(txn, checkpoint))?;
+            guarded(|| self.usage.follow(database))
         })
     }
 
@@ -272,7 +276,8 @@ impl State {
         let file = self.files.open(FILE).map_err(StorageError::io(FILE, "open"))?;
         let file_bytes = file.len().map_err(StorageError::io(FILE, "size"))?;
         let Totals { pages, chunks, bytes, .. } = totals;
-        Ok(StateSize { file_bytes, used_bytes: bytes, pages, chunks })
+        let used_bytes = self.usage.bytes(bytes, file_bytes);
+        Ok(StateSize { file_bytes, used_bytes, pages, chunks })
     }
 
     /// Puts a snapshot that has arrived in the place of this state. Snapshots that are being read
@@ -299,6 +304,7 @@ impl State {
             Ok(opened) => {
                 *database = Some(opened);
                 self.reclaim.reset();
+                self.usage.reset();
                 Ok(())
             }
             Err(error) => {

@@ -46,14 +46,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub(crate) use self::segment::is_segment;
-pub use self::{
-    record::Record,
-    recover::Cut,
-    rotate::{Spare, SpareJob},
-};
+pub use self::{record::Record, recover::Cut};
 use self::{
     record::{Item, Meta},
-    rotate::Segment,
+    rotate::{Segment, Spare},
     segment::{Header, begin_group, end_group, group_bytes},
 };
 use crate::{

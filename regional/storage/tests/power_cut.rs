@@ -96,14 +96,6 @@ fn log_life(sim: &SimDisk, dice: &mut Dice, acked: &mut Log) -> Result<(Vec<Log>
         if dice.below(30) == 0 && wal.seal().is_err() {
             return Ok((vec![acked.clone()], reused));
         }
-        if dice.below(100) == 0
-            && let Some(job) = wal.spare_job()
-        {
-            match job.run() {
-                Ok(spare) => wal.add_spare(spare),
-                Err(_) => return Ok((vec![acked.clone()], reused)),
-            }
-        }
     }
 }
 

@@ -30,7 +30,6 @@ use super::{
     waiters::Waiters,
     writer::Writer,
 };
-use crate::limits::LOG_ENTRIES_MAX;
 
 /// Requests for checkpoints that wait for the one under way.
 const CHECKPOINT_REQUESTS_MAX: usize = 4;
@@ -54,7 +53,7 @@ fn raft_config(setup: &RingSetup) -> Result<Arc<openraft::Config>, ConfigError> 
         // `compaction` decides both, because openraft counts entries and not bytes.
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
-        replication_lag_threshold: 2 * LOG_ENTRIES_MAX,
+        replication_lag_threshold: 2 * setup.compaction.max.entries,
         ..openraft::Config::default()
     };
     config.validate().map(Arc::new)
@@ -124,7 +123,6 @@ impl<P: Platform> Opened<P> {
     ) -> Result<(Self, Writers), RingError> {
         let config = raft_config(&setup)?;
         let Disk { wal, state, reserve, log: loaded, restored } = disk;
-        let (writer, handle) = Writer::new(wal, loaded.committed);
         let roll = Roll::new(setup.members.keys().map(MemberName::from).collect());
         let peers = Peers::new(ring_id(&setup), loaded.instance, dial, roll);
         let clock = Arc::new(Mutex::new(RingClock::default()));
@@ -132,7 +130,8 @@ impl<P: Platform> Opened<P> {
             lock(&clock).applied(restored.keyspace.now().0, P::monotonic());
         }
         let shared = Shared::new(restored);
-        let checkpoints = Checkpoints::new(shared.clone(), state);
+        let (writer, handle) = Writer::new(wal, loaded.committed, shared.meters.clone());
+        let checkpoints = Checkpoints::new(shared.clone(), state, reserve.clone());
         let (requests, asked) = mpsc::sync_channel(CHECKPOINT_REQUESTS_MAX);
         let writers = Writers { log: writer, checkpoints: checkpoints.clone(), requests: asked };
         let log = LogStore::new(loaded, handle);
@@ -183,7 +182,7 @@ impl<P: Platform> Opened<P> {
             clock.clone(),
             waiters.clone(),
         );
-        let network = Network(peers.clone());
+        let network = Network { peers: peers.clone(), meters: shared.meters.clone() };
         let raft = Raft::new(name.clone(), config, network.clone(), log.clone(), machine).await?;
         let metrics = raft.server_metrics();
         let (logged, agreed) = {

@@ -12,6 +12,11 @@
 //! - **K2** The disk drops a version only for a compaction that is on disk itself. Otherwise a crash
 //!   would restart into a state that misses what it does not know to be compacted.
 //! - **K3** The first failed write ends the thread, and with it the process.
+//! - **K4** A full disk is no failed write. What could not be written is kept and tried again, first of
+//!   all in the room that the reserve gives back; whoever asked for a checkpoint waits for it.
+//! - **K5** What lies on the disk unread is compared with its digests all the time, a little of it each
+//!   minute. Rot is told to operators, and ends nothing: this member has the state in memory, and its
+//!   peers see to it that nobody gets what is rotten.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -23,19 +28,27 @@ use std::{
     time::Duration,
 };
 
+use satrap_host::clock;
 use satrap_regional_core::{Keyspace, Region, kv};
-use satrap_regional_storage::{State, StorageError, snapshot::Received};
+use satrap_regional_storage::{Checkpoint, Reserve, State, StorageError, snapshot::Received};
 
 use super::{
     disk::{self, Restored, applied_mark},
+    meters::Meters,
     types::{LogId, Membership},
 };
 use crate::limits::{
-    DIGEST_EVERY_ENTRIES, DIGESTS_MAX, DISK_RECLAIM_BYTES, MEMORY_RECLAIM_VERSIONS,
+    DIGEST_EVERY_ENTRIES, DIGESTS_MAX, DISK_RECLAIM_BYTES, DISK_SCRUB_BYTES,
+    MEMORY_RECLAIM_VERSIONS,
 };
 
 /// Between checkpoints while there is something to write.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(500);
+/// So many steps go by between looks at what lies on the disk: about a minute.
+const SCRUB_EVERY_STEPS: u64 = 120;
+/// What a complaint is about.
+const DISK_FULL: &str = "disk";
+const DISK_ROTTEN: &str = "state on disk";
 
 /// Everything applied, shared between who applies, who reads and who writes it down.
 #[derive(Clone)]
@@ -51,6 +64,8 @@ pub struct Shared {
     refused_for_space: Arc<AtomicBool>,
     /// What is wrong with this member, by what it is about.
     complaints: Arc<Mutex<BTreeMap<&'static str, String>>>,
+    /// What is counted.
+    pub meters: Meters,
 }
 
 /// The digest of the keyspace after the entry with this index.
@@ -83,6 +98,7 @@ impl Shared {
             digests: Arc::default(),
             refused_for_space: Arc::default(),
             complaints: Arc::default(),
+            meters: Meters::default(),
         }
     }
 
@@ -129,12 +145,12 @@ impl Shared {
         self.refused_for_space.swap(false, Ordering::Relaxed)
     }
 
-    /// Something is wrong with this member, or no longer.
-    pub fn complain(&self, about: &'static str, why: Option<&str>) {
+    /// Something is wrong with this member, or no longer. Says whether that is news.
+    pub fn complain(&self, about: &'static str, why: Option<&str>) -> bool {
         let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
         match why {
-            Some(why) => drop(complaints.insert(about, why.to_owned())),
-            None => drop(complaints.remove(about)),
+            Some(why) => complaints.insert(about, why.to_owned()).is_none(),
+            None => complaints.remove(about).is_some(),
         }
     }
 
@@ -177,10 +193,10 @@ pub type CheckpointRequest = tokio::sync::oneshot::Sender<()>;
 pub struct Checkpoints(Arc<Mutex<Checkpointer>>);
 
 impl Checkpoints {
-    /// Continues after what `shared` was restored from.
+    /// Continues after what `shared` was restored from; `reserve` is for when the disk is full.
     #[must_use]
-    pub fn new(shared: Shared, state: Arc<State>) -> Self {
-        Self(Arc::new(Mutex::new(Checkpointer::new(shared, state))))
+    pub fn new(shared: Shared, state: Arc<State>, reserve: Arc<Reserve>) -> Self {
+        Self(Arc::new(Mutex::new(Checkpointer::new(shared, state, reserve))))
     }
 
     /// The body of the checkpoint thread: serves `requests` until all senders are gone.
@@ -202,21 +218,25 @@ impl Checkpoints {
         }
     }
 
-    /// Writes a checkpoint for whoever asked, even if it is of nothing.
+    /// Writes a checkpoint for whoever asked, even if it is of nothing. They wait while the disk is
+    /// full (K4).
     ///
     /// # Errors
     ///
     /// [`StorageError`]: the process must stop (K3).
     pub fn serve(&self, request: CheckpointRequest) -> Result<(), StorageError> {
         let mut held = self.lock();
-        if held.state.applied()?.is_none() {
-            held.write()?;
-        }
-        held.step()?;
-        drop(held);
-        // Whoever asked may have been cancelled; the checkpoint stands.
-        let _ = request.send(());
-        Ok(())
+        held.waiting.push(request);
+        held.step()
+    }
+
+    /// Writes all that was applied before the call.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageError::NoSpace`] if the disk is full; after any other the process must stop (K3).
+    pub fn complete(&self) -> Result<(), StorageError> {
+        self.lock().write_all()
     }
 
     /// Writes what changed, if anything did, and reclaims a little.
@@ -236,10 +256,12 @@ impl Checkpoints {
     pub fn install(&self, received: Received, restored: Restored) -> Result<(), StorageError> {
         let mut held = self.lock();
         held.state.replace(received)?;
+        held.pending = None;
         held.written = restored.applied;
         held.compacted = restored.keyspace.store().compacted();
         held.shared.replace(restored);
         held.shared.installs.fetch_add(1, Ordering::Release);
+        held.shared.meters.snapshots_installed.add_one();
         Ok(())
     }
 
@@ -258,25 +280,88 @@ impl Checkpoints {
 struct Checkpointer {
     shared: Shared,
     state: Arc<State>,
+    reserve: Arc<Reserve>,
     written: Option<LogId>,
+    compacted: i64,
+    /// K4: taken from the keyspace, and not on disk.
+    pending: Option<Pending>,
+    /// Those that asked for a checkpoint.
+    waiting: Vec<CheckpointRequest>,
+    steps: u64,
+}
+
+/// A checkpoint that is to be written.
+struct Pending {
+    checkpoint: Checkpoint,
+    applied: Option<LogId>,
     compacted: i64,
 }
 
 impl Checkpointer {
-    fn new(shared: Shared, state: Arc<State>) -> Self {
+    fn new(shared: Shared, state: Arc<State>, reserve: Arc<Reserve>) -> Self {
         let written = shared.standing().applied;
         let compacted = shared.read(|keyspace| keyspace.store().compacted());
-        Self { shared, state, written, compacted }
+        let (pending, waiting, steps) = (None, Vec::new(), 0);
+        Self { shared, state, reserve, written, compacted, pending, waiting, steps }
     }
 
     fn step(&mut self) -> Result<(), StorageError> {
-        if self.shared.standing().applied != self.written {
+        let written = self.write_all();
+        let full = is_only_full(&written);
+        self.tell(DISK_FULL, written.as_ref().err().filter(|_| full));
+        if !full {
+            written?;
+        }
+        self.reclaim()?;
+        // K4: what it gave is taken back as soon as there is room.
+        self.reserve.refill()?;
+        self.steps += 1;
+        if self.steps.is_multiple_of(SCRUB_EVERY_STEPS) {
+            self.scrub()?;
+        }
+        Ok(())
+    }
+
+    /// Brings everything that was applied to disk, and answers whoever waits for that.
+    fn write_all(&mut self) -> Result<(), StorageError> {
+        if self.pending.is_some() {
             self.write()?;
         }
-        self.reclaim()
+        let asked_first = !self.waiting.is_empty() && self.state.applied()?.is_none();
+        if asked_first || self.shared.standing().applied != self.written {
+            self.write()?;
+        }
+        for request in self.waiting.drain(..) {
+            // Whoever asked may have been cancelled; the checkpoint stands.
+            let _ = request.send(());
+        }
+        Ok(())
     }
 
     fn write(&mut self) -> Result<(), StorageError> {
+        let pending = match self.pending.take() {
+            Some(pending) => pending,
+            None => self.take()?,
+        };
+        let began = clock::monotonic();
+        let mut written = self.state.checkpoint(&pending.checkpoint);
+        // K4
+        if is_only_full(&written) && self.reserve.release()? {
+            tracing::warn!("the disk is full: the reserve is given back");
+            written = self.state.checkpoint(&pending.checkpoint);
+        }
+        if is_only_full(&written) {
+            self.pending = Some(pending);
+            return written;
+        }
+        written?;
+        self.shared.meters.checkpoint.observe(clock::monotonic().saturating_sub(began));
+        (self.written, self.compacted) = (pending.applied, pending.compacted);
+        Ok(())
+    }
+
+    /// What has changed since the last call.
+    fn take(&self) -> Result<Pending, StorageError> {
         let (mut keyspace, mut standing) = self.shared.lock();
         // K1
         let changes = keyspace.take_changes();
@@ -287,8 +372,29 @@ impl Checkpointer {
         let mark = applied_mark(taken.applied, &taken.membership);
         let region = taken.region_changed.then_some(&*taken.region);
         let on_disk = u64::try_from(compacted).unwrap_or(0);
-        self.state.checkpoint(&disk::checkpoint(mark, on_disk, changes, region)?)?;
-        (self.written, self.compacted) = (taken.applied, compacted);
+        let checkpoint = disk::checkpoint(mark, on_disk, changes, region)?;
+        Ok(Pending { checkpoint, applied: taken.applied, compacted })
+    }
+
+    /// Complains, or no longer does; the log hears of it once.
+    fn tell(&self, about: &'static str, error: Option<&StorageError>) {
+        let why = error.map(ToString::to_string);
+        if self.shared.complain(about, why.as_deref())
+            && let Some(error) = error
+        {
+            tracing::error!(%error, "this member needs an operator");
+        }
+    }
+
+    /// K5
+    fn scrub(&mut self) -> Result<(), StorageError> {
+        let scrubbed = self.state.scrub(DISK_SCRUB_BYTES);
+        let rotten = matches!(scrubbed, Err(StorageError::Damaged { .. }));
+        if !rotten {
+            scrubbed?;
+            return Ok(());
+        }
+        self.tell(DISK_ROTTEN, scrubbed.as_ref().err());
         Ok(())
     }
 
@@ -301,13 +407,22 @@ impl Checkpointer {
             return Ok(());
         }
         let compacted = self.compacted;
-        self.state.reclaim(DISK_RECLAIM_BYTES, |key, revision| {
+        let reclaimed = self.state.reclaim(DISK_RECLAIM_BYTES, |key, revision| {
             // K2
             let needed = |store: &kv::Store| {
                 store.compacted() != compacted || store.holds(key, revision.cast_signed())
             };
             self.shared.read(|keyspace| needed(keyspace.store()))
-        })?;
-        Ok(())
+        });
+        // K4
+        if is_only_full(&reclaimed) { Ok(()) } else { reclaimed.map(drop) }
     }
 }
+
+/// Whether nothing is wrong but that there is no room.
+fn is_only_full<T>(result: &Result<T, StorageError>) -> bool {
+    result.as_ref().is_err_and(|error| error.is_full() && !error.is_fatal())
+}
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use super::{
     state_machine::StateMachine,
     types::Types,
 };
-use crate::limits::{LOG_BYTES_MAX, LOG_ENTRIES_MAX, LOG_KEEP_BYTES, LOG_KEEP_ENTRIES};
+use crate::limits::{LOG_BYTES_MAX, LOG_ENTRIES_MAX, LOG_KEEP_BYTES};
 
 /// When to compact, and what to keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,12 +23,20 @@ pub struct Compaction {
     pub keep: LogSize,
 }
 
+impl Compaction {
+    /// Compacts a log of more than so many `entries`, and keeps a quarter of them.
+    #[must_use]
+    pub fn beyond(entries: u64) -> Self {
+        Self {
+            max: LogSize { entries, bytes: LOG_BYTES_MAX },
+            keep: LogSize { entries: entries / 4, bytes: LOG_KEEP_BYTES },
+        }
+    }
+}
+
 impl Default for Compaction {
     fn default() -> Self {
-        Self {
-            max: LogSize { entries: LOG_ENTRIES_MAX, bytes: LOG_BYTES_MAX },
-            keep: LogSize { entries: LOG_KEEP_ENTRIES, bytes: LOG_KEEP_BYTES },
-        }
+        Self::beyond(LOG_ENTRIES_MAX)
     }
 }
 

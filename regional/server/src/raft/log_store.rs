@@ -95,6 +95,11 @@ impl<P: Platform> LogStore<P> {
         LogSize { entries: log.entries.len() as u64, bytes: log.bytes }
     }
 
+    /// To be called once in a while; see [`WriteHandle::tidy`].
+    pub fn tidy(&self) {
+        self.writer.tidy();
+    }
+
     /// The highest index that may be purged so that the newest entries up to `snapshot` stay, at
     /// most `entries` of them and `bytes` together.
     #[must_use]

@@ -101,7 +101,7 @@ impl<P: Platform> Ring<P> {
 
     /// Tells operators that something is wrong with this member, or no longer.
     pub fn complain(&self, about: &'static str, why: Option<&str>) {
-        self.shared.complain(about, why);
+        let _ = self.shared.complain(about, why);
     }
 
     /// The members as clients see them, those that are expected included.
@@ -217,7 +217,7 @@ impl<P: Platform> Ring<P> {
         let stopped = |_| Failure::Unavailable(Unavailable::Stopped);
         let checkpoints = self.checkpoints.clone();
         let reader = P::off_thread(move || {
-            checkpoints.step()?;
+            checkpoints.complete()?;
             let Some(mut reader) = checkpoints.state().reader()? else { return Ok(None) };
             // Clients are told the size first, and frames add to that of the rows.
             let mut total_bytes = 0;

@@ -36,6 +36,7 @@ use super::{
         self, ANY_INSTANCE, Fate, Forwarded, Kind, ReadIndexReply, ReadProof, SnapshotHead,
         SnapshotReply, Welcome,
     },
+    meters::Meters,
     orders::{Order, OrderReply},
     peers::{Link, Peers, Refusal, Wire},
     platform::Platform,
@@ -55,11 +56,17 @@ const BYTES_PER_S_MIN: u64 = 2 * 1024 * 1024;
 
 /// Makes senders to members.
 #[derive(Clone)]
-pub struct Network(pub Peers);
+pub struct Network {
+    /// Who they are.
+    pub peers: Peers,
+    /// What is counted.
+    pub meters: Meters,
+}
 
 /// Sends to one member.
 pub struct PeerSender {
     peers: Peers,
+    meters: Meters,
     target: MemberName,
     /// P1 of `peers`: who of that name is meant, if anybody knows.
     instance: InstanceId,
@@ -291,8 +298,9 @@ impl Network {
     /// A sender to `target`.
     #[must_use]
     pub fn sender(&self, target: MemberName) -> PeerSender {
-        let instance = self.0.instance_of(&target);
-        PeerSender { peers: self.0.clone(), target, instance }
+        let instance = self.peers.instance_of(&target);
+        let Self { peers, meters } = self.clone();
+        PeerSender { peers, meters, target, instance }
     }
 }
 
@@ -300,12 +308,12 @@ impl<P: Platform> RaftNetworkFactory<Types<P>> for Network {
     type Network = PeerSender;
 
     async fn new_client(&mut self, target: MemberName, node: &MemberNode) -> PeerSender {
-        if let Err(error) = self.0.reach(&target, &node.url) {
+        if let Err(error) = self.peers.reach(&target, &node.url) {
             tracing::error!(member = %target, %error, "cannot be reached");
         }
-        match node.instance {
-            ANY_INSTANCE => self.sender(target),
-            instance => PeerSender { peers: self.0.clone(), target, instance },
+        match (self.sender(target), node.instance) {
+            (sender, ANY_INSTANCE) => sender,
+            (sender, instance) => PeerSender { instance, ..sender },
         }
     }
 }
@@ -357,11 +365,18 @@ impl<P: Platform> RaftNetworkV2<Types<P>> for PeerSender {
             return Err(NetworkError::from_string(why).into());
         };
         let head = SnapshotHead { vote, meta: snapshot.meta };
+        let began = P::monotonic();
         tokio::select! {
             biased;
             reply = self.send_snapshot::<P>(&head, &reader) => match reply {
-                Ok(vote) => Ok(SnapshotResponse::new(vote)),
-                Err(status) => Err(rpc_error(&status).into()),
+                Ok(vote) => {
+                    self.meters.snapshot_send.observe(P::monotonic().saturating_sub(began));
+                    Ok(SnapshotResponse::new(vote))
+                }
+                Err(status) => {
+                    self.meters.snapshot_send_failures.add_one();
+                    Err(rpc_error(&status).into())
+                }
             },
             closed = cancel => Err(closed.into()),
         }

@@ -378,8 +378,8 @@ impl<P: Platform> Ring<P> {
     pub async fn identify(&self) -> Result<(), OrderReply> {
         let nodes = self.nodes();
         let unknown = nodes.into_iter().filter(|(_, node)| node.instance == ANY_INSTANCE);
-        let mut met = self.network.0.identified();
-        met.insert(self.name.clone(), self.network.0.own().instance);
+        let mut met = self.network.peers.identified();
+        met.insert(self.name.clone(), self.network.peers.own().instance);
         let known = |(name, node): (MemberName, MemberNode)| {
             let instance = *met.get(&name)?;
             Some((name, MemberNode { instance, ..node }))

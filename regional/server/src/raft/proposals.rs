@@ -140,11 +140,11 @@ impl<P: Platform> Ring<P> {
                     self.until_leader_is_not(leader, deadline).await;
                 }
                 Fate::NotAppended => {
-                    self.waiters.give_up(group.origin, Unavailable::NoLeader);
+                    self.give_up(group.origin, Unavailable::NoLeader);
                     return None;
                 }
                 Fate::Applied | Fate::Unknown => {
-                    self.waiters.give_up(group.origin, Unavailable::Timeout);
+                    self.give_up(group.origin, Unavailable::Timeout);
                     return None;
                 }
             }
@@ -174,8 +174,13 @@ impl<P: Platform> Ring<P> {
     /// Waits until the clients of `group` are answered, or time is up.
     pub async fn answer(self, group: Group) {
         if timeout_at(group.deadline, group.answered).await.is_err() {
-            self.waiters.give_up(group.origin, Unavailable::Timeout);
+            self.give_up(group.origin, Unavailable::Timeout);
         }
+    }
+
+    fn give_up(&self, origin: Origin, why: Unavailable) {
+        let clients = self.waiters.give_up(origin, why);
+        self.shared.meters.proposals_failed.add(clients as u64);
     }
 
     async fn hand_in(&self, leader: Option<MemberName>, term: u64, group: &Group) -> Fate {

@@ -29,6 +29,7 @@ use super::{
     Ring,
     frames::{ReadIndexReply, ReadProof},
     lock,
+    meters::SLOW_READ_INDEX,
     platform::Platform,
     state_machine::Marks,
     types::MemberName,
@@ -54,7 +55,15 @@ impl<P: Platform> Ring<P> {
     /// Answers all `readers` with one proof (R1).
     pub async fn freshen(self, mode: ReadMode, readers: Vec<Reader>) {
         let deadline = Instant::now() + PROPOSAL_TIMEOUT;
+        let began = P::monotonic();
         let fresh = timeout_at(deadline, self.until_fresh(mode, deadline)).await;
+        let meters = &self.shared.meters;
+        if P::monotonic().saturating_sub(began) > SLOW_READ_INDEX {
+            meters.slow_read_indexes.add_one();
+        }
+        if !matches!(fresh, Ok(Ok(_))) {
+            meters.read_indexes_failed.add_one();
+        }
         let point = fresh.unwrap_or(Err(Unavailable::Timeout));
         let answers = readers.into_iter().map(|reader| Delivery::Read(reader, point));
         self.waiters.deliveries().deliver(answers.collect());

@@ -234,7 +234,9 @@ impl<P: Platform> ring_server::Ring for RingService<P> {
         speaks_for(&caller, &head.vote)?;
         let frames = frames.map(|frame| frame.map(|frame| frame.payload));
         let state = self.ring.checkpoints.state();
-        let reply = match self.inbox.take::<P, Status>(state, frames).await? {
+        let taken = self.inbox.take::<P, Status>(state, frames).await;
+        let failures = &self.ring.shared.meters.snapshot_receive_failures;
+        let reply = match taken.inspect_err(|_| failures.add_one())? {
             Taken::Next(next) => SnapshotReply::Next(next),
             Taken::All(arrived) => {
                 self.check(&head.meta, &arrived.restored)?;

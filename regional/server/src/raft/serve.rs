@@ -29,6 +29,7 @@ use super::{
     disk::DiskError,
     dispatch,
     frames::Welcome,
+    log_store::LogStore,
     members::founder_id,
     network::Network,
     orders::{Fault, Order, OrderReply},
@@ -44,6 +45,8 @@ const FOUND_RETRY: Duration = Duration::from_millis(250);
 /// How old what services see of the ring may be, beside leader, term and members.
 const VIEW_INTERVAL: Duration = Duration::from_millis(250);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
+/// A log to which nothing was written for so long is idle.
+const TIDY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Serves peers at `listener` and takes part in the ring until `shutdown`, then hands over and
 /// stops.
@@ -82,6 +85,7 @@ pub async fn drive<P: Platform>(
 ) -> Result<(), RingError> {
     let RingParts { ring, log, peers, setup, mut disk_failures, .. } = parts;
     let raft = ring.raft.clone();
+    let tidy = tidy(log.clone());
     let compact = async {
         let stopped = compaction::run(raft.clone(), log, setup.compaction).await;
         stopped.or_else(|fatal| ignore_stop(fatal, &shutdown))
@@ -106,6 +110,7 @@ pub async fn drive<P: Platform>(
             biased;
             () = serve_services(&ring, &setup, backend, &shutdown) => {}
             () = follow_membership(&ring, &peers) => {}
+            () = tidy => {}
             () = shutdown.requested() => {}
         }
         Ok(())
@@ -132,6 +137,16 @@ impl<P: Platform> RingParts<P> {
         RingServer::new(service)
             .max_decoding_message_size(RING_FRAME_BYTES_MAX)
             .max_encoding_message_size(RING_FRAME_BYTES_MAX)
+    }
+}
+
+/// Never ends.
+async fn tidy<P: Platform>(log: LogStore<P>) {
+    let mut ticks = interval(TIDY_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        log.tidy();
     }
 }
 
@@ -187,7 +202,13 @@ async fn serve_services<P: Platform>(
                     Err(_) => return,
                 },
                 changed = servers.changed() => match changed {
-                    Ok(()) => publisher.ring(ring.view(&ring.checkpoints)),
+                    Ok(()) => {
+                        // A quorum elected it; that it hears of one shows a heartbeat later.
+                        if ring.leads() {
+                            ring.heard_leader();
+                        }
+                        publisher.ring(ring.view(&ring.checkpoints));
+                    }
                     Err(_) => return,
                 },
                 _ = ticks.tick() => publisher.ring(ring.view(&ring.checkpoints)),
@@ -218,11 +239,17 @@ async fn take_time<P: Platform>(ring: &Ring<P>) {
 /// Keeps the links to all members and who is meant by each name, and forgets those that left.
 async fn follow_membership<P: Platform>(ring: &Ring<P>, peers: &Peers) {
     let mut metrics = ring.raft.server_metrics();
+    let mut led_by = None;
     loop {
-        let (membership, agreed) = {
-            let metrics = metrics.borrow_and_update();
-            (metrics.membership_config.clone(), metrics.committed_membership_config.clone())
+        let (membership, agreed, leader) = {
+            let now = metrics.borrow_and_update();
+            let agreed = now.committed_membership_config.clone();
+            (now.membership_config.clone(), agreed, now.current_leader.clone())
         };
+        if leader.is_some() && leader != led_by {
+            ring.shared.meters.leader_changes.add_one();
+            led_by = leader;
+        }
         peers.follow(&membership, &agreed);
         for (name, node) in membership.nodes().filter(|(name, _)| **name != ring.name) {
             if let Err(error) = peers.reach(name, &node.url) {
@@ -282,9 +309,9 @@ async fn join<P: Platform>(
     by: &MemberName,
 ) -> Result<(), String> {
     let url = setup.members.get(&setup.name).cloned().unwrap_or_default();
-    let instance = ring.network.0.own().instance;
+    let instance = ring.network.peers.own().instance;
     let order = Order::Join { name: ring.name.clone(), url, instance };
-    let mut asked = ring.network.0.names();
+    let mut asked = ring.network.peers.names();
     asked.sort_by_key(|name| name != by);
     let mut last = String::new();
     for name in asked {
@@ -305,7 +332,7 @@ fn founders<P: Platform>(
     ring: &Ring<P>,
     instances: &BTreeMap<MemberName, InstanceId>,
 ) -> BTreeMap<MemberName, MemberNode> {
-    let own = ring.network.0.own().instance;
+    let own = ring.network.peers.own().instance;
     let node = |(name, url): (&MemberName, &String)| {
         let instance = instances.get(name).copied().unwrap_or(own);
         let id = founder_id(&ring.ring, name);
@@ -329,7 +356,7 @@ async fn survey(network: &Network) -> Result<Survey, String> {
             welcome.map(|w| (name.clone(), w)).map_err(|e| format!("`{name}`: {}", e.message()))
         }
     };
-    let welcomes = futures::future::join_all(network.0.names().iter().map(ask)).await;
+    let welcomes = futures::future::join_all(network.peers.names().iter().map(ask)).await;
     // Whoever knows of a ring ends the matter, also if others are away.
     if let Some((name, _)) = welcomes.iter().flatten().find(|(_, welcome)| welcome.founded) {
         return Ok(Survey::Founded(name.clone()));

@@ -37,7 +37,6 @@ use futures::{
 };
 use satrap_history::{Answer, Body, LeaseLimits, Operation, Outcome, Recording, Request};
 use satrap_regional_api::backend::AdminRequest;
-use satrap_regional_core::alarm::AlarmKind;
 use satrap_regional_storage::sim::Survival;
 use tokio::time::{Instant, sleep};
 
@@ -193,10 +192,10 @@ async fn replace(world: &Arc<World>, name: &MemberName) -> bool {
     };
     let Some(backend) = world.backend(&leader.0) else { return false };
     let known = members.iter().find(|(member, _)| member == name);
-    let met = leader.1.ring.network.0.instance_of(name);
+    let met = leader.1.ring.network.peers.instance_of(name);
     let running = world.running();
     let own = running.iter().find(|(running, _)| running == name);
-    let own = own.map(|(_, live)| live.ring.network.0.own());
+    let own = own.map(|(_, live)| live.ring.network.peers.own());
     if let (Some((_, id)), true) = (known, own.is_none_or(|own| own.instance != met)) {
         world.note(&format!("{name} is removed, because its disk is lost"));
         let _ = backend.admin(AdminRequest::RemoveMember(*id)).await;
@@ -216,8 +215,8 @@ async fn replace(world: &Arc<World>, name: &MemberName) -> bool {
     false
 }
 
-/// Whether all members run, vote, agree on leader and members, and none still needs a snapshot:
-/// what its clients write until then may be in that, and nobody can tell them.
+/// Whether all members run, vote, agree on leader and members, none is out of space, and none still
+/// needs a snapshot: what its clients write until then may be in that, and nobody can tell them.
 fn is_whole(world: &World) -> bool {
     let Some(members) = members(world) else { return false };
     let running = world.running();
@@ -229,16 +228,15 @@ fn is_whole(world: &World) -> bool {
         };
         let status = live.ring.status();
         let needs_snapshot = Some(status.applied_index) < purged;
-        if world.backend(name).is_none() || !live.ring.voters().contains(name) || needs_snapshot {
+        let alarmed = live.ring.read(|keyspace| keyspace.alarms().list(None).next().is_some());
+        let serves = world.backend(name).is_some() && live.ring.voters().contains(name);
+        if !serves || needs_snapshot || alarmed {
             return false;
         }
-        // Of a disk that has room again.
-        if live.ring.read(|keyspace| keyspace.alarms().any(AlarmKind::NoSpace)) {
-            return false;
-        }
-        views.push((status.leader, live.ring.nodes().len()));
+        let is_joint = live.ring.membership().membership().get_joint_config().len() > 1;
+        views.push((status.leader, live.ring.nodes().len(), is_joint));
     }
-    views.iter().all(|other| *other == views[0] && other.0.is_some())
+    views.iter().all(|view| *view == views[0] && view.0.is_some() && !view.2)
 }
 
 fn describe(world: &World) -> String {

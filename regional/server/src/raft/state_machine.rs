@@ -42,6 +42,7 @@ use super::{
     disk::read_applied,
     inbox::Arrived,
     lock,
+    meters::SLOW_APPLY,
     platform::{Platform, Real},
     types::{LogId, Membership, Payload, Reply, Snapshot, SnapshotMeta, Types},
     waiters::{Origin, Waiters},
@@ -133,6 +134,7 @@ impl<P: Platform> StateMachine<P> {
     }
 
     fn apply_batch(&mut self, log_id: LogId, origin: Origin, batch: &Batch) {
+        let began = P::monotonic();
         let (mut keyspace, mut standing) = self.shared.lock();
         let replies = keyspace.apply(batch);
         self.shared.take_digest(log_id.index, &keyspace);
@@ -140,7 +142,11 @@ impl<P: Platform> StateMachine<P> {
         standing.applied = Some(log_id);
         drop((keyspace, standing));
         let term = log_id.committed_leader_id().term;
-        lock(&self.clock).applied(batch.time.0, P::monotonic());
+        let now = P::monotonic();
+        lock(&self.clock).applied(batch.time.0, now);
+        if now.saturating_sub(began) > SLOW_APPLY {
+            self.shared.meters.slow_applies.add_one();
+        }
         if self.waiters.own(origin) && replies.iter().any(|r| *r == Err(Refusal::NoSpace)) {
             self.shared.refused_for_space();
         }

@@ -141,17 +141,24 @@ impl Waiters {
         self.deliver(origin, |answer| answer.fulfill(term, &mut replies));
     }
 
-    /// Nobody will answer: `why` (A1).
-    pub fn give_up(&self, origin: Origin, why: Unavailable) {
-        self.deliver(origin, |answer| Some(answer.give_up(why)));
+    /// Nobody will answer: `why` (A1). Says how many clients waited.
+    pub fn give_up(&self, origin: Origin, why: Unavailable) -> usize {
+        self.deliver(origin, |answer| Some(answer.give_up(why)))
     }
 
-    fn deliver(&self, origin: Origin, answered: impl FnMut(Answer) -> Option<Delivery>) {
+    fn deliver(&self, origin: Origin, answered: impl FnMut(Answer) -> Option<Delivery>) -> usize {
         // A client that went away changes nothing about what was applied.
         let group = self.groups().remove(&origin.sequence);
-        if let Some(Group { answers, _answered }) = group {
-            self.deliveries().deliver(answers.into_iter().filter_map(answered).collect());
-        }
+        let Some(Group { answers, _answered }) = group else { return 0 };
+        let clients = answers.len();
+        self.deliveries().deliver(answers.into_iter().filter_map(answered).collect());
+        clients
+    }
+
+    /// How many clients wait.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.groups().values().map(|group| group.answers.len()).sum()
     }
 
     /// How answers reach whoever waits.

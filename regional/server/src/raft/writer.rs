@@ -14,8 +14,9 @@
 //! - **W2** Nobody is told that something is on disk before the commit returned.
 //! - **W3** The first failed commit ends the thread, and with it the process: a failed fsync may
 //!   have dropped what it was asked to write, so trying again proves nothing.
-//! - **W4** The committed mark is written along with other operations only, never for its own sake,
-//!   so it is a lower bound.
+//! - **W4** The committed mark is written along with other operations, or when the log falls idle; so
+//!   it is a lower bound.
+//! - **W5** A log that is idle is sealed: damage to its end is then told from an interrupted write.
 
 use std::{
     io,
@@ -23,16 +24,22 @@ use std::{
 };
 
 use bytes::Bytes;
+use satrap_host::clock;
 use satrap_regional_storage::{Mark, Record, StorageError, Wal};
 use tokio::sync::{mpsc, oneshot};
 
-use super::types::{LogId, Vote, encode};
+use super::{
+    meters::Meters,
+    types::{LogId, Vote, encode},
+};
 use crate::limits::{GROUP_BYTES_MAX, WRITER_QUEUE_OPS_MAX};
 
 /// Who waits for an operation.
 enum Waiter {
     Flush(Flushed),
     Task(oneshot::Sender<()>),
+    /// W5: nobody, and there is nothing to write.
+    Idle,
 }
 
 /// Told when entries are on disk, or why they are not.
@@ -60,6 +67,9 @@ pub struct Writer {
     queue: mpsc::Receiver<Operation>,
     committed: CommittedMark,
     committed_on_disk: Option<LogId>,
+    /// Something was written since the last call of [`WriteHandle::tidy`].
+    busy: bool,
+    meters: Meters,
 }
 
 fn stopped() -> io::Error {
@@ -111,6 +121,12 @@ impl WriteHandle {
         self.write(Record::Purge(mark(upto))).await
     }
 
+    /// Has the log sealed, unless something was written since the last call (W5).
+    pub fn tidy(&self) {
+        // A queue that is full is not idle.
+        let _ = self.queue.try_send(Operation { records: Vec::new(), waiter: Waiter::Idle });
+    }
+
     async fn write(&self, record: Record) -> io::Result<()> {
         let (done, written) = oneshot::channel();
         let operation = Operation { records: vec![record], waiter: Waiter::Task(done) };
@@ -133,11 +149,12 @@ impl WriteHandle {
 impl Writer {
     /// A writer of `wal`, which knows that `committed` is.
     #[must_use]
-    pub fn new(wal: Wal, committed: Option<LogId>) -> (Self, WriteHandle) {
+    pub fn new(wal: Wal, committed: Option<LogId>, meters: Meters) -> (Self, WriteHandle) {
         let (sender, queue) = mpsc::channel(WRITER_QUEUE_OPS_MAX);
         let mark = CommittedMark::new(Mutex::new(committed));
         let handle = WriteHandle { queue: sender, committed: mark.clone() };
-        (Self { wal, queue, committed: mark, committed_on_disk: committed }, handle)
+        let (committed_on_disk, busy) = (committed, true);
+        (Self { wal, queue, committed: mark, committed_on_disk, busy, meters }, handle)
     }
 
     /// Writes until every [`WriteHandle`] is gone. Blocks; call it on a thread of its own.
@@ -157,16 +174,17 @@ impl Writer {
         self.queue.recv().await
     }
 
-    /// Writes what is still worth to be known after a restart.
+    /// Writes what is still worth to be known after a restart, and seals the log (W5).
     ///
     /// # Errors
     ///
-    /// [`StorageError`].
+    /// [`StorageError`]: the process must stop (W3).
     pub fn finish(&mut self) -> Result<(), StorageError> {
-        // Nobody waits any more, but a restart then begins where this run ended.
-        let committed: Vec<_> =
-            self.committed_record().map(|(_, record)| record).into_iter().collect();
-        if committed.is_empty() { Ok(()) } else { self.wal.commit(&committed) }
+        if let Some((committed, record)) = self.committed_record() {
+            self.wal.commit(&[record])?;
+            self.committed_on_disk = Some(committed);
+        }
+        self.wal.seal()
     }
 
     /// Writes `first` and all that waits behind it, and tells who waited.
@@ -185,10 +203,16 @@ impl Writer {
             records.extend(next.records);
             waiters.push(next.waiter);
         }
+        if records.is_empty() {
+            return if std::mem::take(&mut self.busy) { Ok(()) } else { self.finish() };
+        }
+        self.busy = true;
         let committed = self.committed_record();
         let (committed, record) = committed.unzip();
         records.extend(record);
+        let began = clock::monotonic();
         let result = self.wal.commit(&records);
+        self.meters.log_sync.observe(clock::monotonic().saturating_sub(began));
         for waiter in waiters {
             match (waiter, &result) {
                 // W2
@@ -201,7 +225,7 @@ impl Writer {
                     flushed(Err(io::Error::other(error.to_string())));
                 }
                 // Dropping the sender reports the failure.
-                (Waiter::Task(_), Err(_)) => {}
+                (Waiter::Task(_), Err(_)) | (Waiter::Idle, _) => {}
             }
         }
         if result.is_ok() {
@@ -213,5 +237,66 @@ impl Writer {
     fn committed_record(&self) -> Option<(LogId, Record)> {
         let noted = (*self.committed.lock().unwrap_or_else(PoisonError::into_inner))?;
         (Some(noted) > self.committed_on_disk).then(|| (noted, Record::Committed(mark(&noted))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use satrap_regional_storage::{
+        Owner, Reserve, SpaceConfig, WalConfig,
+        files::Files,
+        limits::SEGMENT_BYTES_MIN,
+        sim::{SimDisk, Survival},
+    };
+
+    use super::*;
+
+    fn open(sim: &SimDisk) -> Result<Wal, StorageError> {
+        let files: Arc<dyn Files> = Arc::new(sim.clone());
+        let space = SpaceConfig { reserve_bytes: 0, low_bytes: 0 };
+        let reserve = Arc::new(Reserve::open(files.clone(), space)?);
+        let config = WalConfig { segment_bytes: SEGMENT_BYTES_MIN };
+        let owner = Owner { ring: [1; 32], member: "m1".into() };
+        Wal::open(files, reserve, config, &owner, [7; 16]).map(|(wal, _)| wal)
+    }
+
+    /// Writes one entry, and calls `tidy` so many times; then a bit of the entry rots.
+    fn rot_after(tidied: usize) -> Result<Wal, StorageError> {
+        let sim = SimDisk::new(1);
+        let (mut writer, handle) = Writer::new(open(&sim).unwrap(), None, Meters::default());
+        let entry = Bytes::from_static(b"an entry that was acknowledged");
+        let append = handle.append(vec![(1, entry.clone())], Box::new(|done| done.unwrap()));
+        futures::executor::block_on(append).unwrap();
+        (0..tidied).for_each(|_| handle.tidy());
+        while let Ok(next) = writer.queue.try_recv() {
+            // Each on its own, as they come from a ring that is idle.
+            let rest: Vec<_> = std::iter::from_fn(|| writer.queue.try_recv().ok()).collect();
+            writer.commit(next).unwrap();
+            rest.into_iter().for_each(|next| handle.queue.try_send(next).unwrap());
+        }
+        sim.crash(Survival::None);
+        let segment = "wal-0000000000000001.seg";
+        let content = sim.content(segment).unwrap();
+        let at = content.windows(entry.len()).position(|bytes| bytes == entry).unwrap();
+        sim.rot(segment, at as u64, 1);
+        open(&sim)
+    }
+
+    /// W5
+    #[test]
+    fn rot_in_the_last_entry_of_an_idle_log_is_noticed() {
+        assert!(rot_after(0).is_ok(), "it may have been an interrupted write");
+        assert!(rot_after(1).is_ok(), "something was written since the last look");
+        assert!(matches!(rot_after(2), Err(StorageError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_log_that_is_closed_is_sealed() {
+        let sim = SimDisk::new(1);
+        let (mut writer, _handle) = Writer::new(open(&sim).unwrap(), None, Meters::default());
+        writer.wal.commit(&[Record::Append { index: 1, bytes: vec![9; 600].into() }]).unwrap();
+        writer.finish().unwrap();
+        sim.rot("wal-0000000000000001.seg", 1024, 1);
+        assert!(matches!(open(&sim), Err(StorageError::Damaged { .. })));
     }
 }

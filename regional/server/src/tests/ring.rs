@@ -1,14 +1,20 @@
 //! Rings of whole members: elections, crashes, compaction, strangers.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use openraft::raft::VoteRequest;
 use satrap_host::{
+    TaskGroup,
     mtls::{self, PeerRule},
     pki::Role,
 };
 use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{RingFrame, ring_client::RingClient};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::Instant,
+};
 use tonic::Code;
 
 use super::{
@@ -17,12 +23,14 @@ use super::{
 };
 use crate::{
     config::Config,
+    etcd::EtcdConfig,
     raft::{
         frames::{self, ANY_INSTANCE, Kind, Sender, Welcome},
         ring_id,
         types::{Types, Vote},
     },
     refusals::Refusals,
+    run::{Placement, start},
     upstream::{Adoption, Upstream, UpstreamError},
 };
 
@@ -68,6 +76,8 @@ fn a_ring_survives_its_leader_and_a_straggler_catches_up_by_snapshot() {
         back.reaches(height).await;
         assert!(back.ring.until_status(|status| status.snapshot_index > dead_log).await);
         assert!(back.ring.status().log_index > dead_log);
+        let installed = figure(&back.ring.metrics(), "satrap_ring_snapshots_installed_total");
+        assert!(installed.is_some_and(|installed| installed >= 1.0));
     });
     members.push(back);
 
@@ -288,6 +298,90 @@ fn a_member_that_lost_its_disk_neither_founds_nor_votes() {
     });
     empty.stop();
     members.into_iter().for_each(Running::stop);
+}
+
+/// Whoever still holds a handle of the ring, the process ends, and what it says is what happened.
+#[test]
+fn a_member_whose_disk_fails_stops_at_once_and_says_why() {
+    const DRAIN: Duration = Duration::from_secs(10);
+    let world = World::new(&[Honesty::Honest]);
+    let config = world.ring(&["m1"]).remove(0);
+    block_on(async {
+        let group = TaskGroup::new();
+        let member = start(config, &group, Placement::OwnThread).await.unwrap();
+        let founded = member.ring.until_status(|status| status.applied_index >= 1);
+        assert!(soon("the first entries", founded).await);
+        fs::remove_file(world.data_dir("m1").join("state.redb")).unwrap();
+        world.decide(Realm::heartbeat);
+        let stopping = group.shutdown().requested();
+        soon("the next checkpoint", stopping).await;
+        let began = Instant::now();
+        let why = group.run(DRAIN).await.unwrap_err().to_string();
+        assert!(why.starts_with("task `checkpoints` failed: state.redb"), "{why}");
+        assert!(began.elapsed() < DRAIN / 2, "{:?}", began.elapsed());
+        drop(member);
+    });
+}
+
+/// The figure of this name; labels belong to the name.
+fn figure(metrics: &str, name: &str) -> Option<f64> {
+    let lines = metrics.lines().filter_map(|line| line.rsplit_once(' '));
+    lines.filter(|(found, _)| *found == name).find_map(|(_, figure)| figure.parse().ok())
+}
+
+#[test]
+fn a_member_counts_for_its_operators() {
+    let world = World::new(&[Honesty::Honest]);
+    let members = start_all(&world.ring(&["m1", "m2", "m3"]));
+    let height = world.decide(Realm::heartbeat);
+    let leading = block_on(async {
+        all_reach(&members, height).await;
+        leader(&members).await
+    });
+    for (place, member) in members.iter().enumerate() {
+        let metrics = member.ring.metrics();
+        let at_least_one = [
+            "etcd_disk_wal_fsync_duration_seconds_count",
+            "etcd_server_leader_changes_seen_total",
+            "etcd_server_proposals_committed_total",
+            "etcd_server_quota_backend_bytes",
+            "satrap_ring_log_index",
+            "satrap_ring_term",
+        ];
+        for name in at_least_one {
+            assert!(
+                figure(&metrics, name).is_some_and(|figure| figure >= 1.0),
+                "{name}: {metrics}"
+            );
+        }
+        assert_eq!(figure(&metrics, "etcd_server_proposals_failed_total"), Some(0.0));
+        let other = &members[(place + 1) % members.len()].name;
+        let lag = figure(&metrics, &format!("satrap_ring_lag_entries{{member=\"{other}\"}}"));
+        assert_eq!(lag.is_some(), place == leading, "{metrics}");
+    }
+    members.into_iter().for_each(Running::stop);
+}
+
+#[test]
+fn what_a_member_counts_is_where_etcds_figures_are() {
+    let world = World::new(&[Honesty::Honest]);
+    let mut config = world.ring(&["m1"]).remove(0);
+    let listen = "127.0.0.1:0".parse().unwrap();
+    config.etcd = Some(EtcdConfig { listen, urls: Vec::new(), tls: None });
+    let member = Running::start(&config);
+    let answer = block_on(async {
+        let mut client = TcpStream::connect(member.etcd_address.unwrap()).await.unwrap();
+        let ask = b"GET /metrics HTTP/1.1\r\nhost: m1\r\nconnection: close\r\n\r\n";
+        client.write_all(ask).await.unwrap();
+        let mut answer = String::new();
+        soon("the figures", client.read_to_string(&mut answer)).await.unwrap();
+        answer
+    });
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    for name in ["etcd_server_has_leader", "etcd_disk_wal_fsync_duration_seconds_count"] {
+        assert!(figure(&answer, name).is_some(), "{name}: {answer}");
+    }
+    member.stop();
 }
 
 /// Both sides of the greeting, as the founder uses it.

@@ -46,6 +46,7 @@ use crate::{
         disk::{Disk, DiskError},
         inbox::{Inbox, InboxError, Taken},
         log_store::{LogSize, LogStore},
+        meters::Meters,
         platform::Real,
         state_machine::{SnapshotBuilder, SnapshotContent, StateMachine},
         types::{
@@ -84,12 +85,12 @@ fn open(path: &Path, realm: &Realm) -> Result<Member, DiskError> {
 fn open_as(path: &Path, realm: &Realm, owner: &Owner) -> Result<Member, DiskError> {
     let files = Arc::new(DirFiles::open(path)?);
     let disk = Disk::open(files.clone(), config(), owner, [7; 16], &realm.genesis)?;
-    let (writer, handle) = Writer::new(disk.wal, disk.log.committed);
+    let (writer, handle) = Writer::new(disk.wal, disk.log.committed, Meters::default());
     let writer = thread::spawn(move || writer.run());
     let instance = disk.log.instance;
     let log = LogStore::new(disk.log, handle);
     let shared = Shared::new(disk.restored);
-    let checkpoints = Checkpoints::new(shared.clone(), disk.state);
+    let checkpoints = Checkpoints::new(shared.clone(), disk.state, disk.reserve);
     let (requests, asked) = mpsc::sync_channel(4);
     let thread = checkpoints.clone();
     let checkpointer = thread::spawn(move || thread.run(&asked));

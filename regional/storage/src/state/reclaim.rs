@@ -99,6 +99,8 @@ impl State {
             let mut plan = guarded(|| plan(&txn, start, budget_bytes, is_needed))?;
             drop(txn);
             if !plan.rewrites.is_empty() {
+                let bytes = plan.rewrites.iter().map(|(_, content)| content.len()).sum::<usize>();
+                self.check_room(database, bytes as u64)?;
                 plan.done.freed_bytes = write(database, |txn| {
                     let mut row = checkpoint_row(&txn.open_table(META)?)?.unwrap_or_default();
                     let before = row.totals.bytes;
@@ -106,6 +108,7 @@ impl State {
                     put_meta(txn, CheckpointRow::KEY, &row.encode())?;
                     Ok(before.saturating_sub(row.totals.bytes))
                 })?;
+                guarded(|| self.usage.follow(database))?;
             }
             self.reclaim.lock().reclaim = plan.next;
             Ok(plan.done)
@@ -150,7 +153,11 @@ impl State {
         })
         // The engine leaves its free-space map unrecorded; a commit records it, so that a crash
         // costs no repair.
-        .and_then(|changed| write(database, |_| Ok(changed)));
+        .and_then(|changed| write(database, |_| Ok(changed)))
+        .and_then(|changed| {
+            self.usage.reset();
+            guarded(|| self.usage.follow(database)).map(|()| changed)
+        });
         if result.as_ref().is_err_and(StorageError::is_fatal) {
             self.failed.store(true, Ordering::Release);
         }

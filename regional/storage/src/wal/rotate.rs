@@ -17,8 +17,6 @@ use crate::{
     limits::SPARES_MAX,
 };
 
-/// Spares made in advance, rather than recycled, are numbered from here.
-const FRESH: u64 = 1 << 63;
 /// A segment for one large commit is a multiple of this.
 const SEGMENT_STEP_BYTES: u64 = 64 * 1024;
 
@@ -31,40 +29,11 @@ pub(super) struct Segment {
     pub max_index: Option<u64>,
 }
 
-/// A segment that waits to be used.
+/// A segment that waits to be used again.
 #[derive(Debug)]
-pub struct Spare {
+pub(super) struct Spare {
     pub(super) name: String,
     pub(super) bytes: u64,
-}
-
-/// Makes a segment in advance, so that no commit has to wait for one. Run it on any thread.
-#[derive(Debug)]
-pub struct SpareJob {
-    files: Arc<dyn Files>,
-    name: String,
-    bytes: u64,
-}
-
-impl SpareJob {
-    /// Creates the file and fills it with zeros, which makes later syncs cheaper.
-    ///
-    /// # Errors
-    ///
-    /// [`StorageError::NoSpace`] leaves nothing behind; any other is fatal.
-    pub fn run(self) -> Result<Spare, StorageError> {
-        let staged = self.name.clone() + UNFINISHED;
-        let made = create(&*self.files, &staged, self.bytes).and_then(|file| {
-            files::zero(&*file, 0, self.bytes)?;
-            file.sync_data()
-        });
-        if let Err(error) = made {
-            return Err(undo(&*self.files, &staged, self.bytes, error));
-        }
-        self.files.rename(&staged, &self.name).map_err(StorageError::io(&self.name, "rename"))?;
-        self.files.sync_dir().map_err(StorageError::io(&self.name, "sync the directory"))?;
-        Ok(Spare { name: self.name, bytes: self.bytes })
-    }
 }
 
 fn create(files: &dyn Files, name: &str, bytes: u64) -> io::Result<Arc<dyn File>> {
@@ -87,22 +56,6 @@ fn undo(files: &dyn Files, name: &str, needed_bytes: u64, error: io::Error) -> S
 }
 
 impl Wal {
-    /// The next segment to make in advance, if none waits.
-    #[must_use]
-    pub fn spare_job(&self) -> Option<SpareJob> {
-        if !self.spares.is_empty() {
-            return None;
-        }
-        let (files, bytes) = (self.files.clone(), self.config.segment_bytes);
-        Some(SpareJob { files, name: spare_name(FRESH | self.header.generation), bytes })
-    }
-
-    /// Takes a segment made in advance.
-    pub fn add_spare(&mut self, spare: Spare) {
-        self.spares.retain(|other| other.name != spare.name);
-        self.spares.push(spare);
-    }
-
     /// Makes sure that a group of `bytes` fits the active segment.
     pub(super) fn make_room(&mut self, bytes: u64) -> Result<(), StorageError> {
         let active = self.segments.last().expect("the log has a segment");

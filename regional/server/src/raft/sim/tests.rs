@@ -5,7 +5,11 @@ use std::{
     thread,
 };
 
-use super::{Report, bug::Bug, run};
+use futures::future::select;
+use openraft::ChangeMembers;
+
+use super::{Report, bug::Bug, checks::Checks, heal, members, run, world::World};
+use crate::tests::realm::Realm;
 
 /// A number from the command line of a developer, who wants to see one run again.
 #[expect(clippy::disallowed_methods, reason = "a test takes its seed from whoever repeats it")]
@@ -42,6 +46,31 @@ fn one_seed() {
         }
     }
     assert!(broken.is_empty(), "{broken:?}");
+}
+
+/// H6 of `orders`: whoever was changing the members died between the two halves of it.
+#[test]
+fn a_removal_left_half_done_is_completed_as_it_was_meant() {
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let world = World::new(1, 3, Realm::at(1_800_000_000).genesis, None);
+        let mut checks = Checks::default();
+        world.founders().iter().for_each(|name| world.boot(name));
+        heal(&world, None, &mut checks).await.unwrap();
+        let running = world.running();
+        let (_, leader) = running.iter().find(|(_, live)| live.ring.leads()).unwrap();
+        let (gone, _) = running.iter().find(|(_, live)| !live.ring.leads()).unwrap();
+        let raft = &leader.ring.raft;
+        let removed = ChangeMembers::RemoveVoters([gone.clone()].into());
+        let half = raft.wait(None);
+        let half = half.metrics(|m| m.membership_config.get_joint_config().len() > 1, "half done");
+        let whole = raft.change_membership(removed, false);
+        select(Box::pin(half), Box::pin(whole)).await;
+        heal(&world, None, &mut checks).await.unwrap();
+        let members = members(&world).unwrap();
+        assert!(members.len() == 2 && members.iter().all(|(name, _)| name != gone), "{members:?}");
+    });
 }
 
 #[test]
