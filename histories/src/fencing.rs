@@ -7,8 +7,8 @@
 //!                                              resource ◀── writes ────────┘
 //! ```
 //!
-//! With the guard nothing may go wrong, also when the resource or the ring's leader dies while a
-//! holder is stopped. Without it something must, or the experiment shows nothing.
+//! With the guard nothing may go wrong, also when the resource, the ring's leader or all of the ring
+//! dies while a holder is stopped. Without it something must, or the experiment shows nothing.
 
 use std::{
     fs,
@@ -234,13 +234,19 @@ fn overtake(
     referee.wait("give the role to anybody who writes", |book| book.stopped.is_some())?;
     let Some((holder, old)) = referee.book().stopped.take() else { return Ok(false) };
     // What stands between the old holder and the resource must survive the death of either.
-    match pause % 3 {
+    match pause % 4 {
         1 => resource.restart()?,
         2 => {
             if let Some(leader) = nemesis.leader() {
                 nemesis.cluster.kill(leader)?;
-                nemesis.heal()?;
             }
+            nemesis.heal()?;
+        }
+        3 => {
+            for slot in nemesis.cluster.active() {
+                nemesis.cluster.kill(slot)?;
+            }
+            nemesis.heal()?;
         }
         _ => {}
     }

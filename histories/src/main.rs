@@ -53,7 +53,7 @@ enum Verb {
         #[arg(long)]
         satrap: PathBuf,
         /// How often a holder is stopped.
-        #[arg(long, default_value_t = 6)]
+        #[arg(long, default_value_t = 8)]
         pauses: usize,
     },
     /// The time from the death of a leader to the next acknowledged write.

@@ -43,8 +43,9 @@ const SEEDS: [u64; 20] = {
 const RINGS_AT_ONCE: usize = 2;
 const ROUNDS: usize = 7;
 const ELECTION_MS: u32 = 250;
-/// One while nothing else happens, one while the resource dies, one while the ring's leader does.
-const HOLDERS_STOPPED: usize = 3;
+/// One while nothing else happens, one while the resource dies, one while the ring's leader does, and
+/// one while all of the ring does.
+const HOLDERS_STOPPED: usize = 4;
 const LEADERS_KILLED: usize = 8;
 
 fn ring() -> Box<dyn Store> {

@@ -52,6 +52,8 @@ use crate::limits::{LEARNER_LAG_MAX, MEMBERS_MAX};
 
 /// How long an operation on the ring may take.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Whoever wants to join asks again soon.
+const INTRODUCE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A voter that was not heard of for this many election timeouts does not count as living.
 const SILENT_ELECTIONS: u32 = 4;
 
@@ -65,7 +67,7 @@ pub enum Order {
         /// See [`Invitation::learner`].
         learner: bool,
     },
-    /// The sender is here.
+    /// Whoever was invited is here.
     Join {
         /// Its name, as its certificate says.
         name: MemberName,
@@ -177,6 +179,18 @@ impl<P: Platform> Ring<P> {
         }
     }
 
+    /// Has the leader let in who came to this member: a newcomer need not know of a leader that came
+    /// after its configuration was written.
+    pub async fn introduce(&self, order: Order) -> OrderReply {
+        match self.leader() {
+            Some(name) if name != self.name => {
+                let passed_on = self.network.sender(name).order(&order, INTRODUCE_TIMEOUT).await;
+                passed_on.unwrap_or(OrderReply::Unknown)
+            }
+            _ => self.execute(order).await,
+        }
+    }
+
     /// Does it, if this member leads.
     pub async fn execute(&self, order: Order) -> OrderReply {
         if !self.leads() {
@@ -230,8 +244,9 @@ impl<P: Platform> Ring<P> {
     ) -> Result<OrderReply, OrderReply> {
         let _turn = self.turn().await?;
         let before = *self.membership().log_id();
-        if self.nodes().iter().any(|(known, _)| *known == name) {
-            return Ok(OrderReply::Done);
+        if let Some((_, node)) = self.nodes().into_iter().find(|(known, _)| *known == name) {
+            let other = OrderReply::Refused(Fault::NotInvited);
+            return if node.instance == instance { Ok(OrderReply::Done) } else { Err(other) };
         }
         let invited = self.shared.read(|keyspace| {
             let mut invited = keyspace.members().invited();

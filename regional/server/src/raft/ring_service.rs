@@ -271,17 +271,19 @@ impl<P: Platform> ring_server::Ring for RingService<P> {
         let payload = request.into_inner().payload;
         let (sender, rest) = self.open(Kind::Order, &payload)?;
         let order: Order = body(rest)?;
-        let met = match &order {
-            // Whoever wants to join speaks for itself only.
+        // Whoever wants to join speaks for itself; a member passes on who came to it.
+        let reply = match &order {
             Order::Join { name, instance, .. }
                 if *name == caller && *instance == sender.instance =>
             {
-                self.peers.greet(&caller, &sender)
+                self.peers.greet(&caller, &sender).map_err(meet_error)?;
+                self.ring.introduce(order).await
             }
-            _ => self.peers.meet(&caller, &sender),
+            _ => {
+                self.peers.meet(&caller, &sender).map_err(meet_error)?;
+                self.ring.execute(order).await
+            }
         };
-        met.map_err(meet_error)?;
-        let reply = self.ring.execute(order).await;
         Ok(Response::new(self.reply(&sender, Kind::Order, &reply)))
     }
 

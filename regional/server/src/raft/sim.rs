@@ -253,10 +253,19 @@ fn describe(world: &World) -> String {
 async fn settle(world: &Arc<World>, checks: &mut Checks) -> Result<(), String> {
     heal(world, None, checks).await?;
     let members = members(world).ok_or("nobody leads")?;
+    let end = Instant::now() + HEALED;
     for (place, (name, _)) in (100..).zip(&members) {
-        let backend = world.backend(name).ok_or_else(|| format!("{name} does not serve"))?;
-        let written = clients::touch(world, place, &backend).await;
-        written.map_err(|why| format!("{name} does not write: {why}"))?;
+        loop {
+            let backend = world.backend(name).ok_or_else(|| format!("{name} does not serve"))?;
+            match clients::touch(world, place, &backend).await {
+                Outcome::Ok(_) => break,
+                // An alarm of the storm came late; it goes away by itself.
+                refused if refused == clients::no_space() && Instant::now() < end => {
+                    heal(world, None, checks).await?;
+                }
+                other => return Err(format!("{name} does not write: {other:?}")),
+            }
+        }
     }
     let end = Instant::now() + HEALED;
     while Instant::now() < end {

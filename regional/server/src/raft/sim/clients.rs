@@ -67,15 +67,17 @@ pub async fn compact(world: Arc<World>, client: u32) {
     }
 }
 
-/// Writes one key through `backend`; whether it was acknowledged.
-pub async fn touch(world: &Arc<World>, client: u32, backend: &Backend) -> Result<(), String> {
+/// Writes one key through `backend`.
+pub async fn touch(world: &Arc<World>, client: u32, backend: &Backend) -> Outcome {
     let mut session = Session::new(world.clone(), client);
     let value = format!("{client}:touch:{}", world.now_ns());
     let put = satrap_history::Put { key: "k/0".into(), value, lease: 0 };
-    match session.record(backend, &Request::Put(put), Duration::from_secs(10)).await {
-        Outcome::Ok(_) => Ok(()),
-        other => Err(format!("{other:?}")),
-    }
+    session.record(backend, &Request::Put(put), Duration::from_secs(10)).await
+}
+
+/// What a client hears while there is no room.
+pub fn no_space() -> Outcome {
+    Outcome::Fail(words::failure(&Refusal::NoSpace))
 }
 
 impl Session {

@@ -98,7 +98,7 @@ struct Trace {
 }
 
 /// Lines that a failure shows.
-const LINES_SHOWN: usize = 400;
+const LINES_SHOWN: usize = 400000;
 
 /// Everything there is.
 pub struct World {
