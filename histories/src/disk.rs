@@ -12,7 +12,8 @@ use std::{
 
 use crate::{Trouble, trouble::tool};
 
-const IMAGE_BYTES: u64 = 512 << 20;
+/// Room for the data of a member and for what an operator keeps of it. Sparse.
+const IMAGE_BYTES: u64 = 1 << 30;
 const GROUPS: &str = "/sys/fs/cgroup/blkio";
 
 /// One member's disk.

@@ -60,19 +60,24 @@ impl Etcdctl {
         })
     }
 
-    /// One call to whichever member answers first.
-    fn any<T, F>(&self, call: impl Fn(Channel) -> F) -> Result<T, String>
-    where
-        F: Future<Output = Result<Response<T>, Status>>,
-    {
+    /// What the first member that answers does.
+    fn first<T>(&self, ask: impl Fn(&str) -> Result<T, String>) -> Result<T, String> {
         let mut last = Err("no endpoints".to_owned());
         for url in &self.client.endpoints {
-            last = self.at(url, &call);
+            last = ask(url);
             if last.is_ok() {
                 break;
             }
         }
         last
+    }
+
+    /// One call to whichever member answers first.
+    fn any<T, F>(&self, call: impl Fn(Channel) -> F) -> Result<T, String>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.first(|url| self.at(url, &call))
     }
 
     fn alarm(&self, action: AlarmAction) -> Result<Vec<AlarmMember>, String> {
@@ -116,22 +121,28 @@ impl Etcdctl {
 
     /// `put`: the revision.
     pub fn put(&self, key: &str, value: &str) -> Result<i64, String> {
+        self.first(|url| self.put_at(url, key, value))
+    }
+
+    /// `put` at one endpoint.
+    pub fn put_at(&self, url: &str, key: &str, value: &str) -> Result<i64, String> {
         let (key, value) = (key.as_bytes().to_vec().into(), value.as_bytes().to_vec().into());
         let request = PutRequest { key, value, ..PutRequest::default() };
-        let answer = self.any(|channel| {
-            let request = request.clone();
-            async move { KvClient::new(channel).put(request).await }
-        })?;
+        let answer =
+            self.at(url, |channel| async move { KvClient::new(channel).put(request).await })?;
         Ok(answer.header.unwrap().revision)
     }
 
     /// `get`: the value.
     pub fn get(&self, key: &str) -> Result<Option<String>, String> {
+        self.first(|url| self.get_at(url, key))
+    }
+
+    /// `get` at one endpoint.
+    pub fn get_at(&self, url: &str, key: &str) -> Result<Option<String>, String> {
         let request = RangeRequest { key: key.as_bytes().to_vec().into(), ..Default::default() };
-        let answer = self.any(|channel| {
-            let request = request.clone();
-            async move { KvClient::new(channel).range(request).await }
-        })?;
+        let answer =
+            self.at(url, |channel| async move { KvClient::new(channel).range(request).await })?;
         let value = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
         Ok(answer.kvs.first().map(|kv| value(&kv.value)))
     }

@@ -30,7 +30,8 @@ pub struct RoleHolder {
 }
 
 impl Keyspace {
-    /// Reads keys. As in etcd, alarms keep nobody from reading.
+    /// Reads keys. As in etcd, alarms keep nobody from reading; that a corrupt member does not answer is
+    /// for the rim, which knows who it is.
     ///
     /// # Errors
     ///

@@ -18,6 +18,8 @@
 //!   in, there is none. So everybody can tell whether what it knows is older than the newcomer.
 //! - **H6** What a leader left half done is completed as it was meant before anything else changes:
 //!   with the next change on top, a voter that was being removed would stay.
+//! - **H7** A leader that is removed changes nothing more, although it leads until its removal is
+//!   known: what it would append is for those that stay to decide.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -365,13 +367,17 @@ impl<P: Platform> Ring<P> {
         taken.await.map(|_| OrderReply::Done).map_err(|_| OrderReply::Unknown)
     }
 
-    /// H6; nobody else changes the membership as long as this is held.
+    /// H6, H7; nobody else changes the membership as long as this is held.
     async fn turn(&self) -> Result<OwnedMutexGuard<()>, OrderReply> {
         let turn = self.changing.clone().lock_owned().await;
         if self.membership().membership().get_joint_config().len() > 1 {
             tracing::info!("completes a change of members that was left half done");
             let nothing_else = ChangeMembers::AddVoterIds(BTreeSet::new());
             change(self.raft.change_membership(nothing_else, false).await)?;
+        }
+        // H7
+        if !self.voters().contains(&self.name) {
+            return Err(OrderReply::NotLeading);
         }
         Ok(turn)
     }
