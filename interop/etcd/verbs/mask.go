@@ -55,6 +55,8 @@ var rules = []struct {
 	{regexp.MustCompile(`(?m)^<address>, \d+(, \d+)?$`), "<address>, <hash>$1"},
 	{regexp.MustCompile(`Server version [0-9.]+`), "Server version <text>"},
 	{regexp.MustCompile(`cluster version \d+\.\d+`), "cluster version <text>"},
+	// etcdctl pads an id that begins with a zero.
+	{regexp.MustCompile(`(?m)\b([Mm]ember|cluster) +<`), "$1 <"},
 }
 
 // apply masks one output. `about` is the verb, which says whether the order of lines counts.

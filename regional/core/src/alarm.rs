@@ -69,10 +69,13 @@ impl Alarms {
                 self.raised.insert(*alarm, Raised);
                 Ok(vec![*alarm])
             }
-            AlarmRequest::Deactivate(alarm) => {
-                Ok(self.raised.remove(alarm).map(|_| *alarm).into_iter().collect())
-            }
+            AlarmRequest::Deactivate(alarm) => Ok(self.clear(*alarm).into_iter().collect()),
         }
+    }
+
+    /// Clears an alarm and returns it, if it was raised.
+    pub(crate) fn clear(&mut self, alarm: AlarmMember) -> Option<AlarmMember> {
+        self.raised.remove(&alarm).map(|_| alarm)
     }
 
     /// All alarms of one kind, or of every kind, in order of kind and member.

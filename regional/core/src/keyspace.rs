@@ -36,7 +36,7 @@ pub use request::{Batch, Caller, Proposal, PutIfRevision, PutSequential, Request
 pub use response::{Reply, Response};
 
 use crate::{
-    alarm::Alarms,
+    alarm::{AlarmKind, AlarmMember, Alarms},
     auth::Auth,
     fencing::Roles,
     kv::{self, LeaseId, Revision},
@@ -108,6 +108,12 @@ impl Keyspace {
     #[must_use]
     pub fn alarms(&self) -> &Alarms {
         &self.alarms
+    }
+
+    /// A member was removed: what it had no room for is nobody's concern any more. That it was corrupt
+    /// still is, until an operator has looked.
+    pub fn part_with(&mut self, member: u64) {
+        self.alarms.clear(AlarmMember { kind: AlarmKind::NoSpace, member });
     }
 
     /// Limits and what is in use.

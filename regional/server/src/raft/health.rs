@@ -11,13 +11,10 @@
 //! - **W1** Digests are compared only at equal indices.
 //! - **W2** Whoever differs from a majority is corrupt. Without a majority nobody can say who is
 //!   right, and all that differ are.
-//! - **W3** NOSPACE of a member goes away by itself once it has room, on its disk and in the quota, and
-//!   once it does not belong to the ring any more.
+//! - **W3** NOSPACE of a member goes away by itself once it has room, on its disk and in the quota.
+//!   That of one that is removed goes with it (M5 of `state_machine`).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use satrap_regional_api::backend::Unavailable;
 use satrap_regional_core::{
@@ -72,22 +69,7 @@ impl<P: Platform> Ring<P> {
         if !self.leads() {
             return Ok(());
         }
-        self.clear_what_nobody_else_can().await?;
         self.compare().await
-    }
-
-    /// W3
-    async fn clear_what_nobody_else_can(&self) -> Result<(), Unavailable> {
-        let members: BTreeSet<u64> = self.nodes().into_iter().map(|(_, node)| node.id).collect();
-        let of_the_gone: Vec<AlarmMember> = self.read(|keyspace| {
-            let raised = keyspace.alarms().list(Some(AlarmKind::NoSpace));
-            raised.filter(|alarm| !members.contains(&alarm.member)).collect()
-        });
-        for alarm in of_the_gone {
-            tracing::info!(member = alarm.member, "the member that was out of space is gone");
-            self.ask(Request::Alarm(AlarmRequest::Deactivate(alarm))).await?.ok();
-        }
-        Ok(())
     }
 
     /// W3

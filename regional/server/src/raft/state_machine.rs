@@ -12,8 +12,10 @@
 //!   replica was verified again.
 //! - **M3** A command that does not decode or does not verify changes nothing, on every member alike.
 //! - **M4** A client is answered after its entry was applied here, never before.
+//! - **M5** A member that is removed takes its want of space along.
 
 use std::{
+    collections::BTreeSet,
     io,
     marker::PhantomData,
     sync::{Arc, Mutex, mpsc},
@@ -184,6 +186,17 @@ impl<P: Platform> StateMachine<P> {
         }
     }
 
+    /// M5
+    fn change_members(&self, next: Membership) {
+        let (mut keyspace, mut standing) = self.shared.lock();
+        let ids = |membership: &Membership| -> BTreeSet<u64> {
+            membership.nodes().map(|(_, node)| node.id).collect()
+        };
+        let stay = ids(&next);
+        ids(&standing.membership).difference(&stay).for_each(|gone| keyspace.part_with(*gone));
+        standing.membership = next;
+    }
+
     fn tell(&self, mark: AppliedMark) {
         // Nobody may be listening, which is no news.
         let _ = lock(&self.published.applied).send(mark);
@@ -231,9 +244,8 @@ impl<P: Platform> RaftStateMachine<Types<P>> for StateMachine<P> {
                 }
                 EntryPayload::Normal(payload) => self.apply_payload(entry.log_id, payload).await?,
                 EntryPayload::Membership(membership) => {
-                    let (keyspace, mut standing) = self.shared.lock();
-                    standing.membership = Membership::new(Some(entry.log_id), membership.clone());
-                    drop((keyspace, standing));
+                    let next = Membership::new(Some(entry.log_id), membership.clone());
+                    self.change_members(next);
                     self.stand(entry.log_id, None);
                     Reply::Blank
                 }
