@@ -110,6 +110,7 @@ type masks struct {
 //   - tokens count only as empty or not empty; auth revisions count from the session's begin;
 //   - HashKV: the hash counts only as zero or not zero (etcd hashes its own disk format);
 //   - watch events of the very revision of the last compaction, see `pair.kept`;
+//   - previous values that etcd leaves out where a watch catches up, see `watchLog.sameEvent`;
 //   - the order among equals in a range sorted by something else than the key, above
 //     stableSortMax keys, and with a limit which of the last equals are among the answer.
 func (m *masks) mask(request, reply proto.Message) {

@@ -42,8 +42,10 @@ type watchSide struct {
 // watchLog is what one watch delivered since the last comparison.
 type watchLog struct {
 	request *pb.WatchCreateRequest
-	open    bool
-	events  []*mvccpb.Event
+	// born is the revision at which it was created.
+	born   int64
+	open   bool
+	events []*mvccpb.Event
 	// last is the revision of the last event of the response before.
 	last int64
 	// end is the response that ended the watch behind a compaction.
@@ -96,7 +98,7 @@ func (w *watchSide) take(response *pb.WatchResponse) bool {
 	switch {
 	case response.Created:
 		if !response.Canceled {
-			w.logs[id] = &watchLog{open: true, request: w.creating}
+			w.logs[id] = &watchLog{open: true, request: w.creating, born: response.Header.GetRevision()}
 		}
 		return true
 	case response.Canceled && response.CompactRevision == 0:
