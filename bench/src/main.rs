@@ -1,11 +1,12 @@
 //! Prints what it measured, on this machine, in this run.
 //!
 //! ```sh
-//! cargo build --release && cargo run --release -p satrap-bench -- certificate
-//! cargo run --release -p satrap-bench -- propagation            # loopback
-//! cargo run --release -p satrap-bench -- propagation --matrix   # five continents
-//! cargo run --release -p satrap-bench -- idle
-//! cargo run --release -p satrap-bench -- etcd --etcd PATH     # the ring beside etcd
+//! cargo build --profile production -p satrap -p satrap-bench
+//! target/production/satrap-bench certificate
+//! target/production/satrap-bench propagation            # loopback
+//! target/production/satrap-bench propagation --matrix   # five continents
+//! target/production/satrap-bench idle
+//! target/production/satrap-bench etcd --etcd PATH       # the ring beside etcd
 //! ```
 
 mod certificate;

@@ -167,12 +167,14 @@ impl Realm {
 }
 
 /// The `satrap` beside this program: the same build, so the same profile.
-fn binary() -> io::Result<PathBuf> {
+pub fn binary() -> io::Result<PathBuf> {
     let path = std::env::current_exe()?.with_file_name("satrap");
     if path.exists() {
         return Ok(path);
     }
-    Err(io::Error::other("build the satrap binary first: cargo build --release -p satrap"))
+    Err(io::Error::other(
+        "build the satrap binary first: cargo build --profile production -p satrap",
+    ))
 }
 
 fn spawn(root: &Path, verb: &str, process: &ProcessFiles) -> io::Result<Child> {

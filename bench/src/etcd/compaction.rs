@@ -26,7 +26,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 /// If anything fails.
 pub async fn run(args: &Args) -> Bench<()> {
     let mut figures = Vec::new();
-    for system in args.systems() {
+    for system in args.systems()? {
         let cluster = Cluster::start(&system).await?;
         // Every key twice: half of the revisions are history.
         fill(&cluster, 0, args.keys / 2).await?;

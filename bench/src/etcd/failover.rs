@@ -22,7 +22,7 @@ const ATTEMPT: Duration = Duration::from_millis(100);
 /// If anything fails.
 pub async fn run(args: &Args) -> Bench<()> {
     let mut gaps = Vec::new();
-    for system in args.systems() {
+    for system in args.systems()? {
         let mut cluster = Cluster::start(&system).await?;
         let mut of_system = Vec::new();
         for kill in 0..args.kills {

@@ -1,7 +1,8 @@
 //! Satrap's ring beside etcd: the same client program, three members each, fsync on, in one run.
 //!
 //! ```sh
-//! cargo build --release && cargo run --release -p satrap-bench -- etcd --etcd PATH-TO-ETCD
+//! cargo build --profile production -p satrap -p satrap-bench
+//! target/production/satrap-bench etcd --etcd PATH-TO-ETCD
 //! ```
 //!
 //! Machines are shared and noisy, so the two systems take turns and what counts are ratios of medians
@@ -33,9 +34,9 @@ pub struct Args {
     /// The etcd program
     #[arg(long)]
     etcd: PathBuf,
-    /// The satrap program
-    #[arg(long, default_value = "target/release/satrap")]
-    satrap: PathBuf,
+    /// The satrap program, unless it is the one beside this
+    #[arg(long)]
+    satrap: Option<PathBuf>,
     /// How often each system gets its turn
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -93,7 +94,8 @@ pub async fn run(args: Args) -> Bench<()> {
 }
 
 impl Args {
-    fn systems(&self) -> [System; 2] {
-        [System::Etcd(self.etcd.clone()), System::Satrap(self.satrap.clone())]
+    fn systems(&self) -> Bench<[System; 2]> {
+        let satrap = self.satrap.clone().map_or_else(crate::realm::binary, Ok)?;
+        Ok([System::Etcd(self.etcd.clone()), System::Satrap(satrap)])
     }
 }

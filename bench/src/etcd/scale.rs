@@ -29,7 +29,7 @@ const TXN_PUTS: u64 = 128;
 /// If anything fails.
 pub async fn run(args: &Args) -> Bench<()> {
     let mut figures = Vec::new();
-    for system in args.systems() {
+    for system in args.systems()? {
         let mut cluster = Cluster::start(&system).await?;
         fill(&cluster, 0, args.keys).await?;
         let leader = cluster.leader().await?;

@@ -91,7 +91,7 @@ struct Measured {
 ///
 /// If anything fails.
 pub async fn run(args: &Args) -> Bench<()> {
-    let systems = args.systems();
+    let systems = args.systems()?;
     let clusters = [Cluster::start(&systems[0]).await?, Cluster::start(&systems[1]).await?];
     println!("{} against {}", systems[1].release(), systems[0].release());
     for cluster in &clusters {

@@ -52,7 +52,7 @@ const ARRANGEMENTS: [Arrangement; 2] = [
 pub async fn run(args: &Args) -> Bench<()> {
     for arrangement in ARRANGEMENTS {
         let mut figures = Vec::new();
-        for system in args.systems() {
+        for system in args.systems()? {
             let cluster = Cluster::start(&system).await?;
             figures.push(measure(&cluster, arrangement).await?);
         }
