@@ -1,5 +1,6 @@
 //! The runbooks about disks, followed to the letter: a live ring is brought into the state that a page
-//! is about, its symptoms are looked for, and then the commands of the page itself are run.
+//! is about, its symptoms are looked for, and then the commands of the page itself are run. And what
+//! operators see without a page, of a member that is cut off.
 //!
 //! The pages about members and snapshots are followed in `cli/tests/recovery.rs`.
 
@@ -17,7 +18,11 @@ mod program;
 
 use std::{fs, time::Duration};
 
-use satrap_histories::shared::now_ns;
+use satrap_histories::{
+    cluster::MEMBERS,
+    net::{Node, Rule},
+    shared::now_ns,
+};
 
 use self::{
     drill::{Drill, drill, until},
@@ -27,6 +32,7 @@ use self::{
 
 const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
 const CORRUPT: &str = "etcdserver: corrupt cluster";
+const NO_LEADER: &str = "etcdserver: no leader";
 /// The member that things happen to.
 const VICTIM: usize = 2;
 
@@ -88,6 +94,32 @@ fn a_full_disk_stops_writes_until_there_is_room() {
     });
 }
 
+/// A leader that is cut off says that it has none, and sends the watches away that require one.
+#[test]
+fn a_member_that_is_cut_off_says_so() {
+    let _alone = alone();
+    drill(&PROGRAM, |drill| {
+        drill.fill("before", 5);
+        let cut = drill.nemesis.leader().unwrap();
+        let url = drill.nemesis.cluster.client_url(cut);
+        let watch = drill.etcdctl.watch_at(&url, "k").unwrap();
+        for other in (0..MEMBERS).filter(|slot| *slot != cut) {
+            let (one, other) = (Node::Member(cut), Node::Member(other));
+            drill.nemesis.cluster.network.set_both(one, other, Rule::Cut).unwrap();
+        }
+        until("no leader there", || (drill.endpoint(cut)?.leader == 0).then_some(()));
+        assert_eq!(drill.etcdctl.end_of(watch), NO_LEADER);
+        let other = (cut + 1) % MEMBERS;
+        until("another leader", || (drill.endpoint(other)?.leader != 0).then_some(()));
+        let elsewhere = drill.nemesis.cluster.client_url(other);
+        until("a put", || drill.etcdctl.put_at(&elsewhere, "k", "v").ok());
+        drill.nemesis.cluster.network.heal().unwrap();
+        until("a leader", || (drill.endpoint(cut)?.leader != 0).then_some(()));
+        assert_eq!(drill.etcdctl.get_at(&url, "k").unwrap().as_deref(), Some("v"));
+        drill.until_equal();
+    });
+}
+
 /// 000-69: a slow disk costs only those whose member it is, and is got rid of by the page.
 #[test]
 fn a_slow_disk_costs_only_those_who_ask_its_member() {
@@ -103,7 +135,7 @@ fn a_slow_disk_costs_only_those_who_ask_its_member() {
     drill(&PROGRAM, |drill| {
         drill.fill("before", 5);
         let leader = drill.nemesis.leader().unwrap();
-        let (slow, other) = ((leader + 1) % 3, (leader + 2) % 3);
+        let (slow, other) = ((leader + 1) % MEMBERS, (leader + 2) % MEMBERS);
         drill.nemesis.cluster.disks[leader].limit(5).unwrap();
         let with_slow_leader = ten_puts(drill, other);
         drill.nemesis.cluster.disks[leader].limit(0).unwrap();
@@ -176,7 +208,7 @@ fn a_member_whose_state_differs_is_found_and_replaced() {
         assert_eq!(drill.etcdctl.put("k", "v").unwrap_err(), CORRUPT);
         let at = |slot| drill.etcdctl.get_at(&drill.nemesis.cluster.client_url(slot), "before/3");
         assert_eq!(at(VICTIM).unwrap_err(), CORRUPT);
-        assert_eq!(at((VICTIM + 1) % 3).unwrap().as_deref(), Some("value"));
+        assert_eq!(at((VICTIM + 1) % MEMBERS).unwrap().as_deref(), Some("value"));
         look(drill, "corrupt-member");
         let hashes = drill.etcdctl.hashes().unwrap();
         let of = |member: u64| hashes.iter().find(|(id, ..)| *id == member).unwrap().1;

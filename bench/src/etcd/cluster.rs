@@ -11,18 +11,24 @@ use std::{
 use satrap_certify::{ChainId, Class, ClassKind, Label, Policy};
 use satrap_cli::realm::{Lifetimes, MemberPlan, RealmPlan, RegionPlan, ValidatorPlan, create};
 use satrap_host::clock;
-use satrap_proto::etcdserverpb::{StatusRequest, StatusResponse};
+use satrap_proto::{
+    etcdserverpb::{StatusRequest, StatusResponse},
+    v1::{SetQuotaRequest, SetQuotaResponse},
+};
 use tempfile::TempDir;
 use tokio::time::sleep;
 
 use super::{
     Bench,
+    load::driven,
     wire::{Channel, frame},
 };
 
 const MEMBERS: [&str; 3] = ["a", "b", "c"];
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const START_TIMEOUT: Duration = Duration::from_secs(120);
+/// Room for the large parts; the default of 2 GiB, which both have, would refuse.
+const QUOTA_BYTES: u64 = 8 << 30;
 
 /// What is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +99,17 @@ impl Cluster {
         for member in 0..cluster.members.len() {
             cluster.launch(member)?;
         }
-        cluster.leader().await?;
+        let leader = cluster.leader().await?;
+        if matches!(system, System::Satrap(_)) {
+            let (channel, driver) = Channel::connect(cluster.address(leader)).await?;
+            let request = SetQuotaRequest { bytes_max: QUOTA_BYTES, ..Default::default() };
+            driven(vec![driver], async {
+                let _: SetQuotaResponse =
+                    channel.unary("/satrap.v1.Store/SetQuota", &request).await?;
+                Ok(())
+            })
+            .await?;
+        }
         Ok(cluster)
     }
 
@@ -217,8 +233,7 @@ fn etcd(program: &Path, dir: &Path) -> Bench<Commands> {
             ("--listen-peer-urls", format!("http://{peer}")),
             ("--initial-advertise-peer-urls", format!("http://{peer}")),
             ("--initial-cluster", initial.clone()),
-            // Room for the large parts; the default of 2 GiB would refuse.
-            ("--quota-backend-bytes", (8_u64 << 30).to_string()),
+            ("--quota-backend-bytes", QUOTA_BYTES.to_string()),
             ("--log-level", "error".to_owned()),
         ];
         let program = program.to_owned();

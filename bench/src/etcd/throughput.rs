@@ -92,12 +92,13 @@ struct Measured {
 /// If anything fails.
 pub async fn run(args: &Args) -> Bench<()> {
     let systems = args.systems()?;
-    let clusters = [Cluster::start(&systems[0]).await?, Cluster::start(&systems[1]).await?];
     println!("{} against {}", systems[1].release(), systems[0].release());
-    for cluster in &clusters {
-        preload(cluster).await?;
-    }
     for &operation in &args.operations {
+        // Fresh ones: what one operation left behind is no burden of the next.
+        let clusters = [Cluster::start(&systems[0]).await?, Cluster::start(&systems[1]).await?];
+        for cluster in &clusters {
+            preload(cluster).await?;
+        }
         head(operation.name(), args.rounds);
         for &clients in &args.clients {
             let load = Load { clients, duration: Duration::from_secs(args.seconds) };

@@ -7,14 +7,25 @@ use satrap_cli::{client::etcd::EtcdClient, realm::description::Client as Files};
 use satrap_proto::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, DefragmentRequest,
     DeleteRangeRequest, HashKvRequest, MoveLeaderRequest, PutRequest, RangeRequest, StatusRequest,
-    StatusResponse, alarm_request::AlarmAction, kv_client::KvClient,
-    maintenance_client::MaintenanceClient,
+    StatusResponse, WatchCreateRequest, WatchRequest, WatchResponse, alarm_request::AlarmAction,
+    kv_client::KvClient, maintenance_client::MaintenanceClient, watch_client::WatchClient,
+    watch_request::RequestUnion,
 };
-use tokio::{runtime::Runtime, time::timeout};
-use tonic::{Response, Status, transport::Channel};
+use tokio::{runtime::Runtime, sync::mpsc, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue, transport::Channel};
 
 /// As etcdctl has it.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a watch has to end that must.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A watch that is open.
+pub struct Watch {
+    _requests: mpsc::Sender<WatchRequest>,
+    responses: Streaming<WatchResponse>,
+}
 
 /// A client as `satrap etcd env` sets it up.
 pub struct Etcdctl {
@@ -156,6 +167,36 @@ impl Etcdctl {
             async move { KvClient::new(channel).delete_range(request).await }
         })?;
         Ok(answer.deleted)
+    }
+
+    /// `watch` at one endpoint, which is to end it when it has no leader, as etcd's clients ask.
+    pub fn watch_at(&self, url: &str, key: &str) -> Result<Watch, String> {
+        let create =
+            WatchCreateRequest { key: key.as_bytes().to_vec().into(), ..Default::default() };
+        let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+        let (requests, outgoing) = mpsc::channel(1);
+        requests.try_send(create).unwrap();
+        let mut request = Request::new(ReceiverStream::new(outgoing));
+        request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+        let responses =
+            self.at(url, |channel| async move { WatchClient::new(channel).watch(request).await })?;
+        Ok(Watch { _requests: requests, responses })
+    }
+
+    /// Why a watch ended, once it has.
+    pub fn end_of(&self, mut watch: Watch) -> String {
+        self.runtime.block_on(async {
+            let end = async {
+                loop {
+                    match watch.responses.message().await {
+                        Ok(Some(_)) => {}
+                        Ok(None) => return "no reason given".to_owned(),
+                        Err(status) => return status.message().to_owned(),
+                    }
+                }
+            };
+            timeout(WATCH_TIMEOUT, end).await.unwrap_or_else(|_| "it goes on".to_owned())
+        })
     }
 
     /// Does what a line of a runbook says.

@@ -57,6 +57,10 @@ pub const SNAPSHOT_CHUNKS_MAX: usize = 8;
 pub const SNAPSHOT_INTERVAL_S: std::ops::RangeInclusive<u64> = 60..=30 * 24 * 3600;
 /// Scheduled snapshots that stay.
 pub const SNAPSHOTS_KEPT_MAX: usize = 10_000;
+/// How long a defragmentation waits for whoever reads the state as it was, and how often it looks.
+pub const DEFRAGMENT_PATIENCE: Duration = Duration::from_secs(30);
+/// See [`DEFRAGMENT_PATIENCE`].
+pub const DEFRAGMENT_PAUSE: Duration = Duration::from_millis(50);
 /// Upstream validators in the configuration.
 pub const VALIDATORS_MAX: usize = satrap_certify::limits::VALIDATORS_MAX;
 
@@ -64,12 +68,19 @@ pub const VALIDATORS_MAX: usize = satrap_certify::limits::VALIDATORS_MAX;
 pub const DIGEST_EVERY_ENTRIES: u64 = 64;
 /// Digests that are kept for members that lag.
 pub const DIGESTS_MAX: usize = 64;
-/// Versions that one checkpoint drops from memory; bounds how long it holds the lock.
-pub const MEMORY_RECLAIM_VERSIONS: usize = 2_000;
+/// Compacted versions that are dropped from memory at once, under the lock that writes wait for: about
+/// half a millisecond.
+pub const MEMORY_RECLAIM_VERSIONS: usize = 1_000;
+/// How often in a checkpoint; so twice as much can be dropped in a second as a ring can write.
+pub const MEMORY_RECLAIM_PIECES: usize = 100;
+/// Between two pieces, so that whoever waits for the lock gets it.
+pub const MEMORY_RECLAIM_BREATH: Duration = Duration::from_micros(100);
 /// Rows on disk that are compared with their digests each minute: a gigabyte in about an hour.
 pub const DISK_SCRUB_BYTES: usize = 16 * 1024 * 1024;
-/// History that one checkpoint reads again to drop what was compacted.
+/// History on disk that is read again at once to drop what was compacted.
 pub const DISK_RECLAIM_BYTES: usize = 4 * 1024 * 1024;
+/// How often in a checkpoint: faster than a ring writes, and nothing waits for it but checkpoints.
+pub const DISK_RECLAIM_PIECES: usize = 8;
 
 /// One message from a follower: a position that names every bundle there can be, or a report.
 pub const FOLLOW_REQUEST_BYTES_MAX: usize = 1024 * 1024;

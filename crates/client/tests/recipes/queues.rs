@@ -6,11 +6,11 @@ use tokio::task::JoinSet;
 
 use crate::harness::{Member, Tap};
 
-const CONTENDERS: u32 = 100;
+const CONTENDERS: u32 = 1_000;
 /// Streams of one connection are bounded, and each contender has one.
-const PER_CONNECTION: u32 = 20;
+const PER_CONNECTION: u32 = 50;
 
-/// 001-44: with a hundred contenders each death of a leader is told to exactly one.
+/// 001-44: with a thousand contenders each death of a leader is told to exactly one.
 #[tokio::test]
 async fn each_death_wakes_exactly_one() {
     let member = Member::start().await;

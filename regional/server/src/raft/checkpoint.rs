@@ -25,6 +25,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
+    thread,
     time::Duration,
 };
 
@@ -38,8 +39,8 @@ use super::{
     types::{LogId, Membership},
 };
 use crate::limits::{
-    DIGEST_EVERY_ENTRIES, DIGESTS_MAX, DISK_RECLAIM_BYTES, DISK_SCRUB_BYTES,
-    MEMORY_RECLAIM_VERSIONS,
+    DIGEST_EVERY_ENTRIES, DIGESTS_MAX, DISK_RECLAIM_BYTES, DISK_RECLAIM_PIECES, DISK_SCRUB_BYTES,
+    MEMORY_RECLAIM_BREATH, MEMORY_RECLAIM_PIECES, MEMORY_RECLAIM_VERSIONS,
 };
 
 /// Between checkpoints while there is something to write.
@@ -259,6 +260,7 @@ impl Checkpoints {
         held.pending = None;
         held.written = restored.applied;
         held.compacted = restored.keyspace.store().compacted();
+        (held.reclaimed, held.reclaiming) = (0, 0);
         held.shared.replace(restored);
         held.shared.installs.fetch_add(1, Ordering::Release);
         held.shared.meters.snapshots_installed.add_one();
@@ -283,6 +285,10 @@ struct Checkpointer {
     reserve: Arc<Reserve>,
     written: Option<LogId>,
     compacted: i64,
+    /// The compaction of which nothing is on disk any more, and the one at which the present pass
+    /// through the history began.
+    reclaimed: i64,
+    reclaiming: i64,
     /// K4: taken from the keyspace, and not on disk.
     pending: Option<Pending>,
     /// Those that asked for a checkpoint.
@@ -301,8 +307,18 @@ impl Checkpointer {
     fn new(shared: Shared, state: Arc<State>, reserve: Arc<Reserve>) -> Self {
         let written = shared.standing().applied;
         let compacted = shared.read(|keyspace| keyspace.store().compacted());
-        let (pending, waiting, steps) = (None, Vec::new(), 0);
-        Self { shared, state, reserve, written, compacted, pending, waiting, steps }
+        Self {
+            shared,
+            state,
+            reserve,
+            written,
+            compacted,
+            reclaimed: 0,
+            reclaiming: 0,
+            pending: None,
+            waiting: Vec::new(),
+            steps: 0,
+        }
     }
 
     fn step(&mut self) -> Result<(), StorageError> {
@@ -399,23 +415,45 @@ impl Checkpointer {
     }
 
     fn reclaim(&mut self) -> Result<(), StorageError> {
-        let (mut keyspace, standing) = self.shared.lock();
-        drop(standing);
-        keyspace.reclaim(MEMORY_RECLAIM_VERSIONS);
-        drop(keyspace);
-        if self.compacted <= 0 {
-            return Ok(());
-        }
-        let compacted = self.compacted;
-        let reclaimed = self.state.reclaim(DISK_RECLAIM_BYTES, |key, revision| {
-            // K2
-            let needed = |store: &kv::Store| {
-                store.compacted() != compacted || store.holds(key, revision.cast_signed())
-            };
-            self.shared.read(|keyspace| needed(keyspace.store()))
-        });
+        self.reclaim_memory();
+        let reclaimed = self.reclaim_disk();
         // K4
-        if is_only_full(&reclaimed) { Ok(()) } else { reclaimed.map(drop) }
+        if is_only_full(&reclaimed) { Ok(()) } else { reclaimed }
+    }
+
+    fn reclaim_memory(&self) {
+        for _ in 0..MEMORY_RECLAIM_PIECES {
+            let (mut keyspace, standing) = self.shared.lock();
+            drop(standing);
+            let reclaimed = keyspace.reclaim(MEMORY_RECLAIM_VERSIONS);
+            drop(keyspace);
+            if reclaimed == kv::Reclaimed::Everything {
+                return;
+            }
+            thread::sleep(MEMORY_RECLAIM_BREATH);
+        }
+    }
+
+    /// Goes through the history once for each compaction, and then rests.
+    fn reclaim_disk(&mut self) -> Result<(), StorageError> {
+        for _ in 0..DISK_RECLAIM_PIECES {
+            let compacted = self.compacted;
+            if compacted <= 0 || compacted == self.reclaimed {
+                return Ok(());
+            }
+            let done = self.state.reclaim(DISK_RECLAIM_BYTES, |key, revision| {
+                // K2
+                let needed = |store: &kv::Store| {
+                    store.compacted() != compacted || store.holds(key, revision.cast_signed())
+                };
+                self.shared.read(|keyspace| needed(keyspace.store()))
+            })?;
+            if done.wrapped {
+                // What came while this was under way may be behind it.
+                self.reclaimed = std::mem::replace(&mut self.reclaiming, compacted);
+            }
+        }
+        Ok(())
     }
 }
 

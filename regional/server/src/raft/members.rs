@@ -10,7 +10,12 @@ use satrap_regional_core::{
     Request,
     members::{MemberRequest, Published},
 };
-use tokio::{sync::mpsc, task, time::sleep};
+use satrap_regional_storage::StorageError;
+use tokio::{
+    sync::mpsc,
+    task,
+    time::{Instant, sleep},
+};
 
 use super::{
     Ring,
@@ -20,7 +25,7 @@ use super::{
     platform::Platform,
     types::{MemberName, MemberNode, Membership},
 };
-use crate::limits::SNAPSHOT_CHUNKS_MAX;
+use crate::limits::{DEFRAGMENT_PATIENCE, DEFRAGMENT_PAUSE, SNAPSHOT_CHUNKS_MAX};
 
 /// The number of a member that founded its ring.
 #[must_use]
@@ -200,14 +205,24 @@ impl<P: Platform> Ring<P> {
         }
     }
 
+    /// Waits for whoever reads the state as it was, such as a snapshot on its way.
     async fn defragment(&self) -> Result<AdminReply, Failure> {
-        let state = self.checkpoints.state();
-        let shrunk = P::off_thread(move || state.shrink()).await;
-        match shrunk {
-            Ok(Ok(_)) => Ok(AdminReply::Done),
-            failed => {
-                tracing::error!(?failed, "defragmentation failed");
-                Err(Unavailable::Stopped.into())
+        let deadline = Instant::now() + DEFRAGMENT_PATIENCE;
+        loop {
+            let state = self.checkpoints.state();
+            match P::off_thread(move || state.shrink()).await {
+                Ok(Ok(_)) => return Ok(AdminReply::Done),
+                Ok(Err(StorageError::Order(_))) if Instant::now() < deadline => {
+                    sleep(DEFRAGMENT_PAUSE).await;
+                }
+                Ok(Err(StorageError::Order(why))) => {
+                    tracing::info!(why, "no defragmentation");
+                    return Err(Unavailable::TooManyRequests.into());
+                }
+                failed => {
+                    tracing::error!(?failed, "defragmentation failed");
+                    return Err(Unavailable::Stopped.into());
+                }
             }
         }
     }
@@ -225,7 +240,7 @@ impl<P: Platform> Ring<P> {
                 total_bytes += frame.bytes.len() as u64;
             }
             reader.seek(0)?;
-            Ok::<_, satrap_regional_storage::StorageError>(Some((reader, total_bytes)))
+            Ok::<_, StorageError>(Some((reader, total_bytes)))
         });
         let reader = reader.await.map_err(stopped)?.map_err(|error| {
             tracing::error!(%error, "cannot read the state");

@@ -34,10 +34,21 @@ fn member(sim: &SimDisk, genesis: &Genesis) -> (Shared, Checkpoints) {
     (shared.clone(), Checkpoints::new(shared, state, reserve))
 }
 
-/// As apply does.
+/// What is on disk after the power was cut.
+fn open_again(sim: &SimDisk, genesis: &Genesis, member: (Shared, Checkpoints)) -> Restored {
+    drop(member);
+    sim.crash(Survival::None);
+    open(sim, genesis).restored
+}
+
 fn put(shared: &Shared, index: u64, value: &[u8]) {
-    let request = Request::Put(PutRequest::of(format!("k{index}"), value.to_vec()));
-    let proposals = vec![Proposal { caller: Caller::default(), request }];
+    apply(shared, index, [Request::Put(PutRequest::of(format!("k{index}"), value.to_vec()))]);
+}
+
+/// As the state machine does.
+fn apply(shared: &Shared, index: u64, requests: impl IntoIterator<Item = Request>) {
+    let proposal = |request| Proposal { caller: Caller::default(), request };
+    let proposals = requests.into_iter().map(proposal).collect();
     let (mut keyspace, mut standing) = shared.lock();
     let replies = keyspace.apply(&Batch { time: RingTime(index), proposals });
     assert!(replies.iter().all(Result::is_ok));
@@ -83,9 +94,7 @@ fn a_full_disk_delays_checkpoints_and_loses_none() {
     assert!(sim.content("reserve").is_some(), "there is room for it again");
 
     let digest = shared.read(|keyspace| keyspace.digest());
-    drop((shared, checkpoints));
-    sim.crash(Survival::None);
-    let restored = open(&sim, &realm.genesis).restored;
+    let restored = open_again(&sim, &realm.genesis, (shared, checkpoints));
     assert_eq!(restored.keyspace.digest(), digest);
 }
 
@@ -111,4 +120,28 @@ fn rot_under_a_running_member_is_told_and_ends_nothing() {
     assert!(complaints.len() == 1 && complaints[0].contains("history row"), "{complaints:?}");
     put(&shared, count as u64 + 1, b"more");
     checkpoints.step().unwrap();
+}
+
+/// As much as a ring can write between two steps is given back in one, and then the disk is left alone.
+#[test]
+fn what_was_compacted_is_given_back_faster_than_it_was_written() {
+    let (sim, realm) = (SimDisk::new(1), Realm::new());
+    let (shared, checkpoints) = member(&sim, &realm.genesis);
+    let held = || shared.read(|keyspace| keyspace.store().sizes().resident_bytes);
+    let versions = MEMORY_RECLAIM_PIECES * MEMORY_RECLAIM_VERSIONS / 3;
+    let again = || Request::Put(PutRequest::of("again and again", "a value"));
+    apply(&shared, 1, [again()]);
+    let one = held();
+    apply(&shared, 2, std::iter::repeat_with(again).take(versions));
+    checkpoints.step().unwrap();
+    assert_eq!(held(), one * (versions as u64 + 1));
+    let revision = shared.read(|keyspace| keyspace.store().revision());
+    apply(&shared, 3, [Request::Compact { revision }]);
+    // The compaction, and what it left behind of it.
+    checkpoints.step().unwrap();
+    checkpoints.step().unwrap();
+    assert_eq!(held(), one);
+    assert_eq!(checkpoints.lock().reclaimed, revision);
+    let restored = open_again(&sim, &realm.genesis, (shared, checkpoints));
+    assert_eq!(restored.keyspace.store().sizes().resident_bytes, one);
 }

@@ -7,9 +7,10 @@ use std::{
 
 use futures::future::select;
 use openraft::ChangeMembers;
+use satrap_regional_api::backend::{AdminReply, AdminRequest, Unavailable};
 
 use super::{Report, bug::Bug, checks::Checks, heal, members, run, world::World};
-use crate::tests::realm::Realm;
+use crate::{limits::DEFRAGMENT_PAUSE, tests::realm::Realm};
 
 /// A number from the command line of a developer, who wants to see one run again.
 #[expect(clippy::disallowed_methods, reason = "a test takes its seed from whoever repeats it")]
@@ -46,6 +47,32 @@ fn one_seed() {
         }
     }
     assert!(broken.is_empty(), "{broken:?}");
+}
+
+/// A snapshot on its way is no reason to refuse, unless it takes too long.
+#[test]
+fn a_defragmentation_waits_for_who_reads_the_state() {
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let world = World::new(1, 3, Realm::at(1_800_000_000).genesis, None);
+        let mut checks = Checks::default();
+        world.founders().iter().for_each(|name| world.boot(name));
+        heal(&world, None, &mut checks).await.unwrap();
+        let running = world.running();
+        let (name, live) = running.first().unwrap();
+        let backend = world.backend(name).unwrap();
+        live.ring.checkpoints.complete().unwrap();
+        let reader = live.ring.checkpoints.state().reader().unwrap().unwrap();
+        let refused = backend.admin(AdminRequest::Defragment).await.unwrap_err();
+        assert_eq!(refused, Unavailable::TooManyRequests.into());
+        let read = async move {
+            tokio::time::sleep(DEFRAGMENT_PAUSE * 3).await;
+            drop(reader);
+        };
+        let (done, ()) = futures::join!(backend.admin(AdminRequest::Defragment), read);
+        assert!(matches!(done, Ok(AdminReply::Done)));
+    });
 }
 
 /// H6 of `orders`: whoever was changing the members died between the two halves of it.
