@@ -12,7 +12,6 @@ use super::{
     Args, Bench, Cluster,
     load::{Achieved, Load, driven, unary},
     scale::fill,
-    table::{head, row},
     wire::{Channel, frame},
 };
 
@@ -25,30 +24,28 @@ const WINDOW: Duration = Duration::from_secs(10);
 ///
 /// If anything fails.
 pub async fn run(args: &Args) -> Bench<()> {
-    let mut figures = Vec::new();
-    for system in args.systems()? {
-        let cluster = Cluster::start(&system).await?;
-        // Every key twice: half of the revisions are history.
-        fill(&cluster, 0, args.keys / 2).await?;
-        fill(&cluster, 0, args.keys / 2).await?;
-        let leader = cluster.leader().await?;
-        let quiet = load(&cluster, leader).await?;
-        let (busy, ()) =
-            futures::future::try_join(load(&cluster, leader), upkeep(&cluster)).await?;
-        let ms = |achieved: &Achieved| achieved.percentile(99).as_secs_f64() * 1e3;
-        figures.push([ms(&quiet), ms(&busy), ms(&busy) / ms(&quiet), ms_max(&busy)]);
-    }
-    head(&format!("compaction and defragmentation of {} keys written twice", args.keys / 2), 1);
     let rows = [
         ("put p99 ms before", ""),
         ("put p99 ms during", ""),
         ("during over before", "satrap <= 2"),
         ("longest put ms during", ""),
+        ("compaction and defragmentation, s", ""),
     ];
-    for (n, (what, goal)) in rows.iter().enumerate() {
-        row(what, figures[0][n], figures[1][n], goal);
-    }
-    Ok(())
+    let title = format!("compaction and defragmentation of {} keys written twice", args.keys / 2);
+    args.beside(&title, rows, async |system| {
+        let cluster = Cluster::start(system).await?;
+        // Every key twice: half of the revisions are history.
+        fill(&cluster, 0, args.keys / 2).await?;
+        fill(&cluster, 0, args.keys / 2).await?;
+        let leader = cluster.leader().await?;
+        let quiet = load(&cluster, leader).await?;
+        let (busy, took) =
+            futures::future::try_join(load(&cluster, leader), upkeep(&cluster)).await?;
+        let ms = |achieved: &Achieved| achieved.percentile(99).as_secs_f64() * 1e3;
+        let (before, during) = (ms(&quiet), ms(&busy));
+        Ok([before, during, during / before, ms_max(&busy), took.as_secs_f64()])
+    })
+    .await
 }
 
 fn ms_max(achieved: &Achieved) -> f64 {
@@ -65,11 +62,11 @@ async fn load(cluster: &Cluster, member: usize) -> Bench<Achieved> {
     unary(cluster.address(member), "/etcdserverpb.KV/Put", load, next).await
 }
 
-/// Compacts at once and then defragments every member.
-async fn upkeep(cluster: &Cluster) -> Bench<()> {
+/// Compacts at once and then defragments every member; returns how long that took.
+async fn upkeep(cluster: &Cluster) -> Bench<Duration> {
     let leader = cluster.leader().await?;
-    let began = clock::monotonic();
     sleep(Duration::from_secs(1)).await;
+    let began = clock::monotonic();
     let revision = cluster.status(leader).await?.header.map_or(0, |header| header.revision);
     let (channel, driver) = Channel::connect(cluster.address(leader)).await?;
     driven(vec![driver], async {
@@ -87,7 +84,5 @@ async fn upkeep(cluster: &Cluster) -> Bench<()> {
         })
         .await?;
     }
-    let took = (clock::monotonic() - began).as_secs_f64();
-    println!("compaction and defragmentation took {took:.2} s");
-    Ok(())
+    Ok(clock::monotonic() - began)
 }

@@ -25,6 +25,8 @@ use clap::Args as ClapArgs;
 
 pub use cluster::{Cluster, System};
 
+use self::table::{head, median, row};
+
 /// Result of everything here: whatever goes wrong ends the benchmark.
 pub type Bench<T> = Result<T, Box<dyn Error>>;
 
@@ -97,5 +99,28 @@ impl Args {
     fn systems(&self) -> Bench<[System; 2]> {
         let satrap = self.satrap.clone().map_or_else(crate::realm::binary, Ok)?;
         Ok([System::Etcd(self.etcd.clone()), System::Satrap(satrap)])
+    }
+
+    /// Measures both systems in turn, as often as wanted, and prints the medians: a row for each
+    /// figure of a measurement, named and with its goal.
+    async fn beside<const N: usize>(
+        &self,
+        title: &str,
+        rows: [(&str, &str); N],
+        measure: impl AsyncFn(&System) -> Bench<[f64; N]>,
+    ) -> Bench<()> {
+        let mut measured: [Vec<[f64; N]>; 2] = Default::default();
+        for _ in 0..self.rounds {
+            for (system, figures) in self.systems()?.iter().zip(&mut measured) {
+                figures.push(measure(system).await?);
+            }
+        }
+        head(title, self.rounds);
+        for (n, (what, goal)) in rows.into_iter().enumerate() {
+            let of = |figures: &Vec<[f64; N]>| median(figures.iter().map(|all| all[n]).collect());
+            let [etcd, satrap] = measured.each_ref().map(of);
+            row(what, etcd, satrap, goal);
+        }
+        Ok(())
     }
 }

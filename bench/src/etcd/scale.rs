@@ -13,7 +13,6 @@ use tokio::time::sleep;
 use super::{
     Args, Bench, Cluster,
     load::{connect, driven},
-    table::{head, row},
     wire::{Channel, Incoming, frame, send},
 };
 
@@ -28,9 +27,10 @@ const TXN_PUTS: u64 = 128;
 ///
 /// If anything fails.
 pub async fn run(args: &Args) -> Bench<()> {
-    let mut figures = Vec::new();
-    for system in args.systems()? {
-        let mut cluster = Cluster::start(&system).await?;
+    let rows = ["restart until it serves, s", "snapshot streamed, s", "memory, MB"];
+    let title = format!("{} keys of 256 B", args.keys);
+    args.beside(&title, rows.map(|what| (what, "< 1")), async |system| {
+        let mut cluster = Cluster::start(system).await?;
         fill(&cluster, 0, args.keys).await?;
         let leader = cluster.leader().await?;
         let memory = cluster.memory(leader) as f64 / 1e6;
@@ -42,16 +42,9 @@ pub async fn run(args: &Args) -> Bench<()> {
         let began = clock::monotonic();
         cluster.launch(follower)?;
         until_it_serves(&cluster, follower, args.keys).await?;
-        let restart = (clock::monotonic() - began).as_secs_f64();
-        figures.push([restart, snapshot, memory]);
-    }
-    head(&format!("{} keys of 256 B", args.keys), 1);
-    for (n, what) in
-        ["restart until it serves, s", "snapshot streamed, s", "memory, MB"].iter().enumerate()
-    {
-        row(what, figures[0][n], figures[1][n], "< 1");
-    }
-    Ok(())
+        Ok([(clock::monotonic() - began).as_secs_f64(), snapshot, memory])
+    })
+    .await
 }
 
 /// Writes keys `from..to`, in transactions.

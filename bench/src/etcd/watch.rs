@@ -12,9 +12,9 @@ use satrap_proto::etcdserverpb::{
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Args, Bench, Cluster,
+    Args, Bench, Cluster, System,
     load::{connect, driven},
-    table::{head, median, row},
+    table::median,
     wire::{Channel, Incoming, frame, send},
 };
 
@@ -51,16 +51,11 @@ const ARRANGEMENTS: [Arrangement; 2] = [
 /// If anything fails.
 pub async fn run(args: &Args) -> Bench<()> {
     for arrangement in ARRANGEMENTS {
-        let mut figures = Vec::new();
-        for system in args.systems()? {
-            let cluster = Cluster::start(&system).await?;
-            figures.push(measure(&cluster, arrangement).await?);
-        }
-        head(arrangement.what, 1);
-        let rows = ["memory per watch, KB", "event until the last watcher has it, ms"];
-        for (n, what) in rows.iter().enumerate() {
-            row(what, figures[0][n], figures[1][n], "< 1");
-        }
+        let rows =
+            ["memory per watch, KB", "event until the last watcher has it, ms"].map(|w| (w, "< 1"));
+        let fresh =
+            async |system: &System| measure(&Cluster::start(system).await?, arrangement).await;
+        args.beside(arrangement.what, rows, fresh).await?;
     }
     Ok(())
 }
