@@ -330,7 +330,8 @@ fn reclaim_frees_a_bounded_piece_per_call_and_space_is_reused() {
     let (calls, freed) = reclaim(8_000);
     assert!(calls >= 7 && freed > 2_000_000, "{calls} calls, {freed} bytes");
     let small = state.size().unwrap();
-    assert!(small.used_bytes < 5_000 && small.chunks == 1, "{small:?}");
+    assert!(small.used_bytes < full.used_bytes / 10, "{small:?} after {full:?}");
+    assert_eq!(small.chunks, 1);
     for round in 1..6 {
         fill(round * 8_000 + 1);
         reclaim((round + 1) * 8_000);
