@@ -48,18 +48,14 @@ func (p *program) slowChecks() bool {
 	return passed
 }
 
-// verdict is the lines that judge, without what was measured.
+// judgment is what a check says, which may stand behind what it drew of its progress.
+var judgment = regexp.MustCompile(`(?:PASS|FAIL|Error)[^\r\n]*`)
+
+// verdict is what judges, without what was measured.
 func verdict(text string) string {
-	var lines string
-	for line := range strings.Lines(text) {
-		at := strings.LastIndex(line, "\r")
-		line = strings.TrimSpace(line[at+1:])
-		if strings.HasPrefix(line, "PASS") || strings.HasPrefix(line, "FAIL") || strings.HasPrefix(line, "Error") {
-			lines += figures.ReplaceAllString(line, "<figure>") + "\n"
-		}
-	}
-	if lines == "" {
+	said := judgment.FindAllString(text, -1)
+	if len(said) == 0 {
 		return "no verdict: " + text
 	}
-	return lines
+	return figures.ReplaceAllString(strings.Join(said, "\n"), "<figure>") + "\n"
 }
