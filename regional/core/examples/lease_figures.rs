@@ -1,4 +1,4 @@
-//! Prints what leases cost: `cargo run --release -p satrap-regional-core --example lease_figures
+//! Prints what leases cost: `cargo run --profile production -p satrap-regional-core --example lease_figures
 //! [LEASES]`.
 //!
 //! The figures in `docs/performance.md` come from here.
