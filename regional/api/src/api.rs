@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use satrap_regional_core::{Keyspace, Refusal, alarm::AlarmKind};
+use satrap_regional_core::Refusal;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::Status;
 
@@ -65,25 +65,6 @@ impl Api {
     /// Waits until one more long read may go on.
     pub async fn turn_to_read(&self) -> SemaphorePermit<'_> {
         self.long_reads.acquire().await.expect("nobody closes this semaphore")
-    }
-
-    /// Reads keys, unless this member's copy of them is known not to be the ring's.
-    ///
-    /// # Errors
-    ///
-    /// [`Refusal::Corrupt`], or what `f` says.
-    pub fn read_keys<R>(
-        &self,
-        f: impl FnOnce(&Keyspace) -> Result<R, Refusal>,
-    ) -> Result<R, Refusal> {
-        let member = self.backend.identity().member_id;
-        self.backend.read(|keyspace| {
-            let mut corrupt = keyspace.alarms().list(Some(AlarmKind::Corrupt));
-            if corrupt.any(|alarm| alarm.member == member) {
-                return Err(Refusal::Corrupt);
-            }
-            f(keyspace)
-        })
     }
 
     /// Whether this member has no vote.

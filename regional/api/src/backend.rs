@@ -25,7 +25,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use satrap_host::clock;
 use satrap_proto::etcdserverpb::ResponseHeader;
-use satrap_regional_core::{Caller, Keyspace, Proposal, Refusal, Reply, Request};
+use satrap_regional_core::{Caller, Keyspace, Proposal, Refusal, Reply, Request, alarm::AlarmKind};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::calls::{self, Queues};
@@ -403,6 +403,24 @@ impl Backend {
     pub fn read<R>(&self, f: impl FnOnce(&Keyspace) -> R) -> R {
         // A panic in another reader changes nothing; one in the writer stops the process.
         f(&self.0.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads keys for a client, unless this member's copy of them is known not to be the ring's.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Corrupt`], or what `f` says.
+    pub fn read_keys<R>(
+        &self,
+        f: impl FnOnce(&Keyspace) -> Result<R, Refusal>,
+    ) -> Result<R, Refusal> {
+        self.read(|keyspace| {
+            let mut corrupt = keyspace.alarms().list(Some(AlarmKind::Corrupt));
+            if corrupt.any(|alarm| alarm.member == self.identity().member_id) {
+                return Err(Refusal::Corrupt);
+            }
+            f(keyspace)
+        })
     }
 
     /// Changes whenever something was applied.

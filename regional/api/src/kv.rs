@@ -154,7 +154,7 @@ pub async fn txn(api: &Api, credentials: &Credentials, message: Bytes) -> Answer
         api.backend.linearizable().await.map_err(Failure::from)?;
     }
     let caller = credentials.caller(&api.backend)?;
-    let response = api.read_keys(|keyspace| keyspace.read_txn(&caller, &request));
+    let response = api.backend.read_keys(|keyspace| keyspace.read_txn(&caller, &request));
     let response = response.map_err(Failure::from)?;
     let header = Some(api.backend.header_at(response.revision));
     Ok(grpc::frame(&txn::txn_response(header, &response)))
@@ -267,7 +267,7 @@ pub(crate) fn begin(
     request: &RangeRequest,
 ) -> Result<Scan, Status> {
     let caller = credentials.caller(&api.backend)?;
-    let scan = api.read_keys(|keyspace| {
+    let scan = api.backend.read_keys(|keyspace| {
         keyspace.auth().check_range(&caller, request)?;
         Scan::begin(keyspace.store(), request)
     });

@@ -138,7 +138,7 @@ impl Visit {
 
     fn first(&self, range: &RangeRequest) -> Result<(Option<Event>, Revision), Trouble> {
         let caller = self.caller()?;
-        let found = self.gate.backend().read(|keyspace| keyspace.range(&caller, range))?;
+        let found = self.gate.backend().read_keys(|keyspace| keyspace.range(&caller, range))?;
         Ok((found.kvs.into_iter().next(), found.revision))
     }
 

@@ -30,7 +30,7 @@ pub async fn get(api: &Api, credentials: &Credentials, message: Bytes) -> Answer
     let mut request = RangeRequest::of(KeyRange::key(wanted.key));
     request.revision = wanted.revision;
     let caller = credentials.caller(&api.backend)?;
-    let found = api.read_keys(|keyspace| keyspace.range(&caller, &request));
+    let found = api.backend.read_keys(|keyspace| keyspace.range(&caller, &request));
     let found = found.map_err(Failure::from)?;
     let response = v1::GetResponse {
         header: Some(header(api, found.revision, point.term)),

@@ -151,7 +151,8 @@ struct Held {
 fn status(api: &Api, credentials: &Credentials, role: &str) -> Result<Role, Status> {
     check_name(role, "role")?;
     let caller = credentials.caller(&api.backend)?;
-    let found = api.backend.read(|keyspace| keyspace.role_status(&caller, role, keyspace.now()));
+    let found =
+        api.backend.read_keys(|keyspace| keyspace.role_status(&caller, role, keyspace.now()));
     let found = found.map_err(Failure::from)?;
     let held = found.holder.map(|held| Held {
         holder: held.name,

@@ -248,7 +248,7 @@ impl Mirroring {
         credentials: &Credentials,
     ) -> Result<Reading, Status> {
         let caller = credentials.caller(backend)?;
-        let scan = backend.read(|keyspace| {
+        let scan = backend.read_keys(|keyspace| {
             keyspace.may_open(&caller, &self.range)?;
             Scan::begin(keyspace.store(), &whole(&self.range))
         });

@@ -1,8 +1,11 @@
 //! `KV` as clients see it: revisions, and errors by code and text.
 
+use satrap_proto::etcdserverpb::alarm_request::AlarmAction;
 use satrap_proto::etcdserverpb::kv_client::KvClient;
+use satrap_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use satrap_proto::etcdserverpb::request_op::Request as Op;
 use satrap_proto::etcdserverpb::{self as pb, compare};
+use satrap_proto::v1::{self, store_client::StoreClient};
 use tonic::Code;
 use tonic::transport::Channel;
 
@@ -231,5 +234,50 @@ async fn a_long_range_is_whole_and_a_streamed_one_equals_it() {
     let sorted = pb::RangeRequest { sort_order: 2, ..range("a", "b") };
     let error = kv.range_stream(sorted).await.unwrap_err();
     assert_eq!(error.code(), Code::Unimplemented);
+    member.stop().await;
+}
+
+/// Only the member that the alarm names is known to have a wrong copy.
+#[tokio::test]
+async fn a_corrupt_member_answers_no_reads() {
+    const OWN: u64 = 0xa1;
+    let member = Member::start().await;
+    let channel = member.channel().await;
+    let (mut kv, mut store) = (client(&member).await, StoreClient::new(channel.clone()));
+    let mut maintenance = MaintenanceClient::new(channel);
+    let mut alarm = async |action: AlarmAction, member_id| {
+        let (action, alarm) = (action.into(), pb::AlarmType::Corrupt.into());
+        maintenance.alarm(pb::AlarmRequest { action, member_id, alarm }).await.unwrap();
+    };
+    let mut reads = async || {
+        let txn = pb::TxnRequest {
+            success: vec![op(Op::RequestRange(range("a", "")))],
+            ..Default::default()
+        };
+        let get = v1::GetRequest { key: "a".into(), ..Default::default() };
+        let list = v1::ListPageRequest { key: "a".into(), ..Default::default() };
+        let role = v1::RoleStatusRequest { role: "r".into(), ..Default::default() };
+        [
+            kv.range(range("a", "")).await.err(),
+            kv.range(pb::RangeRequest { serializable: true, ..range("a", "") }).await.err(),
+            kv.txn(txn).await.err(),
+            store.get(get).await.err(),
+            store.list_page(list).await.err(),
+            store.role_status(role).await.err(),
+        ]
+    };
+    alarm(AlarmAction::Activate, OWN + 1).await;
+    let served = reads().await;
+    assert!(served.iter().all(Option::is_none), "{served:?}");
+    alarm(AlarmAction::Activate, OWN).await;
+    for refused in reads().await {
+        let status = refused.unwrap();
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::DataLoss, "etcdserver: corrupt cluster")
+        );
+    }
+    alarm(AlarmAction::Deactivate, OWN).await;
+    assert!(reads().await.iter().all(Option::is_none));
     member.stop().await;
 }

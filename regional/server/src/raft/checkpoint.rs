@@ -14,9 +14,9 @@
 //! - **K3** The first failed write ends the thread, and with it the process.
 //! - **K4** A full disk is no failed write. What could not be written is kept and tried again, first of
 //!   all in the room that the reserve gives back; whoever asked for a checkpoint waits for it.
-//! - **K5** What lies on the disk unread is compared with its digests all the time, a little of it each
-//!   minute. Rot is told to operators, and ends nothing: this member has the state in memory, and its
-//!   peers see to it that nobody gets what is rotten.
+//! - **K5** What lies on the disk is compared with its digests all the time, a little of it each
+//!   minute; what the engine holds in its cache, there. Rot is told to operators, and ends nothing: this
+//!   member has the state in memory, and its peers see to it that nobody gets what is rotten.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -260,7 +260,7 @@ impl Checkpoints {
         held.pending = None;
         held.written = restored.applied;
         held.compacted = restored.keyspace.store().compacted();
-        (held.reclaimed, held.reclaiming) = (0, 0);
+        (held.reclaimed, held.reclaiming) = (0, None);
         held.shared.replace(restored);
         held.shared.installs.fetch_add(1, Ordering::Release);
         held.shared.meters.snapshots_installed.add_one();
@@ -285,10 +285,10 @@ struct Checkpointer {
     reserve: Arc<Reserve>,
     written: Option<LogId>,
     compacted: i64,
-    /// The compaction of which nothing is on disk any more, and the one at which the present pass
-    /// through the history began.
+    /// The compaction that all of the history on disk was gone through for, and that for which it is
+    /// being gone through.
     reclaimed: i64,
-    reclaiming: i64,
+    reclaiming: Option<i64>,
     /// K4: taken from the keyspace, and not on disk.
     pending: Option<Pending>,
     /// Those that asked for a checkpoint.
@@ -314,7 +314,7 @@ impl Checkpointer {
             written,
             compacted,
             reclaimed: 0,
-            reclaiming: 0,
+            reclaiming: None,
             pending: None,
             waiting: Vec::new(),
             steps: 0,
@@ -441,6 +441,8 @@ impl Checkpointer {
             if compacted <= 0 || compacted == self.reclaimed {
                 return Ok(());
             }
+            // A compaction that comes while this is under way has been missed by what lies behind.
+            let began = *self.reclaiming.get_or_insert(compacted);
             let done = self.state.reclaim(DISK_RECLAIM_BYTES, |key, revision| {
                 // K2
                 let needed = |store: &kv::Store| {
@@ -449,8 +451,7 @@ impl Checkpointer {
                 self.shared.read(|keyspace| needed(keyspace.store()))
             })?;
             if done.wrapped {
-                // What came while this was under way may be behind it.
-                self.reclaimed = std::mem::replace(&mut self.reclaiming, compacted);
+                (self.reclaimed, self.reclaiming) = (began, None);
             }
         }
         Ok(())

@@ -66,10 +66,7 @@ impl<P: Platform> Ring<P> {
 
     async fn look(&self) -> Result<(), Unavailable> {
         self.look_at_room().await?;
-        if !self.leads() {
-            return Ok(());
-        }
-        self.compare().await
+        if self.leads() { self.compare().await } else { Ok(()) }
     }
 
     /// W3

@@ -1,7 +1,7 @@
 //! What a member counts for its operators, as Prometheus reads it.
 //!
 //! Where a figure means what one of etcd's means, it has etcd's name, so that dashboards and alerts
-//! which know etcd know the ring; `docs/etcd.md` lists them. Whoever counts does so with one atomic
+//! which know etcd know the ring. Whoever counts does so with one atomic
 //! addition, and texts are only made when somebody asks.
 //!
 //! # Deliberately absent

@@ -72,11 +72,15 @@ pub struct Report {
     pub simulated: Duration,
 }
 
+/// In which time passes only when nobody has anything to do.
+fn runtime() -> tokio::runtime::Runtime {
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    { runtime }.enable_time().start_paused(true).build().unwrap()
+}
+
 /// Runs one seed from the beginning to the end.
 pub fn run(seed: u64, bug: Option<Bug>) -> Report {
-    let runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = { runtime }.enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(async {
+    runtime().block_on(async {
         let founders = if seed.is_multiple_of(5) { 5 } else { 3 };
         let world = World::new(seed, founders, Realm::at(1_800_000_000).genesis, bug);
         let mut nemesis = Nemesis::new(world.clone());

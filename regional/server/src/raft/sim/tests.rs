@@ -1,7 +1,10 @@
 //! Hundreds of seeds, and proof that they would find something.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
 };
 
@@ -9,7 +12,7 @@ use futures::future::select;
 use openraft::ChangeMembers;
 use satrap_regional_api::backend::{AdminReply, AdminRequest, Unavailable};
 
-use super::{Report, bug::Bug, checks::Checks, heal, members, run, world::World};
+use super::{Report, bug::Bug, checks::Checks, heal, members, run, runtime, world::World};
 use crate::{limits::DEFRAGMENT_PAUSE, tests::realm::Realm};
 
 /// A number from the command line of a developer, who wants to see one run again.
@@ -49,16 +52,21 @@ fn one_seed() {
     assert!(broken.is_empty(), "{broken:?}");
 }
 
-/// A snapshot on its way is no reason to refuse, unless it takes too long.
-#[test]
-fn a_defragmentation_waits_for_who_reads_the_state() {
-    let runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = { runtime }.enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(async {
+/// Simulates three members that have a leader.
+fn in_a_ring(test: impl AsyncFnOnce(&Arc<World>, &mut Checks)) {
+    runtime().block_on(async {
         let world = World::new(1, 3, Realm::at(1_800_000_000).genesis, None);
         let mut checks = Checks::default();
         world.founders().iter().for_each(|name| world.boot(name));
         heal(&world, None, &mut checks).await.unwrap();
+        test(&world, &mut checks).await;
+    });
+}
+
+/// A snapshot on its way is no reason to refuse, unless it takes too long.
+#[test]
+fn a_defragmentation_waits_for_who_reads_the_state() {
+    in_a_ring(async |world, _| {
         let running = world.running();
         let (name, live) = running.first().unwrap();
         let backend = world.backend(name).unwrap();
@@ -78,13 +86,7 @@ fn a_defragmentation_waits_for_who_reads_the_state() {
 /// H6 of `orders`: whoever was changing the members died between the two halves of it.
 #[test]
 fn a_removal_left_half_done_is_completed_as_it_was_meant() {
-    let runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = { runtime }.enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(async {
-        let world = World::new(1, 3, Realm::at(1_800_000_000).genesis, None);
-        let mut checks = Checks::default();
-        world.founders().iter().for_each(|name| world.boot(name));
-        heal(&world, None, &mut checks).await.unwrap();
+    in_a_ring(async |world, checks| {
         let running = world.running();
         let (_, leader) = running.iter().find(|(_, live)| live.ring.leads()).unwrap();
         let (gone, _) = running.iter().find(|(_, live)| !live.ring.leads()).unwrap();
@@ -94,8 +96,8 @@ fn a_removal_left_half_done_is_completed_as_it_was_meant() {
         let half = half.metrics(|m| m.membership_config.get_joint_config().len() > 1, "half done");
         let whole = raft.change_membership(removed, false);
         select(Box::pin(half), Box::pin(whole)).await;
-        heal(&world, None, &mut checks).await.unwrap();
-        let members = members(&world).unwrap();
+        heal(world, None, checks).await.unwrap();
+        let members = members(world).unwrap();
         assert!(members.len() == 2 && members.iter().all(|(name, _)| name != gone), "{members:?}");
     });
 }
