@@ -137,7 +137,7 @@ pub async fn start(config: Config, group: &TaskGroup) -> Result<SocketAddr, Node
         links: links.clone(),
         group: group.clone(),
     }));
-    let follow = FollowService::new(replicas, Slots::default(), group.shutdown());
+    let follow = FollowService::new(replicas, Slots::default(), group);
     let listener = Listener::bind(config.listen, credentials.clone(), callers(), LIMITS.clone());
     let listener = listener.await.map_err(io(&format!("listen address {}", config.listen)))?;
     let address = listener.local_address().map_err(io("listener"))?;

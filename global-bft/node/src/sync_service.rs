@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use satrap_certify::{Rejection, Replica};
+use satrap_certify::{Interest, Rejection, Replica};
 use satrap_host::{follow::Followers, mtls::PeerIdentity};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
@@ -32,6 +32,11 @@ impl Followers for Slots {
         status::admit(peer, &callers())?;
         let slot = self.0.clone().try_acquire_owned();
         slot.map_err(|_| status::busy("too many followers; ask another server"))
+    }
+
+    /// Regions and validators relay all of it, and operators may read all of it.
+    fn may_ask(&self, _: &PeerIdentity, _: &Interest) -> Result<(), Status> {
+        Ok(())
     }
 
     /// Reports are for regions; this tier has no edges.

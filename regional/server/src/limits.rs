@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use satrap_certify::limits::{EDGE_UPDATE_BYTES_MAX, UPDATE_BYTES_MAX};
+use satrap_certify::limits::UPDATE_BYTES_MAX;
 
 /// One `RingFrame` on the wire; longer messages are split over a stream.
 pub const RING_FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -14,9 +14,6 @@ pub const COMMAND_BYTES_MAX: usize = UPDATE_BYTES_MAX + 1024;
 pub const APPEND_BATCH_BYTES: usize = 1024 * 1024;
 /// One append request, reassembled.
 pub const APPEND_BYTES_MAX: usize = COMMAND_BYTES_MAX + APPEND_BATCH_BYTES + 64 * 1024;
-/// One snapshot with its envelope, reassembled.
-pub const SNAPSHOT_BYTES_MAX: usize = UPDATE_BYTES_MAX + 64 * 1024;
-
 /// Operations that wait for the log writer; beyond these, openraft waits.
 pub const WRITER_QUEUE_OPS_MAX: usize = 1024;
 /// One group commit. A longer single operation still goes in alone.
@@ -84,8 +81,6 @@ pub const DISK_RECLAIM_PIECES: usize = 8;
 
 /// One message from a follower: a position that names every bundle there can be, or a report.
 pub const FOLLOW_REQUEST_BYTES_MAX: usize = 1024 * 1024;
-/// One update to or from another relay, with its envelope.
-pub const UPDATE_MESSAGE_BYTES_MAX: usize = UPDATE_BYTES_MAX + 1024;
 
 /// Edges whose newest report is kept.
 pub const REPORTS_MAX: usize = 20_000;
@@ -105,4 +100,3 @@ pub const SUBMIT_BYTES_MAX: usize = satrap_certify::limits::CHANGE_BYTES_MAX + 1
 
 const _: () = assert!(RING_CHUNK_BYTES < RING_FRAME_BYTES_MAX);
 const _: () = assert!(LOG_KEEP_BYTES < LOG_BYTES_MAX);
-const _: () = assert!(EDGE_UPDATE_BYTES_MAX <= UPDATE_MESSAGE_BYTES_MAX);

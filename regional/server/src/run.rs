@@ -30,10 +30,7 @@ use crate::{
     config::Config,
     control::{ControlError, ControlService, Sources},
     etcd::{self, EtcdError, Served},
-    limits::{
-        FOLLOW_REQUEST_BYTES_MAX, STATUS_BYTES_MAX, SUBMIT_BYTES_MAX, SUBMIT_TIMEOUT,
-        UPDATE_MESSAGE_BYTES_MAX,
-    },
+    limits::{FOLLOW_REQUEST_BYTES_MAX, STATUS_BYTES_MAX, SUBMIT_BYTES_MAX, SUBMIT_TIMEOUT},
     raft::{Ring, RingError, serve},
     refusals::Refusals,
     reports::Reports,
@@ -200,10 +197,8 @@ pub async fn start(
         .max_decoding_message_size(SUBMIT_BYTES_MAX)
         .max_encoding_message_size(STATUS_BYTES_MAX);
     let audience = Audience { genesis: config.genesis.clone(), reports, refusals };
-    let sync = FollowService::new(ring.views(), audience, shutdown.clone());
-    let sync = SyncServer::new(sync)
-        .max_decoding_message_size(FOLLOW_REQUEST_BYTES_MAX)
-        .max_encoding_message_size(UPDATE_MESSAGE_BYTES_MAX);
+    let sync = FollowService::new(ring.views(), audience, group);
+    let sync = SyncServer::new(sync).max_decoding_message_size(FOLLOW_REQUEST_BYTES_MAX);
     let server = server_builder(&limits).add_service(sync).add_service(control);
     group.spawn("clients", server.serve_with_incoming_shutdown(listener, shutdown.requested()));
     group.spawn("upstream", upstream.run(shutdown.clone()));

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use satrap_certify::{Genesis, Rejection, Replica};
+use satrap_certify::{Genesis, Interest, Rejection, Replica};
 use satrap_host::{
     follow::Followers,
     pki::{PeerIdentity, Role},
@@ -33,7 +33,7 @@ impl Followers for Audience {
     type Guard = Option<Connected>;
 
     fn replica(view: &Region) -> &Replica {
-        view.replica()
+        view.served()
     }
 
     fn admit(&self, peer: &PeerIdentity) -> Result<Option<Connected>, Status> {
@@ -41,6 +41,15 @@ impl Followers for Audience {
             return Err(status::denied("validators follow each other, not regions"));
         }
         Ok(reports::edge_key(peer).map(|edge| self.reports.connect(edge)))
+    }
+
+    fn may_ask(&self, peer: &PeerIdentity, interest: &Interest) -> Result<(), Status> {
+        match (peer.id.role(), interest) {
+            (Role::Edge { .. }, Interest::Everything) => {
+                Err(status::denied("an edge asks for bundles by name, not for everything"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn report(&self, peer: &PeerIdentity, bytes: &[u8]) -> Result<(), Rejection> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arc_malachitebft_core_consensus::{Input, MisbehaviorEvidence, ProposedValue};
 use arc_malachitebft_core_types::{Round, Validity, ValueOrigin, ValueResponse};
-use satrap_certify::{Block, Commit, Genesis, Interest, Replica, Update, ValidatorSet};
+use satrap_certify::{Block, Commit, Genesis, Interest, Replica, Snapshot as State, ValidatorSet};
 use satrap_global_core::Ledger;
 use satrap_merkle::codec::{Canonical as _, Writer};
 
@@ -37,8 +37,8 @@ pub(super) fn restore(genesis: &Genesis, store: &dyn Storage) -> Result<Restored
         Some(snapshot) => {
             let damaged = |why| DiskError::Damaged { what: "the snapshot", why };
             let ledger = Ledger::restore(genesis, &snapshot.ledger).map_err(damaged)?;
-            let update = Update::from_canonical(&snapshot.replica).map_err(damaged)?;
-            let replica = Replica::restore(genesis, Interest::Everything, &update);
+            let state = State::from_canonical(&snapshot.replica).map_err(damaged)?;
+            let replica = Replica::restore(genesis, Interest::Everything, &state);
             let diverged = |why: satrap_certify::Rejection| diverged(ledger.height(), &why);
             (ledger.clone(), replica.map_err(diverged)?)
         }
@@ -63,8 +63,7 @@ fn advance(
 ) -> Result<(), Fatal> {
     let height = block.checkpoint.height;
     let update = ledger.apply(block, commit).map_err(|why| diverged(height, &why))?;
-    // The quorum judged the block's time when it voted; a replay must not depend on this clock.
-    let verified = replica.verify(&update, block.checkpoint.time);
+    let verified = replica.verify_own(&update);
     replica.advance(verified.map_err(|why| diverged(height, &why))?);
     Ok(())
 }

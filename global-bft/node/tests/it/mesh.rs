@@ -2,10 +2,13 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use satrap_certify::{Genesis, Interest, Label, Replica, Timestamp, Update};
+use satrap_certify::{
+    Genesis, Interest, Label, Replica, Timestamp, Update, limits::UPDATE_BYTES_MAX,
+};
 use satrap_global_node::{Config, malachite::Timing, start};
 use satrap_host::{
     TaskGroup, clock, files,
+    follow::{self, Replies},
     mtls::{self, CredentialFiles, Credentials, PeerRule},
     pki::{Authority, Role, Scope, SpiffeId},
     runtime,
@@ -14,7 +17,7 @@ use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{
     FollowRequest, GovernanceRequest, LightBlocksRequest, MeshFrame, StatusRequest, SubmitRequest,
     ValidatorStatus, control_client::ControlClient, follow_request::Body, mesh_client::MeshClient,
-    status_reply::Tier, sync_client::SyncClient,
+    status_reply::Tier,
 };
 use tonic::{Code, transport::Channel};
 
@@ -122,11 +125,11 @@ async fn follow(realm: &Realm, channel: Channel, height: u64) -> Replica {
     let (ask, requests) = tokio::sync::mpsc::channel(1);
     ask.send(FollowRequest { body: Some(Body::Position(position)) }).await.unwrap();
     let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
-    let mut client = SyncClient::new(channel).max_decoding_message_size(1 << 26);
-    let mut replies = client.follow(requests).await.unwrap().into_inner();
+    let replies = follow::client(channel).follow(requests).await.unwrap().into_inner();
+    let mut replies = Replies::new(replies, UPDATE_BYTES_MAX);
     while replica.height() < height {
-        let reply = replies.message().await.unwrap().expect("the stream goes on");
-        let update = Update::from_canonical(&reply.update).unwrap();
+        let update = replies.next().await.unwrap().expect("the stream goes on");
+        let update = Update::from_canonical(&update).unwrap();
         let advance = replica.verify(&update, Timestamp(clock::now())).unwrap();
         replica.advance(advance);
     }

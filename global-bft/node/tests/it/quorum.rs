@@ -174,7 +174,7 @@ fn a_restart_continues_from_snapshot_and_blocks() {
     assert_eq!(engine.replica().height(), top);
     // What it serves is verified by a follower that knows only the genesis.
     let follower = Replica::genesis(&world.genesis, Interest::Everything);
-    let update = engine.replica().update_for(&follower.position()).unwrap().unwrap();
+    let update = engine.replica().answer(&follower.position()).unwrap().unwrap().update;
     let now = Timestamp(START.plus(world.now).0);
     assert_eq!(follower.verify(&update, now).unwrap().height(), top);
     decide(&mut world, 500, 3);
