@@ -81,7 +81,7 @@ async fn an_identity_that_takes_nothing_waits_for_itself_and_loses_what_it_was_g
     // Streams as many as it likes: they share one budget.
     let full = loop {
         let next = send(&answers, &greedy, &relay, &position);
-        match next.now_or_never() {
+        match tokio::task::unconstrained(next).now_or_never() {
             Some(sending) => held.push(sending),
             None => break held.len(),
         }
