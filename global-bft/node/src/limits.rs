@@ -39,10 +39,13 @@ pub const BAN: Duration = Duration::from_secs(10);
 
 /// Votes kept for the next height, per peer: two votes of eight rounds.
 pub const EARLY_VOTES_MAX: usize = 16;
-/// Proposals kept for the next height, in all.
-pub const EARLY_PROPOSALS_MAX: usize = 8;
-/// Different proposals looked at per round; two prove an equivocation.
+/// Proposals kept for the next height, per peer: its leader may send the one of another round, too.
+pub const EARLY_PROPOSALS_MAX: usize = 2;
+/// Different proposals looked at per round, and as many again of blocks with a polka; two prove an
+/// equivocation.
 pub const PROPOSALS_PER_ROUND_MAX: usize = 3;
+/// Proposals that wait for a polka, per proposer; an honest one makes one per round.
+pub const HELD_PER_PROPOSER_MAX: usize = 4;
 /// The core drops messages of rounds further ahead than this.
 pub const ROUNDS_AHEAD_MAX: u32 = 10;
 /// Heights and messages per height in the core's own queue. The host queues early messages itself,
