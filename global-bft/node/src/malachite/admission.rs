@@ -265,8 +265,8 @@ impl Host {
         let round = proposal.round.as_u32().unwrap_or(0);
         let precision = self.timing.clock_precision;
         let delay = self.timing.grown(self.timing.message_delay, round);
-        let is_timely = time <= arrived.plus(precision)
-            && arrived <= time.plus(precision).plus(delay);
+        let is_timely =
+            time <= arrived.plus(precision) && arrived <= time.plus(precision).plus(delay);
         if !is_timely {
             let (height, proposer) = (proposal.height, proposal.proposer);
             tracing::warn!(%height, %proposer, %time, %arrived, "a proposal is not timely");

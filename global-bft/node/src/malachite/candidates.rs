@@ -156,3 +156,159 @@ impl Candidates {
         found.into_iter().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use arc_malachitebft_core_types::{PolkaSignature, SignedMessage};
+    use ed25519_dalek::SigningKey;
+    use satrap_certify::{Block, Genesis, PublicKey, Timestamp};
+    use satrap_global_core::Ledger;
+
+    use super::*;
+    use crate::malachite::context::{Height, PolkaCertificate, Proposal, Value, Vote};
+
+    fn voter(n: u8) -> Voter {
+        Voter(PublicKey::of(&SigningKey::from_bytes(&[n + 1; 32])).address())
+    }
+
+    fn genesis() -> Genesis {
+        let key = |n: u8| PublicKey::of(&SigningKey::from_bytes(&[n + 1; 32]));
+        let validator = |n| {
+            format!(
+                r#"{{"name": "v{n}", "public_key": "{}", "power": 1, "jurisdiction": "eu",
+                     "url": "https://v{n}:1"}}"#,
+                key(n)
+            )
+        };
+        let validators: Vec<_> = (0..4).map(validator).collect();
+        let json = format!(
+            r#"{{"chain_id": "test", "genesis_time": "2026-01-01T00:00:00Z",
+                "policy": {{ "heartbeat_ms": 60000, "trusting_period_s": 7776000,
+                             "clock_drift_ms": 10000, "leader_rotation_heights": 100 }},
+                "governance_approvals": 1,
+                "operators": [{{ "principal": "alice", "public_key": "{}" }}],
+                "classes": [{{ "prefix": "", "approvals": 1, "kind": "opaque" }}],
+                "validators": [{}]}}"#,
+            key(200),
+            validators.join(",")
+        );
+        Genesis::from_json(json.as_bytes()).unwrap()
+    }
+
+    fn electorate() -> Electorate {
+        Electorate::new(genesis().validators(), 1, None, 100)
+    }
+
+    /// A block that differs from others by its time.
+    fn value(ms: u64) -> Value {
+        let genesis = genesis();
+        let time = Timestamp(1_800_000_000_000_000_000 + ms * 1_000_000);
+        let block: Block = Ledger::genesis(&genesis).build(voter(0).0, time, &[]);
+        Value::new(genesis.realm(), block).unwrap()
+    }
+
+    fn proposal(round: u32, pol_round: Round, value: &Value) -> SignedProposal {
+        let (height, round, value) = (Height(1), Round::new(round), value.clone());
+        let proposal = Proposal { height, round, pol_round, value, proposer: voter(0) };
+        SignedMessage::new(proposal, [0; 64])
+    }
+
+    fn prevote(n: u8, round: u32, value: &Value) -> Input<Ctx> {
+        let vote = Vote {
+            vote_type: VoteType::Prevote,
+            height: Height(1),
+            round: Round::new(round),
+            value: NilOrVal::Val(value.value_id()),
+            voter: voter(n),
+        };
+        Input::Vote(SignedMessage::new(vote, [0; 64]))
+    }
+
+    fn certificate(round: u32, value: &Value) -> Input<Ctx> {
+        let signature = PolkaSignature { address: voter(0), signature: [0; 64] };
+        Input::PolkaCertificate(PolkaCertificate {
+            height: Height(1),
+            round: Round::new(round),
+            value_id: value.value_id(),
+            polka_signatures: vec![signature],
+        })
+    }
+
+    #[test]
+    fn a_claim_waits_for_two_thirds_of_the_power_and_not_for_less() {
+        let (mut candidates, set, block) = (Candidates::default(), electorate(), value(1));
+        let claim = proposal(2, Round::new(0), &block);
+        assert!(candidates.place(claim.clone(), false).is_none());
+        for vote in [
+            prevote(1, 0, &block),
+            prevote(2, 0, &block),
+            prevote(2, 0, &block),
+            prevote(9, 0, &block),
+            prevote(3, 1, &block),
+            prevote(3, 0, &value(2)),
+        ] {
+            assert!(candidates.count(&vote, &set).is_empty(), "{vote:?}");
+        }
+        assert_eq!(candidates.count(&prevote(3, 0, &block), &set), [claim.clone()]);
+        assert!(candidates.count(&certificate(0, &block), &set).is_empty(), "it no longer waits");
+        assert_eq!(candidates.place(claim.clone(), false), Some(claim), "the polka is known now");
+    }
+
+    #[test]
+    fn a_certificate_counts_for_its_round_and_block_only() {
+        let (mut candidates, set, block) = (Candidates::default(), electorate(), value(1));
+        let claim = proposal(3, Round::new(1), &block);
+        // Not timely: it waits for a polka in its own round.
+        let late = proposal(2, Round::Nil, &block);
+        assert!(candidates.place(claim.clone(), false).is_none());
+        assert!(candidates.place(late.clone(), false).is_none());
+        assert!(candidates.count(&certificate(0, &block), &set).is_empty(), "another round");
+        assert!(candidates.count(&certificate(1, &value(2)), &set).is_empty(), "another block");
+        assert_eq!(candidates.count(&certificate(1, &block), &set), [claim]);
+        assert_eq!(candidates.count(&certificate(2, &block), &set), [late]);
+    }
+
+    #[test]
+    fn proposals_of_a_round_at_the_limit_and_over_it() {
+        let (mut candidates, set) = (Candidates::default(), electorate());
+        let room = u64::try_from(PROPOSALS_PER_ROUND_MAX).unwrap();
+        for ms in 0..room {
+            let p = proposal(1, Round::Nil, &value(ms));
+            assert!(candidates.wants(&p, &[ms as u8]));
+            candidates.note(&p, vec![ms as u8]);
+            assert!(!candidates.wants(&p, &[ms as u8]), "the same again");
+        }
+        let voted = proposal(1, Round::new(0), &value(99));
+        assert!(!candidates.wants(&voted, &[99]), "over the limit");
+        assert!(candidates.wants(&proposal(2, Round::Nil, &value(99)), &[99]), "another round");
+        candidates.count(&certificate(0, &value(99)), &set);
+        assert!(candidates.wants(&voted, &[99]), "with a polka");
+        let contradictions = candidates.contradictions();
+        assert_eq!(contradictions.len(), 1);
+        assert_eq!(contradictions[0].0, voter(0));
+    }
+
+    #[test]
+    fn the_core_gets_no_more_blocks_of_a_round_than_it_keeps() {
+        let (mut candidates, set) = (Candidates::default(), electorate());
+        for ms in 0..MAX_PROPOSALS_PER_ROUND as u64 {
+            let p = candidates.place(proposal(1, Round::Nil, &value(ms)), true).expect("room");
+            candidates.count(&Input::Proposal(p), &set);
+        }
+        let third = proposal(1, Round::Nil, &value(99));
+        assert!(candidates.place(third.clone(), true).is_none(), "over the limit");
+        assert_eq!(candidates.count(&certificate(1, &value(99)), &set), [third]);
+    }
+
+    #[test]
+    fn a_proposer_displaces_its_own_oldest_claim() {
+        let (mut candidates, set, block) = (Candidates::default(), electorate(), value(1));
+        let rounds = u32::try_from(HELD_PER_PROPOSER_MAX).unwrap() + 1;
+        for round in 1..=rounds {
+            assert!(candidates.place(proposal(round, Round::new(0), &block), false).is_none());
+        }
+        let released = candidates.count(&certificate(0, &block), &set);
+        let released: Vec<_> = released.iter().map(|p| p.round.as_u32().unwrap()).collect();
+        assert_eq!(released, (2..=rounds).collect::<Vec<_>>());
+    }
+}

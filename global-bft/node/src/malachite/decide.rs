@@ -84,10 +84,7 @@ fn commit_of(certificate: &CommitCertificate, set: &ValidatorSet) -> Commit {
 
 /// Pairs of contradicting messages that came to light, as both signed messages. The core has no
 /// evidence against a proposer whose proposals it was not handed; that is in `withheld`.
-fn conflicts(
-    evidence: &MisbehaviorEvidence<Ctx>,
-    withheld: Vec<Contradiction>,
-) -> Vec<Conflict> {
+fn conflicts(evidence: &MisbehaviorEvidence<Ctx>, withheld: Vec<Contradiction>) -> Vec<Conflict> {
     let vote = |vote: &SignedVote| {
         let mut w = Writer::default();
         codec::put_vote(&mut w, vote);

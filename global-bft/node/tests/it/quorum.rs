@@ -179,3 +179,25 @@ fn a_restart_continues_from_snapshot_and_blocks() {
     assert_eq!(follower.verify(&update, now).unwrap().height(), top);
     decide(&mut world, 500, 3);
 }
+
+/// A clock judges what strangers say, not what this process decided or holds in its own store.
+#[test]
+fn a_realm_that_was_down_for_longer_than_the_trusting_period_goes_on() {
+    let mut world = World::new(genesis(4, 100, HOUR), 4, 41);
+    world.start_all();
+    decide(&mut world, 0, 3);
+    for days in [400, 800] {
+        for n in ALL {
+            world.nodes[n as usize].engine = None;
+        }
+        world.now += Duration::from_secs(days * 86_400);
+        for n in ALL {
+            world.start(n);
+        }
+        let top = world.height(0);
+        assert!(top >= 3, "restored {top} heights");
+        decide(&mut world, days, 3);
+        assert!(world.run(Duration::from_secs(5), |w| w.all_at(&ALL, top + 3)));
+    }
+    assert_eq!((world.oracle.equivocations, world.oracle.disagreements), (0, 0));
+}
