@@ -83,8 +83,16 @@ pub const TICK: Duration = Duration::from_millis(250);
 /// How long a peer must be ahead before this process asks it for blocks; votes for the height may
 /// simply still be on the way.
 pub const SYNC_PATIENCE: Duration = Duration::from_millis(400);
-/// How long to wait for a block before asking the next peer.
+/// How long to wait for a block before its peer counts as one that does not deliver.
 pub const SYNC_TIMEOUT: Duration = Duration::from_secs(2);
+/// Peers asked for one block at once, while none has proven itself or the one that has is slow.
+pub const SYNC_REQUESTS_MAX: usize = 2;
+/// How long the peer that delivered the last block is asked alone.
+pub const SYNC_HEDGE_AFTER: Duration = Duration::from_millis(250);
+/// For how long a peer that did not deliver a block is asked last; it doubles with each failure.
+pub const SYNC_DISTRUST_MIN: Duration = Duration::from_secs(2);
+/// No longer than this.
+pub const SYNC_DISTRUST_MAX: Duration = Duration::from_secs(128);
 /// How long a change submitted here waits before it is sent to all validators again.
 pub const RESUBMIT_AFTER: Duration = Duration::from_secs(1);
 

@@ -179,6 +179,10 @@ impl Host {
             return Ok(());
         };
         let height = response.certificate.height;
+        if let Some(peer) = self.source.clone() {
+            self.peers.trust(&peer);
+            self.catchup.delivered(&peer, height.0);
+        }
         self.ledger.validate(value.block()).map_err(|why| diverged(height.0, &why))?;
         self.values.insert(value.value_id(), value.clone());
         let value = ProposedValue {

@@ -266,6 +266,9 @@ impl Host {
             Effect::CertRejectedSyncValue(_, _, error, r) => {
                 tracing::warn!(%error, "refused a block from value sync");
                 self.junk = true;
+                if let Some(peer) = self.source.clone() {
+                    self.not_delivered(&peer);
+                }
                 r.resume_with(())
             }
             other => return self.perform_message(other),
