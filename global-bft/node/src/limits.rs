@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use satrap_certify::limits::{BLOCK_CHANGES_BYTES_MAX, CHANGE_BYTES_MAX};
+use satrap_certify::limits::{BLOCK_CHANGES_BYTES_MAX, CHANGE_BYTES_MAX, VALIDATORS_MAX};
 
 /// One mesh frame: a proposal with a full block, its header and signature.
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
@@ -15,6 +15,17 @@ pub const INBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Frames waiting for the network, per peer. A peer that does not read loses the rest; rebroadcast
 /// and value sync repair that.
 pub const OUTBOX_FRAMES_MAX: usize = 256;
+/// Their bytes, per peer; given back when a frame leaves the queue.
+pub const OUTBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// The part of these that changes and blocks for value sync do not take.
+pub const OUTBOX_RESERVED_BYTES: usize = OUTBOX_BYTES_MAX / 2;
+/// The most that one height makes a validator send to a peer before it hears of the next one: its
+/// proposal of a round, one relayed for a lock, and as many bytes again for their certificates and
+/// the votes of all rounds until they are repeated.
+const HEIGHT_BYTES_MAX: usize = 2 * (FRAME_BYTES_MAX + CERTIFICATES_BYTES_MAX) + 64 * 1024;
+/// A polka and a round certificate of the largest set: an address, a signature, a vote type and a
+/// block id each.
+const CERTIFICATES_BYTES_MAX: usize = 2 * VALIDATORS_MAX * 256;
 /// Submissions waiting for the consensus thread.
 pub const SUBMISSIONS_MAX: usize = 256;
 /// Names of validators that may have a mesh stream here at one time.
@@ -98,3 +109,5 @@ pub const RESUBMIT_AFTER: Duration = Duration::from_secs(1);
 
 const _: () = assert!(BLOCK_CHANGES_BYTES_MAX + 64 * 1024 <= FRAME_BYTES_MAX);
 const _: () = assert!(INBOX_BYTES_MAX > 4 * FRAME_BYTES_MAX);
+// A full height fits beside whatever changes wait.
+const _: () = assert!(HEIGHT_BYTES_MAX <= OUTBOX_RESERVED_BYTES);
