@@ -267,12 +267,15 @@ impl Replica {
         self.check(update, Clock::Now(now)).map(Certified::by_verification)
     }
 
-    /// As [`Replica::verify`], for what this process decided or stored itself: clocks judge
-    /// strangers (C8, C9), they must not keep a process from going on after it was off for long.
+    /// [`Replica::verify`] for what this process itself decided: no clock judges it.
+    ///
+    /// A clock protects against strangers who show an old state. What a process decided, or holds in
+    /// its own store, is no older than the process; were its age judged, a realm that was down for
+    /// longer than the trusting period could never store its next block.
     ///
     /// # Errors
     ///
-    /// The [`Rejection`] says what does not follow; this process is broken then.
+    /// The [`Rejection`] names the rule. None of them depends on the time of day.
     pub fn verify_own(&self, update: &Update) -> Result<Certified<Advance>, Rejection> {
         self.check(update, Clock::Ignored).map(Certified::by_verification)
     }
@@ -325,7 +328,7 @@ impl Replica {
         // A bundle that is proven absent was retired.
         self.contents.retain(|name, _| self.heads.contains_key(name));
         match self.interest {
-            // A relay serves what there is; versions of retired names rise by rule V19.
+            // A relay serves what there is; versions of retired names rise by rule V28.
             Interest::Everything => self.floors.clone_from(&self.heads),
             Interest::Bundles(_) => {
                 let heads = self.heads.iter().map(|(name, head)| (name.clone(), head.clone()));

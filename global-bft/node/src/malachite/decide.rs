@@ -1,7 +1,8 @@
 //! What happens when a height is decided, and how decided heights are restored.
 //!
-//! Both go through the same two calls, `Ledger::apply` and `Replica::verify`: a validator believes
-//! its own disk as little as it believes a peer.
+//! Both go through the same two calls, `Ledger::apply` and `Replica::verify_own`: a validator believes
+//! its own disk as little as it believes a peer. No clock takes part. Clocks judge what strangers
+//! say; what the quorum decided is stored, however long the realm was down.
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use satrap_global_core::Ledger;
 use satrap_merkle::codec::{Canonical as _, Writer};
 
 use super::{
+    candidates::Contradiction,
     codec,
     context::{CommitCertificate, Ctx, SignedVote, Voter},
     engine::{EngineEffect, Fatal},
@@ -79,8 +81,9 @@ fn commit_of(certificate: &CommitCertificate, set: &ValidatorSet) -> Commit {
     Commit { round: certificate.round.as_u32().expect("decisions have a round"), signatures }
 }
 
-/// Pairs of contradicting messages that came to light, as both signed messages.
-fn conflicts(evidence: &MisbehaviorEvidence<Ctx>) -> Vec<Conflict> {
+/// Pairs of contradicting messages that came to light, as both signed messages. The core has no
+/// evidence against a proposer whose proposals it was not handed; that is in `withheld`.
+fn conflicts(evidence: &MisbehaviorEvidence<Ctx>, withheld: Vec<Contradiction>) -> Vec<Conflict> {
     let vote = |vote: &SignedVote| {
         let mut w = Writer::default();
         codec::put_vote(&mut w, vote);
@@ -94,6 +97,12 @@ fn conflicts(evidence: &MisbehaviorEvidence<Ctx>) -> Vec<Conflict> {
             first: vote(first),
             second: vote(second),
         }));
+    }
+    for (proposer, [first, second]) in withheld {
+        if evidence.proposals.get(&proposer).is_none() {
+            let (kind, offender) = (ConflictKind::Proposal, proposer.0);
+            found.push(Conflict { kind, offender, first, second });
+        }
     }
     for (voter, pairs) in evidence.proposals.iter() {
         found.extend(pairs.iter().map(|(first, second)| Conflict {
@@ -119,7 +128,7 @@ impl Host {
         let height = block.checkpoint.height;
         let signers = self.ledger.validators().clone();
         let commit = commit_of(certificate, &signers);
-        let conflicts = conflicts(evidence);
+        let conflicts = conflicts(evidence, self.candidates.contradictions());
         for conflict in &conflicts {
             let (offender, kind) = (conflict.offender, conflict.kind.as_str());
             tracing::error!(height, %offender, kind, "a validator contradicted itself");
@@ -169,6 +178,10 @@ impl Host {
             return Ok(());
         };
         let height = response.certificate.height;
+        if let Some(peer) = self.source.clone() {
+            self.peers.trust(&peer);
+            self.catchup.delivered(&peer, height.0);
+        }
         self.ledger.validate(value.block()).map_err(|why| diverged(height.0, &why))?;
         self.values.insert(value.value_id(), value.clone());
         let value = ProposedValue {
