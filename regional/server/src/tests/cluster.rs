@@ -13,7 +13,7 @@ use std::{
 use futures::{Stream, StreamExt as _, stream};
 use satrap_certify::{Label, Position, Replica};
 use satrap_host::{
-    Shutdown, TaskGroup, clock, files,
+    Shutdown, TaskGroup, clock, files, follow,
     mtls::{CredentialFiles, Credentials, Limits, Listener, PeerRule, server_builder},
     pki::{Authority, Role, Scope, SpiffeId},
     runtime,
@@ -368,9 +368,8 @@ impl sync_server::Sync for TestValidator {
                         position = answer.leads_to;
                         let lies = honesty == Honesty::Tampers && !update.contents.is_empty();
                         let update = if lies { tampered(update) } else { update };
-                        let update = update.to_canonical().into();
-                        let reply = FollowReply { update, more: false };
-                        return Some((Ok(reply), (views, position, inbound)));
+                        let pieces = follow::pieces(update.to_canonical().into()).map(Ok);
+                        return Some((stream::iter(pieces), (views, position, inbound)));
                     }
                     tokio::select! {
                         changed = views.changed() => changed.ok()?,
@@ -378,7 +377,8 @@ impl sync_server::Sync for TestValidator {
                     }
                 }
             });
-        Ok(Response::new(Box::pin(replies.take_until(self.stop.requested()))))
+        let replies = replies.flatten().take_until(self.stop.requested());
+        Ok(Response::new(Box::pin(replies)))
     }
 }
 
