@@ -74,7 +74,8 @@ async fn a_region_without_validators_and_an_edge_without_servers_serve_what_they
     fs::remove_file(directory.join("data").join("status.json")).unwrap();
     edge.restart();
     realm.converge(decided.version, WITHIN).await;
-    let active = directory.join("active").join(BUNDLE).join("greeting.txt");
+    let link = directory.join("active").join(BUNDLE.replace('/', "+"));
+    let active = link.join("greeting.txt");
     assert_eq!(fs::read_to_string(&active).unwrap(), "hello");
 
     // Even if somebody damaged the active file while it was down.
