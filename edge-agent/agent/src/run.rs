@@ -19,6 +19,7 @@ use satrap_pressure::{Freshness, Seen};
 use crate::{
     config::{Config, Server},
     install::{InstallError, Installer},
+    links::OnDisk,
     session::{Session, SessionError, within},
     status::{StatusFile, View},
 };
@@ -180,7 +181,11 @@ impl Edge {
     fn report(&self) -> satrap_certify::SignedReport {
         let identity = self.credentials.current();
         let replica = self.installer.acceptor().replica();
-        let active = self.installer.acceptor().active().iter();
+        let (active, activator) = (self.installer.acceptor().active(), self.installer.activator());
+        // What the workload reads, not what it was once given.
+        let running = active
+            .iter()
+            .filter(|(name, version)| activator.on_disk(name, **version) == OnDisk::Current);
         Report {
             genesis_hash: *self.config.genesis.realm().genesis_hash(),
             region: self.config.region.clone(),
@@ -188,7 +193,7 @@ impl Edge {
             time: now(),
             height: replica.height(),
             certified_time: replica.certified_time(),
-            running: active.map(|(name, v)| (name.clone(), v.version, v.root)).collect(),
+            running: running.map(|(name, v)| (name.clone(), v.version, v.root)).collect(),
             refusals: self.refusals.counts().iter().map(|(r, n)| ((*r).to_owned(), *n)).collect(),
         }
         .sign(&identity.signing_key, identity.leaf_der.to_vec())

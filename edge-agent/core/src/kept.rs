@@ -14,7 +14,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use satrap_certify::{
-    BundleName, Digest, Genesis, Interest, Memory, Rejection, Replica, limits::FLOORS_MAX,
+    BundleName, Digest, Genesis, Interest, Memory, Rejection, Replica,
+    limits::{FLOORS_MAX, INTEREST_MAX},
 };
 use satrap_merkle::codec::{Canonical, DecodeError, Reader, Writer};
 
@@ -22,6 +23,10 @@ use crate::accept::{Active, Staged};
 
 /// Separates these digests from all others.
 const SEAL_CONTEXT: &str = "satrap 2026 edge memory v1";
+
+/// Bundles in one list: each has a floor, but for those of one configuration that were found
+/// running after the database was lost.
+const VERSIONS_MAX: usize = FLOORS_MAX + INTEREST_MAX;
 
 /// Versions by bundle.
 pub type Versions = BTreeMap<BundleName, Active>;
@@ -178,7 +183,7 @@ fn encode_versions<'a>(
 /// At most one version for each bundle, in the order of names.
 fn decode_versions(r: &mut Reader<'_>) -> Result<Versions, DecodeError> {
     let mut versions = Versions::new();
-    for _ in 0..r.count(FLOORS_MAX)? {
+    for _ in 0..r.count(VERSIONS_MAX)? {
         let (name, version) = (BundleName::decode(r)?, Active::decode(r)?);
         if versions.last_key_value().is_some_and(|(last, _)| *last >= name) {
             return Err(DecodeError::Invalid("order of bundle names"));
