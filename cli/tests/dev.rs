@@ -63,7 +63,7 @@ fn dev_brings_a_realm_up_publishes_and_resumes() {
     }
     for edge in realm["edges"].as_array().unwrap() {
         assert!(edge["pid"].is_u64() && edge["name"].is_string());
-        let active = Path::new(edge["active_dir"].as_str().unwrap()).join("pki/edge-trust");
+        let active = Path::new(edge["active_dir"].as_str().unwrap()).join("pki+edge-trust");
         // Three certificates, and all of them in one file.
         assert_eq!(fs::read_dir(&active).unwrap().count(), 4);
         let all = fs::read_to_string(active.join("trust.pem")).unwrap();

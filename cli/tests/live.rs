@@ -93,7 +93,8 @@ fn a_bundle_is_published_read_verified_and_compared() {
     let served = live.run(&["--json", "get", BUNDLE, "--endpoint", &member]).json();
     assert_eq!((&served["root"], &served["from"]), (&got["root"], &member.as_str().into()));
     let genesis = live.realm.files.genesis.display().to_string();
-    let active = live.realm.files.edges[0].active_dir().join(BUNDLE).display().to_string();
+    let link = BUNDLE.replace('/', "+");
+    let active = live.realm.files.edges[0].active_dir().join(link).display().to_string();
     let verify = ["verify", "--genesis", &genesis, "--certificate", "cert", "--bundle", BUNDLE];
     satrap(live.dir(), &[&verify[..], &["--dir", &active]].concat()).succeeds();
     satrap(live.dir(), &[&verify[..], &["--dir", "content"]].concat()).succeeds();

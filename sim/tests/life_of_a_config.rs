@@ -7,10 +7,8 @@
 
 use std::{collections::BTreeMap, collections::BTreeSet, time::Duration};
 
-use satrap_certify::{
-    BundleName, Commit, Interest, Replica, Report, Snapshot, Timestamp, Update, keys,
-};
-use satrap_edge_core::{Acceptor, Active, Effect, Event};
+use satrap_certify::{BundleName, Commit, Interest, Replica, Report, Timestamp, Update, keys};
+use satrap_edge_core::{Acceptor, Active, Effect, Event, Kept, kept::Versions};
 use satrap_global_core::Ledger;
 use satrap_merkle::codec::Canonical as _;
 use satrap_regional_core::{Command, Outcome, Region};
@@ -103,7 +101,7 @@ fn one_config_travels_from_an_operator_to_an_edge() {
     let interest = Interest::Bundles(vec![bundle.clone()]);
     let replica = Replica::genesis(genesis, interest.clone());
     let mut edge = Acceptor::new(replica, BTreeMap::new(), BTreeSet::new());
-    assert!(matches!(edge.resume(), Effect::Settled));
+    assert!(matches!(edge.resume(&Versions::new()), Effect::Settled));
     let update = members[1].replica().answer(&edge.position()).unwrap().unwrap().update;
 
     // 7. It verifies, stores, activates: edge-agent/core/src/accept.rs.
@@ -111,9 +109,11 @@ fn one_config_travels_from_an_operator_to_an_edge() {
     let update = Update::from_canonical(&wire).unwrap();
     let effect = edge.step(now, Event::Offered(Box::new(update))).unwrap();
     let Effect::Stage(staged) = &effect else { panic!("a verified offer is staged first") };
-    let disk = staged.replica.snapshot().unwrap().to_canonical();
+    let mut disk = Kept::new(genesis);
+    disk.staged(staged);
     assert_eq!(settle(&mut edge, effect, now), [1]);
     let running = edge.active()[&bundle];
+    disk.activated(&bundle, running);
 
     // And reports what it runs, signed with its identity key: certify/src/report.rs.
     let identity = satrap_sim::realm::key("edge-1");
@@ -131,13 +131,19 @@ fn one_config_travels_from_an_operator_to_an_edge() {
     let public = satrap_certify::PublicKey::of(&identity);
     signed.verify(genesis.realm().genesis_hash(), &public).unwrap();
 
-    // With every server gone, a restart verifies the disk and comes up with the same config.
-    let disk = Snapshot::from_canonical(&disk).unwrap();
-    let replica = Replica::restore(genesis, interest, &disk).unwrap();
-    let active = BTreeMap::from([(bundle.clone(), running)]);
-    let mut restarted = Acceptor::new(replica, active, BTreeSet::new());
-    assert!(matches!(restarted.resume(), Effect::Settled), "nothing is left to do");
-    assert_eq!(restarted.position(), edge.position());
+    // With every server gone, a restart goes on from what the edge verified itself, and comes up
+    // with the same config: edge-agent/core/src/kept.rs.
+    let disk = Kept::unseal(&disk.seal()).unwrap();
+    let contents =
+        BTreeMap::from([(bundle.clone(), edge.replica().content(&bundle).unwrap().clone())]);
+    let replica = Replica::resume(genesis, interest, disk.memory, contents).unwrap();
+    let mut restarted = Acceptor::new(replica, disk.active, disk.quarantine);
+    assert!(matches!(restarted.resume(&disk.ready), Effect::Settled), "nothing is left to do");
+    let (before, after) = (edge.position(), restarted.position());
+    assert_eq!(
+        (after.height, after.history_size, after.held),
+        (1, before.history_size, before.held)
+    );
 }
 
 /// An edge that holds version 1, and the update to version 2.
@@ -170,13 +176,24 @@ fn a_crash_between_staging_and_activation_restarts_what_ran_and_then_goes_on() {
     let (realm, mut edge, offer, bundle) = edge_at_one();
     let effect = edge.step(realm.now, Event::Offered(Box::new(offer))).unwrap();
     let Effect::Stage(staged) = effect else { panic!("staged first") };
-    let disk = staged.replica.snapshot().unwrap();
+    let mut disk = Kept::new(&realm.genesis);
+    disk.active = edge.active().clone();
+    disk.staged(&staged);
     let interest = Interest::Bundles(vec![bundle.clone()]);
-    let replica = Replica::restore(&realm.genesis, interest, &disk).unwrap();
-    let mut restarted = Acceptor::new(replica, edge.active().clone(), BTreeSet::new());
+    let content = staged.replica.content(&bundle).unwrap().clone();
+    let restart = |contents| {
+        let memory = disk.memory.clone();
+        let replica = Replica::resume(&realm.genesis, interest.clone(), memory, contents).unwrap();
+        Acceptor::new(replica, disk.active.clone(), BTreeSet::new())
+    };
+    let mut restarted = restart(BTreeMap::from([(bundle.clone(), content)]));
     assert_eq!(restarted.active()[&bundle].version, 1, "what ran before runs again");
-    let effect = restarted.resume();
+    let effect = restarted.resume(&disk.ready);
     assert_eq!(settle(&mut restarted, effect, realm.now), [2]);
+    // A6: if content was lost as well, all of it waits for a server.
+    let mut restarted = restart(BTreeMap::new());
+    assert!(matches!(restarted.resume(&disk.ready), Effect::Settled));
+    assert_eq!(restarted.active()[&bundle].version, 1);
 }
 
 #[test]
@@ -195,7 +212,9 @@ fn a_version_that_fails_here_is_quarantined_and_the_last_known_good_stays() {
     // It is verified, so it is not fetched again; and after a restart it is not tried again.
     let (replica, active) = (edge.replica().clone(), edge.active().clone());
     let mut restarted = Acceptor::new(replica, active, edge.quarantine().clone());
-    assert!(matches!(restarted.resume(), Effect::Settled));
+    let versions = restarted.replica().heads().values();
+    let ready: Versions = versions.map(|h| (h.name.clone(), Active::of(h))).collect();
+    assert!(matches!(restarted.resume(&ready), Effect::Settled));
     // The next version is.
     let mut relay = Replica::genesis(&realm.genesis, Interest::Everything);
     let mut replay = Ledger::genesis(&realm.genesis);

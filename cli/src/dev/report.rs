@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use satrap_certify::BundleName;
+use satrap_edge_agent::paths;
 use satrap_sim::Lie;
 
 use super::{DevError, evil::Told, witness::edge_status};
@@ -23,7 +25,9 @@ pub fn welcome(description: &Description, state_dir: &Path) -> String {
     for edge in &description.edges {
         text += &format!("  edge      {:<10} {}\n", edge.name, edge.active_dir.display());
     }
-    let edge = description.edges.first().map(|e| e.active_dir.join(super::plan::BUNDLE));
+    let bundle = BundleName::new(super::plan::BUNDLE).expect("a constant name");
+    let link = paths::flat(&bundle);
+    let edge = description.edges.first().map(|e| e.active_dir.join(link));
     let edge = edge.unwrap_or_default();
     let pid = description.validators.first().and_then(|v| v.pid).unwrap_or_default();
     let dir = state_dir.display();

@@ -9,7 +9,10 @@ use std::{path::PathBuf, time::Duration};
 use satrap_certify::{
     BundleName, Genesis, Interest, Replica, Timestamp, Update, limits::EDGE_UPDATE_BYTES_MAX,
 };
-use satrap_edge_agent::status::Status;
+use satrap_edge_agent::{
+    links::OnDisk,
+    status::{ActiveBundle, Status},
+};
 use satrap_host::{
     clock, files,
     follow::{self, Replies},
@@ -124,7 +127,10 @@ pub async fn watch_edge(
     let mut seen = None;
     while !sightings.is_closed() {
         let version = edge_status(&status_file).map(|status| {
-            let active = status.active.iter().find(|active| active.bundle == bundle.as_str());
+            let runs = |active: &&ActiveBundle| {
+                active.bundle == bundle.as_str() && active.on_disk == OnDisk::Current
+            };
+            let active = status.active.iter().find(runs);
             active.map_or(0, |active| active.version)
         });
         if let Some(version) = version.filter(|version| seen != Some(*version)) {

@@ -25,7 +25,7 @@ use satrap_cli::{
         EdgePlan, Lifetimes, MemberPlan, RealmFiles, RealmPlan, RegionPlan, ValidatorPlan, create,
     },
 };
-use satrap_edge_agent::status::Status;
+use satrap_edge_agent::{links::OnDisk, status::Status};
 use satrap_host::mtls::{CredentialFiles, Credentials};
 use satrap_merkle::BundleTree;
 use tokio::process::{Child, Command};
@@ -239,7 +239,10 @@ impl TestRealm {
     /// Waits until every edge runs `version`.
     pub async fn converge(&mut self, version: u64, within: Duration) {
         let runs = |status: Status| {
-            status.active.iter().any(|a| a.bundle == BUNDLE && a.version == version)
+            status
+                .active
+                .iter()
+                .any(|a| a.bundle == BUNDLE && a.version == version && a.on_disk == OnDisk::Current)
         };
         let all = async {
             while !(0..self.files.edges.len()).all(|i| self.edge_status(i).is_some_and(runs)) {

@@ -1,9 +1,10 @@
-//! Decides how fast to ask again and how much to accept, so that a recovering fleet is not
+//! Decides how fast to ask again, how long to bear with a server, and how much to accept, so that a recovering fleet is not
 //! knocked over by its own clients.
 //!
 //! A region that restarts meets every edge it serves at once. [`FullJitter`] spreads their retries;
-//! [`TokenBucket`] caps what one caller may still ask of the server meanwhile. Both take time and
-//! chance as arguments, so the simulator replays them exactly.
+//! [`TokenBucket`] caps what one caller may still ask of the server meanwhile. [`Freshness`] says when a
+//! server that does answer must be left for another. All take time and chance as arguments, so the
+//! simulator replays them exactly.
 //!
 //! # Deliberately absent
 //!
@@ -12,6 +13,8 @@
 
 mod backoff;
 mod bucket;
+mod freshness;
 
 pub use backoff::FullJitter;
 pub use bucket::TokenBucket;
+pub use freshness::{Freshness, Seen};

@@ -1,37 +1,49 @@
-//! Hands verified content to the workload: one directory per version, one symlink per bundle.
+//! Hands verified content to the workload: one directory per version, one link per bundle.
 //!
 //! ```text
-//! <activate.dir>/pki/edge-trust ─▶ <data_dir>/versions/pki+edge-trust/42-9f3a…/
+//! <activate.dir>/pki+edge-trust ─▶ <data_dir>/versions/pki+edge-trust/42-9f3a…/
 //!                                      a.pem  b.pem  …  [trust.pem, all values in one]
 //! ```
 //!
+//! Names are made in [`crate::paths`], links in [`crate::links`], directories in
+//! [`crate::versions`].
+//!
 //! # Invariants
 //!
-//! - **S1** A workload that opens the symlink sees one complete version: the directory is written
-//!   and synced before the symlink is renamed into place.
-//! - **S2** If the hook fails or takes too long, the symlink points at the version from before when
+//! - **S1** A workload that opens the link sees one complete version: the directory is written and
+//!   synced before the link is renamed into place.
+//! - **S2** If the hook fails or takes too long, the link leads to the version from before when
 //!   this returns, and the hook has been run for that one again.
-//! - **S3** A key becomes a path only if it stays inside the version's directory.
+//! - **S6** A link that is gone, or leads to an older version than the active one, is made again.
+//!   One that leads to a newer version is left: its activation was cut short and is resumed, and
+//!   going back in between would be a rollback.
 
 use std::{
-    fs, io,
-    os::unix::fs::symlink,
-    path::{Component, Path, PathBuf},
+    io,
+    path::{Path, PathBuf},
 };
 
-use satrap_certify::{BundleName, Head, Key};
-use satrap_host::files;
+use satrap_certify::{BundleName, Head};
+use satrap_edge_core::Active;
 use satrap_merkle::BundleTree;
 use tokio::{process::Command, time::timeout};
 
-use crate::config::Activate;
+use crate::{
+    config::Activate,
+    links::{Found, Links, OnDisk, VERSIONS},
+    paths::{self, PathError},
+    versions::Versions,
+};
 
 /// Why the workload does not run a version.
 #[derive(Debug, thiserror::Error)]
 pub enum ActivateError {
-    /// A key cannot be a file here (S3).
-    #[error("key `{0}` is not a relative file path; publish keys like `dir/file.pem`")]
-    Path(String),
+    /// The keys cannot be files here (S3, S4).
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// The hook said no.
+    #[error("hook failed: {0}")]
+    Hook(String),
     /// A directory or file cannot be written.
     #[error("cannot write {path}: {source}")]
     Write {
@@ -40,59 +52,83 @@ pub enum ActivateError {
         /// Why.
         source: io::Error,
     },
-    /// The hook said no.
-    #[error("hook failed: {0}")]
-    Hook(String),
+    /// Something else is where a link belongs (S5).
+    #[error("{path} is not a link of this agent; move it away, and the agent makes its own")]
+    Foreign {
+        /// Where.
+        path: PathBuf,
+    },
 }
 
-/// Writes versions and swaps symlinks.
+impl ActivateError {
+    /// Whether this version cannot run here; otherwise the host is at fault, and the same version
+    /// may be tried again.
+    #[must_use]
+    pub fn blames_version(&self) -> bool {
+        match self {
+            Self::Path(_) | Self::Hook(_) => true,
+            Self::Write { .. } | Self::Foreign { .. } => false,
+        }
+    }
+}
+
+/// Writes versions and makes links lead to them.
 #[derive(Debug)]
 pub struct Activator {
     config: Activate,
-    versions: PathBuf,
+    links: Links,
+    versions: Versions,
 }
 
 impl Activator {
     /// An activator that keeps versions in `data_dir`.
     #[must_use]
     pub fn new(config: Activate, data_dir: &Path) -> Self {
-        Self { config, versions: data_dir.join("versions") }
+        let links = Links::new(config.dir.clone());
+        let versions = Versions::new(data_dir.join(VERSIONS), config.combined_file.clone());
+        Self { config, links, versions }
     }
 
-    /// The symlink a workload opens.
+    /// The link a workload opens.
     #[must_use]
     pub fn link(&self, bundle: &BundleName) -> PathBuf {
-        self.config.dir.join(bundle.as_str())
+        self.links.path(bundle)
     }
 
-    /// Makes the workload run `tree`.
+    /// Makes the workload run `tree` in place of `before`.
     ///
     /// # Errors
     ///
     /// [`ActivateError`]; the workload then runs what it ran before (S2).
-    pub async fn activate(&self, head: &Head, tree: &BundleTree) -> Result<(), ActivateError> {
-        let link = self.link(&head.name);
-        let before = fs::read_link(&link).ok();
-        let directory = self.write_version(head, tree, before.as_deref())?;
-        self.swap(&directory, &link)?;
-        if let Err(error) = self.run_hook(head, &link).await {
+    pub async fn activate(
+        &self,
+        head: &Head,
+        tree: &BundleTree,
+        before: Option<Active>,
+    ) -> Result<(), ActivateError> {
+        let bundle = &head.name;
+        let before = self.running(bundle, before);
+        let directory = self.versions.write(bundle, Active::of(head), tree, before.as_deref())?;
+        self.links.lead(bundle, &directory)?;
+        if let Err(error) = self.run_hook(head).await {
             match &before {
                 Some(before) => {
-                    self.swap(before, &link)?;
+                    self.links.lead(bundle, before)?;
                     // The workload may have read the new version before it complained.
-                    if let Err(again) = self.run_hook(head, &link).await {
-                        tracing::warn!(bundle = %head.name, "hook failed after rollback: {again}");
+                    if let Err(again) = self.run_hook(head).await {
+                        tracing::warn!(%bundle, "hook failed after rollback: {again}");
                     }
                 }
-                None => self.write(&link, fs::remove_file(&link))?,
+                None => self.links.remove(bundle)?,
             }
             return Err(error);
         }
-        self.forget_others(&head.name, &[Some(directory), before]);
+        self.versions.forget_others(bundle, &[Some(directory), before]);
         Ok(())
     }
 
-    /// Checks at start that what is active is still what was activated, and repairs it if not.
+    /// Checks that the files of what is active are those that were activated, and that the link
+    /// leads there; repairs what is not so (S6).
     ///
     /// # Errors
     ///
@@ -100,141 +136,92 @@ impl Activator {
     pub fn ensure(
         &self,
         bundle: &BundleName,
-        active: satrap_edge_core::Active,
+        active: Active,
         tree: &BundleTree,
     ) -> Result<(), ActivateError> {
-        let head = Head {
-            name: bundle.clone(),
-            version: active.version,
-            root: active.root,
-            entries: tree.len() as u64,
-            bytes: tree.bytes(),
-            height: 0,
-        };
-        let directory = self.version_directory(&head);
-        let link = self.link(bundle);
-        let intact = fs::read_link(&link).is_ok_and(|target| target == directory)
-            && self.files(tree)?.iter().all(|(path, bytes)| {
-                fs::read(directory.join(path)).is_ok_and(|found| found == *bytes)
-            });
-        if !intact {
+        if !self.versions.is_intact(bundle, active, tree)? {
             tracing::warn!(%bundle, version = active.version, "active files were damaged; repaired");
-            // Written beside the damaged files and swapped in: a reader never sees a mixture.
-            if directory.exists() {
-                let aside = directory.with_extension("damaged");
-                let _ = fs::remove_dir_all(&aside);
-                self.write(&directory, fs::rename(&directory, &aside))?;
+            self.versions.write(bundle, active, tree, None)?;
+        }
+        self.relink(bundle, active)
+    }
+
+    /// Makes the link lead to what is active, if it should (S6) and the files are there.
+    ///
+    /// # Errors
+    ///
+    /// [`ActivateError`] if it cannot be made.
+    pub fn relink(&self, bundle: &BundleName, active: Active) -> Result<(), ActivateError> {
+        let directory = self.versions.directory(bundle, active);
+        let newer = |version: u64| version > active.version;
+        match self.links.find(bundle) {
+            Found::Own(target, _) if target == directory && directory.is_dir() => return Ok(()),
+            Found::Own(_, version) if newer(version) => return Ok(()),
+            Found::Foreign => {
+                return Err(ActivateError::Foreign { path: self.links.path(bundle) });
             }
-            let directory = self.write_version(&head, tree, None)?;
-            self.swap(&directory, &link)?;
+            Found::Own(..) | Found::Nothing => {}
         }
-        Ok(())
+        if !directory.is_dir() {
+            let source = io::ErrorKind::NotFound.into();
+            return Err(ActivateError::Write { path: directory, source });
+        }
+        tracing::warn!(%bundle, version = active.version, "link was gone or astray; made again");
+        self.links.lead(bundle, &directory)
     }
 
-    fn bundle_directory(&self, bundle: &BundleName) -> PathBuf {
-        // `+` is in no bundle name, so two names never share a directory.
-        self.versions.join(bundle.as_str().replace('/', "+"))
+    /// Whether the link leads to what is active.
+    #[must_use]
+    pub fn on_disk(&self, bundle: &BundleName, active: Active) -> OnDisk {
+        let directory = self.versions.directory(bundle, active);
+        match self.links.find(bundle) {
+            Found::Foreign => OnDisk::Foreign,
+            Found::Own(target, _) if target != directory => OnDisk::Other,
+            Found::Own(..) if directory.is_dir() => OnDisk::Current,
+            Found::Own(..) | Found::Nothing => OnDisk::Missing,
+        }
     }
 
-    fn version_directory(&self, head: &Head) -> PathBuf {
-        let name = format!("{}-{}", head.version, hex::encode(&head.root[..8]));
-        self.bundle_directory(&head.name).join(name)
+    /// The version that the link leads to, if its files are whole.
+    #[must_use]
+    pub fn linked(&self, bundle: &BundleName) -> Option<Active> {
+        let Found::Own(target, version) = self.links.find(bundle) else { return None };
+        let found = Active { version, root: self.versions.read(&target)?.root() };
+        target.ends_with(paths::version_name(found)).then_some(found)
     }
 
-    /// The files of a version, in key order.
-    fn files(&self, tree: &BundleTree) -> Result<Vec<(PathBuf, Vec<u8>)>, ActivateError> {
-        let mut all = Vec::new();
-        let mut files = Vec::new();
-        for (key, value) in tree.iter() {
-            files.push((relative_path(key)?, value.to_vec()));
-            if self.config.combined_file.is_some() {
-                all.extend_from_slice(value);
-                if !value.ends_with(b"\n") {
-                    all.push(b'\n');
-                }
+    /// The content of a version, read back from its files, or from where the link leads; `None`
+    /// unless it has its root.
+    #[must_use]
+    pub fn read_back(&self, bundle: &BundleName, version: Active) -> Option<BundleTree> {
+        let read = |directory: &Path| {
+            self.versions.read(directory).filter(|tree| tree.root() == version.root)
+        };
+        read(&self.versions.directory(bundle, version)).or_else(|| {
+            match self.links.find(bundle) {
+                // In another data directory, if that was configured before.
+                Found::Own(target, _) => read(&target),
+                Found::Nothing | Found::Foreign => None,
             }
-        }
-        if let Some(name) = &self.config.combined_file {
-            files.push((PathBuf::from(name), all));
-        }
-        Ok(files)
-    }
-
-    /// Writes and syncs the directory of a version under a temporary name, then renames it (S1).
-    fn write_version(
-        &self,
-        head: &Head,
-        tree: &BundleTree,
-        before: Option<&Path>,
-    ) -> Result<PathBuf, ActivateError> {
-        let directory = self.version_directory(head);
-        let files = self.files(tree)?;
-        let staging = directory.with_extension("staging");
-        let _ = fs::remove_dir_all(&staging);
-        self.write(&staging, fs::create_dir_all(&staging))?;
-        let mut parents = vec![staging.clone()];
-        for (path, _) in &files {
-            let parent = files::parent(&staging.join(path)).to_owned();
-            self.write(&parent, fs::create_dir_all(&parent))?;
-            parents.push(parent);
-        }
-        self.write_files(&staging, before, &files)?;
-        parents.sort();
-        parents.dedup();
-        for parent in parents.iter().rev() {
-            self.write(parent, files::sync_directory(parent))?;
-        }
-        if directory.exists() {
-            // Left by an activation that failed or was cut off; nothing points at it for sure
-            // only if the symlink does not, so it is moved aside rather than changed in place.
-            let aside = directory.with_extension("old");
-            let _ = fs::remove_dir_all(&aside);
-            self.write(&directory, fs::rename(&directory, &aside))?;
-        }
-        self.write(&directory, fs::rename(&staging, &directory))?;
-        let parent = files::parent(&directory);
-        self.write(parent, files::sync_directory(parent))?;
-        Ok(directory)
-    }
-
-    /// Writes and syncs the files. One that the version before holds byte for byte is linked
-    /// instead: it is on disk already, and most files of most versions are.
-    fn write_files(
-        &self,
-        directory: &Path,
-        before: Option<&Path>,
-        files: &[(PathBuf, Vec<u8>)],
-    ) -> Result<(), ActivateError> {
-        files.iter().try_for_each(|(name, bytes)| {
-            let path = directory.join(name);
-            let same = before.map(|before| before.join(name)).filter(|old| {
-                // Compared, not assumed: somebody may have written to it.
-                fs::read(old).is_ok_and(|found| found == *bytes)
-            });
-            let linked = same.is_some_and(|old| fs::hard_link(old, &path).is_ok());
-            if linked { Ok(()) } else { self.write(&path, write_new(&path, bytes)) }
         })
     }
 
-    fn swap(&self, target: &Path, link: &Path) -> Result<(), ActivateError> {
-        let parent = files::parent(link);
-        self.write(parent, fs::create_dir_all(parent))?;
-        let mut name = link.file_name().unwrap_or_default().to_owned();
-        name.push(".new");
-        let temporary = parent.join(name);
-        let _ = fs::remove_file(&temporary);
-        self.write(&temporary, symlink(target, &temporary))?;
-        self.write(link, fs::rename(&temporary, link))?;
-        self.write(parent, files::sync_directory(parent))
+    /// Where to go back to: what is recorded as active, else what the link leads to.
+    fn running(&self, bundle: &BundleName, active: Option<Active>) -> Option<PathBuf> {
+        let recorded = active.map(|active| self.versions.directory(bundle, active));
+        recorded.filter(|directory| directory.is_dir()).or_else(|| match self.links.find(bundle) {
+            Found::Own(target, _) => Some(target),
+            Found::Nothing | Found::Foreign => None,
+        })
     }
 
-    async fn run_hook(&self, head: &Head, link: &Path) -> Result<(), ActivateError> {
+    async fn run_hook(&self, head: &Head) -> Result<(), ActivateError> {
         let Some((program, arguments)) = self.config.hook.split_first() else { return Ok(()) };
         let child = Command::new(program)
             .args(arguments)
             .env("SATRAP_BUNDLE", head.name.as_str())
             .env("SATRAP_VERSION", head.version.to_string())
-            .env("SATRAP_DIR", link)
+            .env("SATRAP_DIR", self.links.path(&head.name))
             .stdin(std::process::Stdio::null())
             .kill_on_drop(true)
             .status();
@@ -245,40 +232,5 @@ impl Activator {
             Ok(Err(e)) => Err(ActivateError::Hook(format!("`{program}` did not start: {e}"))),
             Err(_) => Err(ActivateError::Hook(format!("`{program}` took longer than {limit:?}"))),
         }
-    }
-
-    /// Removes directories of versions that are neither active nor the one before.
-    fn forget_others(&self, bundle: &BundleName, keep: &[Option<PathBuf>]) {
-        let Ok(entries) = fs::read_dir(self.bundle_directory(bundle)) else { return };
-        for path in entries.flatten().map(|entry| entry.path()) {
-            if !keep.iter().flatten().any(|kept| *kept == path) {
-                let _ = fs::remove_dir_all(path);
-            }
-        }
-    }
-
-    fn write(&self, path: &Path, result: io::Result<()>) -> Result<(), ActivateError> {
-        result.map_err(|source| ActivateError::Write { path: path.to_owned(), source })
-    }
-}
-
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    use std::io::Write as _;
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
-/// S3
-fn relative_path(key: &Key) -> Result<PathBuf, ActivateError> {
-    let refused = || ActivateError::Path(key.to_string());
-    let text = std::str::from_utf8(key.as_bytes()).map_err(|_| refused())?;
-    let path = Path::new(text);
-    let plain = path.components().all(|c| matches!(c, Component::Normal(_)));
-    // `components` forgives `a//b` and `a/`; two keys must not become one file.
-    if plain && path.components().collect::<PathBuf>().as_os_str() == text {
-        Ok(path.to_owned())
-    } else {
-        Err(refused())
     }
 }

@@ -1,178 +1,179 @@
-//! What an edge keeps across restarts: the verified state, the content, and what is active.
+//! What an edge keeps across restarts: what it must not forget, and content.
 //!
 //! The disk is one more peer that may lie: a bit may have flipped, a file may have been replaced.
-//! So nothing is believed when it is read back. The state is stored as an update from the genesis
-//! and goes through the same verification as one from a server; the content of an active version
-//! is rebuilt and its root compared with the recorded one.
+//! So nothing is believed when it is read back. What must not be forgotten ([`Kept`]) is one sealed
+//! row; without it the edge does not start, because it could not tell old versions from new ones.
+//! Content is compared with the root of its version; without it the edge starts and fetches it.
 //!
 //! # Invariants
 //!
-//! - **K1** Only verified state is written ([`Staged`] holds nothing else), in one transaction.
+//! - **K1** Only verified state is written ([`Staged`] holds nothing else), content and [`Kept`] in
+//!   one transaction. What is read back is verified, or not used.
 //! - **K2** The content of what is active stays on disk until something else is active, also if
 //!   newer versions were verified since.
+//! - **K5** A database that exists is never treated as none: one without a readable [`Kept`], or of
+//!   another realm, is an error that says what to do.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
 };
 
-use redb::{Database, ReadableTable as _, TableDefinition};
-use satrap_certify::{
-    BundleName, Genesis, Head, Interest, Rejection, Replica, Snapshot, update::Delta,
-};
-use satrap_edge_core::{Active, accept::Staged};
+use redb::{Database, Table, TableDefinition};
+use satrap_certify::{BundleName, Digest, Genesis, Head, Rejection, update::Delta};
+use satrap_edge_core::{Active, Kept, accept::Staged, kept::Versions};
 use satrap_host::store::{self, StoreError};
-use satrap_merkle::{
-    BundleTree,
-    codec::{Canonical as _, DecodeError, Reader, Writer},
-};
+use satrap_merkle::{BundleTree, codec::Canonical as _};
 
+/// The database's file in the data directory.
+pub const FILE: &str = "edge.redb";
 /// redb's page cache; the whole content is in memory anyway.
 const CACHE_BYTES: usize = 512 * 1024;
 
-/// Key `update`: the state without content.
-const STATE: TableDefinition<&str, &[u8]> = TableDefinition::new("state");
+/// One row: [`Kept`], sealed.
+const KEPT: TableDefinition<&str, &[u8]> = TableDefinition::new("kept");
+/// The key of that row.
+const KEPT_KEY: &str = "kept";
 /// Content by bundle and version.
 const CONTENTS: TableDefinition<(&str, u64), &[u8]> = TableDefinition::new("contents");
-/// What the workload runs, by bundle.
-const ACTIVE: TableDefinition<&str, &[u8]> = TableDefinition::new("active");
-/// Versions that failed here.
-const QUARANTINE: TableDefinition<(&str, u64), &[u8]> = TableDefinition::new("quarantine");
 
-/// What was found on disk.
-#[derive(Debug)]
-pub struct Restored {
-    /// The verified state; the genesis if there was none, or if it did not verify.
-    pub replica: Replica,
-    /// What the workload ran, with its content.
-    pub active: BTreeMap<BundleName, (Active, BundleTree)>,
-    /// See [`satrap_edge_core::Acceptor`].
-    pub quarantine: BTreeSet<(BundleName, Active)>,
-    /// What was refused, for the log and the status.
+/// Why the cache cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// K5
+    #[error(
+        "{path} is damaged ({what}): this edge no longer knows which versions it verified, and \
+         without that a server could give it older ones; put a certificate of today, from `satrap \
+         get --certificate`, where `trusted_checkpoint` names it, then move {path} away and start \
+         again"
+    )]
+    Damaged {
+        /// The database file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// K5
+    #[error(
+        "{path} belongs to the realm with genesis {}, the configured genesis is {}; use another \
+         `data_dir`, or the genesis file of that realm",
+        hex::encode(found),
+        hex::encode(expected)
+    )]
+    Realm {
+        /// The database file.
+        path: PathBuf,
+        /// Whose state it holds.
+        found: Digest,
+        /// Whose it should hold.
+        expected: Digest,
+    },
+    /// The disk failed; going on could lose what was reported as running.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Content found on disk.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// Of the highest verified versions.
+    pub newest: BTreeMap<BundleName, BundleTree>,
+    /// Of what the workload runs.
+    pub active: BTreeMap<BundleName, BundleTree>,
+    /// What was found and refused, for the log.
     pub damage: Vec<Rejection>,
 }
 
-/// The edge's database.
+/// The edge's database, and the newest value of what must not be forgotten.
 #[derive(Debug)]
 pub struct Cache {
     database: Database,
-}
-
-fn encode_active(active: &Active) -> Vec<u8> {
-    let mut w = Writer::default();
-    w.u64(active.version);
-    w.array(&active.root);
-    w.finish()
-}
-
-fn decode_active(bytes: &[u8]) -> Result<Active, DecodeError> {
-    let mut r = Reader::new(bytes);
-    Ok(Active { version: r.u64()?, root: r.array()? })
+    kept: Kept,
 }
 
 impl Cache {
-    /// Opens or creates the database in `data_dir`.
+    /// Opens the database in `data_dir`, or creates it for a realm of `genesis`.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] if the file is damaged or cannot be used.
-    pub fn open(data_dir: &Path) -> Result<Self, StoreError> {
-        let database = store::open(&data_dir.join("edge.redb"), CACHE_BYTES)?;
-        store::write(&database, |txn| {
-            txn.open_table(STATE)?;
-            txn.open_table(CONTENTS)?;
-            txn.open_table(ACTIVE)?;
-            txn.open_table(QUARANTINE)?;
-            Ok::<_, StoreError>(())
+    /// [`CacheError`] says what to do (K5).
+    pub fn open(data_dir: &Path, genesis: &Genesis) -> Result<Self, CacheError> {
+        let path = data_dir.join(FILE);
+        let database = store::open(&path, CACHE_BYTES).map_err(|error| match error {
+            StoreError::Damaged { what, .. } => CacheError::Damaged { path: path.clone(), what },
+            error => error.into(),
         })?;
-        Ok(Self { database })
+        let kept = match read_kept(&database, &path)? {
+            Some(kept) => kept,
+            None => create(&database, genesis)?,
+        };
+        let (found, expected) = (kept.memory.genesis_hash, *genesis.realm().genesis_hash());
+        if found != expected {
+            return Err(CacheError::Realm { path, found, expected });
+        }
+        Ok(Self { database, kept })
     }
 
-    /// Reads everything back and verifies it again.
+    /// What must not be forgotten, as it is on disk.
+    #[must_use]
+    pub fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
+    /// Reads content back: of the highest versions of `wanted`, and of what is active. What the
+    /// database cannot give, `elsewhere` may; it must have the root of the version either way.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] if the database fails. Damaged content is not an error: it is reported in
-    /// [`Restored::damage`] and fetched again.
-    pub fn restore(&self, genesis: &Genesis, interest: &Interest) -> Result<Restored, StoreError> {
-        let mut restored = Restored {
-            replica: Replica::genesis(genesis, interest.clone()),
-            active: BTreeMap::new(),
-            quarantine: BTreeSet::new(),
-            damage: Vec::new(),
+    /// [`StoreError`] if the database fails.
+    pub fn contents(
+        &self,
+        wanted: &[BundleName],
+        elsewhere: impl Fn(&BundleName, Active) -> Option<BundleTree>,
+    ) -> Result<Contents, StoreError> {
+        let floors = &self.kept.memory.floors;
+        let newest = wanted.iter().filter_map(|name| floors.get_key_value(name));
+        let newest = newest.map(|(name, head)| (name.clone(), Active::of(head))).collect();
+        let mut found = Contents::default();
+        let mut read = |versions: &Versions| {
+            let mut trees = BTreeMap::new();
+            for (name, version) in versions {
+                let tree = self.content(name, *version, &mut found.damage)?;
+                if let Some(tree) = tree.or_else(|| elsewhere(name, *version)) {
+                    trees.insert(name.clone(), tree);
+                }
+            }
+            Ok::<_, StoreError>(trees)
         };
-        if let Some(snapshot) = self.read_snapshot(&mut restored.damage)? {
-            match Replica::restore(genesis, interest.clone(), &snapshot) {
-                Ok(replica) => restored.replica = replica,
-                Err(rejection) => restored.damage.push(rejection),
+        let (newest, active) = (read(&newest)?, read(&self.kept.active)?);
+        Ok(Contents { newest, active, ..found })
+    }
+
+    fn content(
+        &self,
+        name: &BundleName,
+        version: Active,
+        damage: &mut Vec<Rejection>,
+    ) -> Result<Option<BundleTree>, StoreError> {
+        let row = store::read(&self.database, |txn| {
+            let row = txn.open_table(CONTENTS)?.get((name.as_str(), version.version))?;
+            Ok::<_, StoreError>(row.map(|bytes| Delta::from_canonical(bytes.value())))
+        })?;
+        let tree = match row {
+            None => return Ok(None),
+            Some(Ok(delta)) => delta.apply(&BundleTree::default()),
+            Some(Err(error)) => {
+                damage.push(error.into());
+                return Ok(None);
             }
+        };
+        if tree.root() == version.root {
+            return Ok(Some(tree));
         }
-        self.read_active(&mut restored)?;
-        Ok(restored)
-    }
-
-    fn read_snapshot(&self, damage: &mut Vec<Rejection>) -> Result<Option<Snapshot>, StoreError> {
-        store::read(&self.database, |txn| {
-            let Some(bytes) = txn.open_table(STATE)?.get("update")? else { return Ok(None) };
-            let mut update = match Snapshot::from_canonical(bytes.value()) {
-                Ok(Snapshot(update)) => update,
-                Err(e) => {
-                    damage.push(e.into());
-                    return Ok(None);
-                }
-            };
-            let table = txn.open_table(CONTENTS)?;
-            for row in table.iter()? {
-                let (key, bytes) = row?;
-                let newest = update.contents.iter_mut().find(|delta| {
-                    // The stored state names the version of each content in `base`.
-                    delta.bundle.as_str() == key.value().0 && delta.base == key.value().1
-                });
-                match (newest, Delta::from_canonical(bytes.value())) {
-                    (Some(slot), Ok(delta)) => *slot = delta,
-                    (Some(_), Err(e)) => damage.push(e.into()),
-                    (None, _) => {}
-                }
-            }
-            Ok(Some(Snapshot(update)))
-        })
-    }
-
-    fn read_active(&self, restored: &mut Restored) -> Result<(), StoreError> {
-        store::read(&self.database, |txn| {
-            let contents = txn.open_table(CONTENTS)?;
-            for row in txn.open_table(ACTIVE)?.iter()? {
-                let (name, bytes) = row?;
-                let Ok(bundle) = BundleName::new(name.value()) else { continue };
-                let found = decode_active(bytes.value()).and_then(|active| {
-                    let content = contents.get((name.value(), active.version));
-                    let content = content.ok().flatten().ok_or(DecodeError::Truncated)?;
-                    let delta = Delta::from_canonical(content.value())?;
-                    Ok((active, delta.apply(&BundleTree::default())))
-                });
-                match found {
-                    Ok((active, tree)) if tree.root() == active.root => {
-                        restored.active.insert(bundle, (active, tree));
-                    }
-                    Ok((active, tree)) => restored.damage.push(Rejection::Content {
-                        bundle,
-                        version: active.version,
-                        computed: tree.root(),
-                        certified: active.root,
-                    }),
-                    Err(e) => restored.damage.push(e.into()),
-                }
-            }
-            for row in txn.open_table(QUARANTINE)?.iter()? {
-                let (key, bytes) = row?;
-                if let (Ok(bundle), Ok(active)) =
-                    (BundleName::new(key.value().0), decode_active(bytes.value()))
-                {
-                    restored.quarantine.insert((bundle, active));
-                }
-            }
-            Ok(())
-        })
+        let (computed, certified) = (tree.root(), version.root);
+        let (bundle, version) = (name.clone(), version.version);
+        damage.push(Rejection::Content { bundle, version, computed, certified });
+        Ok(None)
     }
 
     /// Makes a verified state durable (K1).
@@ -180,42 +181,39 @@ impl Cache {
     /// # Errors
     ///
     /// [`StoreError`]; nothing was written then, and the process must stop.
-    pub fn stage(&self, staged: &Staged) -> Result<(), StoreError> {
-        let Some(Snapshot(mut update)) = staged.replica.snapshot() else { return Ok(()) };
-        store::write(&self.database, |txn| {
-            let mut contents = txn.open_table(CONTENTS)?;
-            for delta in &mut update.contents {
-                let name = delta.bundle.clone();
-                let version = staged.replica.heads()[&name].version;
-                if staged.changed.contains(&name) {
-                    let bytes = delta.to_canonical();
-                    contents.insert((name.as_str(), version), bytes.as_slice())?;
-                }
-                // The content has its own row; only its version is kept here.
-                *delta =
-                    Delta { bundle: name, base: version, puts: Vec::new(), deletes: Vec::new() };
+    pub fn stage(&mut self, staged: &Staged) -> Result<(), StoreError> {
+        let mut kept = self.kept.clone();
+        kept.staged(staged);
+        self.write(kept, |contents, kept| {
+            for name in &staged.changed {
+                let tree = staged.replica.content(name).expect("a change brings content");
+                let bytes = Delta::whole(name.clone(), tree).to_canonical();
+                let version = staged.replica.heads()[name].version;
+                contents.insert((name.as_str(), version), bytes.as_slice())?;
+                forget_others(contents, name, kept)?;
             }
-            txn.open_table(STATE)?.insert("update", update.to_canonical().as_slice())?;
             Ok(())
         })
     }
 
-    /// Records that the workload runs `head`, and forgets content nobody needs any more (K2).
+    /// Records that the workload runs `head`, and forgets content that is not needed any more (K2).
     ///
     /// # Errors
     ///
     /// As [`Cache::stage`].
-    pub fn activated(&self, head: &Head, replica: &Replica) -> Result<(), StoreError> {
-        let name = head.name.as_str();
-        let newest = replica.heads().get(&head.name).map(|head| head.version);
-        store::write(&self.database, |txn| {
-            let active = encode_active(&Active::of(head));
-            txn.open_table(ACTIVE)?.insert(name, active.as_slice())?;
-            txn.open_table(QUARANTINE)?.retain(|key, _| key.0 != name)?;
-            txn.open_table(CONTENTS)?
-                .retain(|key, _| key.0 != name || key.1 == head.version || Some(key.1) == newest)?;
-            Ok(())
-        })
+    pub fn activated(&mut self, head: &Head) -> Result<(), StoreError> {
+        self.runs(&head.name, Active::of(head))
+    }
+
+    /// Records that the workload was found running `version`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cache::stage`].
+    pub fn runs(&mut self, bundle: &BundleName, version: Active) -> Result<(), StoreError> {
+        let mut kept = self.kept.clone();
+        kept.activated(bundle, version);
+        self.write(kept, |contents, kept| forget_others(contents, bundle, kept))
     }
 
     /// Records that `head` failed here.
@@ -223,14 +221,68 @@ impl Cache {
     /// # Errors
     ///
     /// As [`Cache::stage`].
-    pub fn quarantined(&self, head: &Head) -> Result<(), StoreError> {
-        let name = head.name.as_str();
-        store::write(&self.database, |txn| {
-            let mut table = txn.open_table(QUARANTINE)?;
-            table.retain(|key, _| key.0 != name)?;
-            let version = encode_active(&Active::of(head));
-            table.insert((name, head.version), version.as_slice())?;
-            Ok(())
-        })
+    pub fn quarantined(&mut self, head: &Head) -> Result<(), StoreError> {
+        let mut kept = self.kept.clone();
+        kept.quarantined(&head.name, Active::of(head));
+        self.write(kept, |_, _| Ok(()))
     }
+
+    fn write(
+        &mut self,
+        kept: Kept,
+        change: impl FnOnce(&mut Table<'_, (&str, u64), &[u8]>, &Kept) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        store::write(&self.database, |txn| {
+            change(&mut txn.open_table(CONTENTS)?, &kept)?;
+            txn.open_table(KEPT)?.insert(KEPT_KEY, kept.seal().as_slice())?;
+            Ok::<_, StoreError>(())
+        })?;
+        self.kept = kept;
+        Ok(())
+    }
+}
+
+/// K2: what is active stays, and the newest.
+fn forget_others(
+    contents: &mut Table<'_, (&str, u64), &[u8]>,
+    name: &BundleName,
+    kept: &Kept,
+) -> Result<(), StoreError> {
+    let newest = kept.memory.floors.get(name).map(|head| head.version);
+    let active = kept.active.get(name).map(|active| active.version);
+    let needed = |version: u64| Some(version) == newest || Some(version) == active;
+    Ok(contents.retain(|key, _| key.0 != name.as_str() || needed(key.1))?)
+}
+
+/// K5: `None` only for a database in which nothing was ever written.
+fn read_kept(database: &Database, path: &Path) -> Result<Option<Kept>, CacheError> {
+    let row = store::read(database, |txn| {
+        if txn.list_tables()?.next().is_none() {
+            return Ok::<_, StoreError>(None);
+        }
+        match txn.open_table(KEPT) {
+            Ok(table) => Ok(Some(table.get(KEPT_KEY)?.map(|bytes| Kept::unseal(bytes.value())))),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(Some(None)),
+            Err(error) => Err(error.into()),
+        }
+    })?;
+    let damaged = |what: String| CacheError::Damaged { path: path.to_owned(), what };
+    match row {
+        None => Ok(None),
+        Some(None) => Err(damaged("the record of what was verified is missing".to_owned())),
+        Some(Some(Ok(kept))) => Ok(Some(kept)),
+        Some(Some(Err(error))) => Err(damaged(format!("the record of what was verified: {error}"))),
+    }
+}
+
+/// All tables and the first value in one transaction, so that no crash leaves one without the
+/// other.
+fn create(database: &Database, genesis: &Genesis) -> Result<Kept, StoreError> {
+    let kept = Kept::new(genesis);
+    store::write(database, |txn| {
+        txn.open_table(CONTENTS)?;
+        txn.open_table(KEPT)?.insert(KEPT_KEY, kept.seal().as_slice())?;
+        Ok::<_, StoreError>(())
+    })?;
+    Ok(kept)
 }

@@ -13,6 +13,8 @@ use satrap_host::{
 };
 use serde::Deserialize;
 
+use crate::{links::VERSIONS, paths};
+
 /// More servers than any region and its fallbacks have.
 const SERVERS_MAX: usize = 64;
 
@@ -69,7 +71,7 @@ pub struct Server {
 /// How content reaches the workload.
 #[derive(Clone, Debug)]
 pub struct Activate {
-    /// Holds one symlink per bundle, pointing at the active version's directory.
+    /// Holds one link per bundle, leading to the active version's directory.
     pub dir: PathBuf,
     /// Also write all values, in key order, into one file of this name.
     pub combined_file: Option<String>,
@@ -96,10 +98,10 @@ pub struct Config {
     pub bundles: Vec<BundleName>,
     /// Whom to ask.
     pub servers: Vec<Server>,
-    /// See there.
+    /// How content reaches the workload.
     pub activate: Activate,
-    /// An exported certificate to start from, for an edge that is provisioned when the genesis is
-    /// older than the trusting period.
+    /// An exported certificate to go on from where it is newer than what this edge verified, for
+    /// an edge that was away, or is provisioned, beyond the trusting period.
     pub trusted_checkpoint: Option<PathBuf>,
 }
 
@@ -126,15 +128,16 @@ impl RawConfig {
         let servers = self.servers.into_iter().map(|s| s.check(&region));
         let servers: Vec<_> = servers.collect::<Result<_, _>>()?;
         check_count("servers", servers.len(), SERVERS_MAX)?;
+        let data_dir = base.join(self.data_dir);
         Ok(Config {
             genesis: read(&base.join(self.genesis), Genesis::from_json)?,
             name: check("name", Label::new(&self.name))?,
             region,
-            data_dir: base.join(self.data_dir),
             credentials: self.tls.under(base),
             bundles,
             servers,
-            activate: self.activate.check(base)?,
+            activate: self.activate.check(base, &data_dir)?,
+            data_dir,
             trusted_checkpoint: self.trusted_checkpoint.map(|path| base.join(path)),
         })
     }
@@ -151,19 +154,47 @@ impl RawServer {
 }
 
 impl RawActivate {
-    fn check(self, base: &Path) -> Result<Activate, ConfigError> {
-        let plain = |name: &String| {
-            Path::new(name).components().count() == 1 && !matches!(name.as_str(), "." | "..")
-        };
-        if let Some(name) = self.combined_file.as_ref().filter(|name| !plain(name)) {
+    fn check(self, base: &Path, data_dir: &Path) -> Result<Activate, ConfigError> {
+        if let Some(name) = self.combined_file.as_ref().filter(|name| !paths::is_plain(name)) {
             let why = format!("`{name}` must be a plain file name");
             return Err(refuse("activate.combined_file", why));
         }
+        let dir = base.join(self.dir);
+        // S4: a bundle may be called `versions` or `edge.redb`.
+        if data_dir.starts_with(&dir) || dir.starts_with(data_dir.join(VERSIONS)) {
+            let (dir, data_dir) = (dir.display(), data_dir.display());
+            let why = format!("`{dir}` would mix links with what is kept in `{data_dir}`");
+            return Err(refuse("activate.dir", why));
+        }
         Ok(Activate {
-            dir: base.join(self.dir),
+            dir,
             combined_file: self.combined_file,
             hook: self.hook,
             hook_timeout: Duration::from_millis(self.hook_timeout_ms),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn activate(dir: &str, combined_file: &str) -> Result<Activate, ConfigError> {
+        let combined_file = Some(combined_file.to_owned());
+        let raw =
+            RawActivate { dir: dir.into(), combined_file, hook: Vec::new(), hook_timeout_ms: 1 };
+        raw.check(Path::new("/etc"), Path::new("/var/data"))
+    }
+
+    #[test]
+    fn links_and_what_is_kept_do_not_mix() {
+        for good in ["active", "/var/active", "/var/data/active", "/var/data2"] {
+            assert!(activate(good, "all.pem").is_ok(), "{good}");
+        }
+        for bad in ["/var/data", "/var", "/", "/var/data/versions", "/var/data/versions/x"] {
+            let error = activate(bad, "all.pem").unwrap_err().to_string();
+            assert!(error.contains("would mix links with what is kept in `/var/data`"), "{error}");
+        }
+        assert!(activate("active", "/").is_err(), "the root is no file name");
     }
 }

@@ -11,25 +11,19 @@
 
 use std::{sync::Arc, time::Duration};
 
-use satrap_certify::{
-    Interest, Replica, Report, Snapshot, Timestamp, Update, limits::EDGE_UPDATE_BYTES_MAX,
-};
-use satrap_edge_core::{
-    Acceptor, Effect, Ended, Event, Pull, Refusals, pull::Attempt, refusals::Refusal,
-};
-use satrap_host::{TaskGroup, clock, files, mtls::Credentials, rng, store::StoreError};
-use satrap_merkle::codec::Canonical as _;
+use satrap_certify::{Report, Timestamp};
+use satrap_edge_core::{Ended, Pull, Refusals, pull::Attempt, refusals::Refusal};
+use satrap_host::{TaskGroup, clock, mtls::Credentials, rng, store::StoreError};
+use satrap_pressure::{Freshness, Seen};
 
 use crate::{
-    activate::Activator,
-    cache::Cache,
     config::{Config, Server},
-    session::{Session, SessionError},
-    status::StatusFile,
+    install::{InstallError, Installer},
+    links::OnDisk,
+    session::{Session, SessionError, within},
+    status::{StatusFile, View},
 };
 
-/// A realm is silent when this many heartbeats are missing; one may be late.
-const SILENT_HEARTBEATS: f64 = 2.5;
 /// How long a stop may take: an activation in progress is finished or rolled back.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -49,25 +43,15 @@ pub enum EdgeError {
         /// In the config.
         edge: String,
     },
+    /// Nothing can be installed here.
+    #[error(transparent)]
+    Install(#[from] InstallError),
     /// The disk failed; going on could lose what was reported as running.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The data directory or a file in it cannot be used.
-    #[error("cannot use {path}: {source}")]
-    File {
-        /// Which one.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The provisioned checkpoint is refused.
-    #[error("trusted checkpoint {path}: {why}")]
-    Checkpoint {
-        /// Its path.
-        path: String,
-        /// Why.
-        why: String,
-    },
+    /// Signals cannot be handled.
+    #[error("cannot handle signals: {0}")]
+    Signals(std::io::Error),
     /// A task ended that should not have.
     #[error(transparent)]
     Task(#[from] satrap_host::Failure),
@@ -80,8 +64,7 @@ pub enum EdgeError {
 /// [`EdgeError`] if it cannot start, or must not go on.
 pub async fn run(config: Config) -> Result<(), EdgeError> {
     let group = TaskGroup::new();
-    let signals = group.shutdown_on_signal();
-    signals.map_err(|source| EdgeError::File { path: "signal handlers".into(), source })?;
+    group.shutdown_on_signal().map_err(EdgeError::Signals)?;
     let shutdown = group.shutdown();
     let mut edge = Edge::start(config).await?;
     group.spawn("edge", async move {
@@ -96,9 +79,7 @@ pub async fn run(config: Config) -> Result<(), EdgeError> {
 struct Edge {
     config: Config,
     credentials: Credentials,
-    cache: Cache,
-    activator: Activator,
-    acceptor: Acceptor,
+    installer: Installer,
     pull: Pull,
     refusals: Refusals,
     status: StatusFile,
@@ -109,47 +90,18 @@ impl Edge {
     async fn start(config: Config) -> Result<Self, EdgeError> {
         let credentials = Credentials::load(config.credentials.clone())?;
         check_identity(&config, &credentials)?;
-        for directory in [&config.data_dir, &config.activate.dir] {
-            std::fs::create_dir_all(directory).map_err(|source| EdgeError::File {
-                path: directory.display().to_string(),
-                source,
-            })?;
-        }
-        let cache = Cache::open(&config.data_dir)?;
-        let interest = Interest::Bundles(config.bundles.clone());
-        let mut restored = cache.restore(&config.genesis, &interest)?;
-        for rejection in &restored.damage {
-            tracing::warn!(rule = rejection.rule(), "cache refused: {rejection}");
-        }
-        if restored.replica.height() == 0 {
-            restored.replica = provisioned(&config, &interest)?.unwrap_or(restored.replica);
-        }
-        let activator = Activator::new(config.activate.clone(), &config.data_dir);
-        let mut active = std::collections::BTreeMap::new();
-        for (bundle, (version, tree)) in restored.active {
-            match activator.ensure(&bundle, version, &tree) {
-                Ok(()) => {
-                    tracing::info!(%bundle, version = version.version, "running last known good");
-                    active.insert(bundle, version);
-                }
-                Err(e) => tracing::error!(%bundle, "last known good cannot be restored: {e}"),
-            }
-        }
+        let installer = Installer::start(&config, now()).await?;
         let sources: Vec<_> = config.servers.iter().map(|server| server.source).collect();
         let status =
             StatusFile::new(&config.data_dir, config.region.as_str(), config.name.as_str());
-        let mut edge = Self {
+        let edge = Self {
             credentials,
-            cache,
-            activator,
-            acceptor: Acceptor::new(restored.replica, active, restored.quarantine),
+            installer,
             pull: Pull::new(&sources),
             refusals: Refusals::default(),
             status,
             config,
         };
-        let effect = edge.acceptor.resume();
-        edge.perform(effect).await?;
         edge.write_status(None);
         Ok(edge)
     }
@@ -161,11 +113,8 @@ impl Edge {
             tokio::time::sleep(delay).await;
             let started = clock::monotonic();
             let target = self.config.servers[server].clone();
-            let ended = match self.follow_one(server, &target).await? {
-                SessionError::Lost(why) => {
-                    tracing::info!(peer = %peer_name(&target), "lost: {why}");
-                    Ended::Lost
-                }
+            let mut freshness = Freshness::new(self.config.genesis.policy.heartbeat, started);
+            let ended = match self.follow_one(server, &target, &mut freshness).await? {
                 SessionError::Broken { rule, detail } => {
                     tracing::warn!(peer = %peer_name(&target), rule, "refused: {detail}");
                     self.refusals.record(Refusal {
@@ -176,6 +125,15 @@ impl Edge {
                     });
                     Ended::Lied
                 }
+                SessionError::Lost(why) if freshness.was_fresh() => {
+                    tracing::info!(peer = %peer_name(&target), "lost: {why}");
+                    Ended::Lost
+                }
+                // P3: a server that ends a connection before it is left brought nothing either.
+                useless => {
+                    tracing::warn!(peer = %peer_name(&target), "left: {useless}");
+                    Ended::Stale
+                }
             };
             self.write_status(None);
             let now = clock::monotonic();
@@ -183,78 +141,51 @@ impl Edge {
         }
     }
 
-    /// Follows one server for as long as it is honest and there.
+    /// Follows one server for as long as it is honest, there, and not stale.
     async fn follow_one(
         &mut self,
         server: usize,
         target: &Server,
+        freshness: &mut Freshness,
     ) -> Result<SessionError, EdgeError> {
-        let position = self.acceptor.position();
-        let mut session = match Session::open(target, &self.credentials, &position).await {
+        let position = self.installer.acceptor().position();
+        let session = Session::open(target, &self.credentials, &position);
+        let mut session = match within(freshness, session).await {
             Ok(session) => session,
             Err(error) => return Ok(error),
         };
         self.write_status(Some(target));
         session.report(&self.report());
-        let heartbeat = self.config.genesis.policy.heartbeat;
-        let silence_max = heartbeat.mul_f64(SILENT_HEARTBEATS);
         loop {
-            let update = match session.next(silence_max).await {
+            let update = match within(freshness, session.next()).await {
                 Ok(update) => update,
                 Err(error) => return Ok(error),
             };
-            if let Err(error) = self.install(update).await? {
-                return Ok(error);
+            if let Err(rejection) = self.installer.offer(update, now()).await? {
+                let (rule, detail) = (rejection.rule(), rejection.to_string());
+                return Ok(SessionError::Broken { rule, detail });
             }
+            freshness.observe(clock::monotonic(), self.seen());
             self.pull.useful(server);
+            self.installer.relink();
             self.write_status(Some(target));
             session.report(&self.report());
         }
     }
 
-    /// Takes one update from offer to activation.
-    async fn install(&mut self, update: Update) -> Result<Result<(), SessionError>, EdgeError> {
-        match self.acceptor.step(now(), Event::Offered(Box::new(update))) {
-            Ok(effect) => self.perform(effect).await.map(Ok),
-            Err(rejection) => {
-                let (rule, detail) = (rejection.rule(), rejection.to_string());
-                Ok(Err(SessionError::Broken { rule, detail }))
-            }
-        }
-    }
-
-    async fn perform(&mut self, mut effect: Effect) -> Result<(), EdgeError> {
-        loop {
-            let event = match effect {
-                Effect::Settled => return Ok(()),
-                Effect::Stage(staged) => {
-                    self.cache.stage(&staged)?;
-                    Event::Staged
-                }
-                Effect::Activate(head, tree) => match self.activator.activate(&head, &tree).await {
-                    Ok(()) => {
-                        self.cache.activated(&head, self.acceptor.replica())?;
-                        let (bundle, version) = (&head.name, head.version);
-                        tracing::info!(%bundle, version, "activated");
-                        Event::Activated
-                    }
-                    Err(error) => {
-                        self.cache.quarantined(&head)?;
-                        let (bundle, version) = (&head.name, head.version);
-                        tracing::error!(%bundle, version, "not activated: {error}");
-                        Event::ActivationFailed
-                    }
-                },
-            };
-            let next = self.acceptor.step(now(), event);
-            effect = next.expect("only offers are rejected, and this is an outcome");
-        }
+    fn seen(&self) -> Seen {
+        let replica = self.installer.acceptor().replica();
+        Seen { age: now().since(replica.certified_time()), complete: replica.is_complete() }
     }
 
     fn report(&self) -> satrap_certify::SignedReport {
         let identity = self.credentials.current();
-        let replica = self.acceptor.replica();
-        let active = self.acceptor.active().iter();
+        let replica = self.installer.acceptor().replica();
+        let (active, activator) = (self.installer.acceptor().active(), self.installer.activator());
+        // What the workload reads, not what it was once given.
+        let running = active
+            .iter()
+            .filter(|(name, version)| activator.on_disk(name, **version) == OnDisk::Current);
         Report {
             genesis_hash: *self.config.genesis.realm().genesis_hash(),
             region: self.config.region.clone(),
@@ -262,7 +193,7 @@ impl Edge {
             time: now(),
             height: replica.height(),
             certified_time: replica.certified_time(),
-            running: active.map(|(name, v)| (name.clone(), v.version, v.root)).collect(),
+            running: running.map(|(name, v)| (name.clone(), v.version, v.root)).collect(),
             refusals: self.refusals.counts().iter().map(|(r, n)| ((*r).to_owned(), *n)).collect(),
         }
         .sign(&identity.signing_key, identity.leaf_der.to_vec())
@@ -270,7 +201,14 @@ impl Edge {
 
     fn write_status(&self, server: Option<&Server>) {
         let server = server.map(peer_name);
-        self.status.write(&self.acceptor, &self.refusals, server.as_deref());
+        let view = View {
+            acceptor: self.installer.acceptor(),
+            activator: self.installer.activator(),
+            refusals: &self.refusals,
+            bundles: &self.config.bundles,
+            server: server.as_deref(),
+        };
+        self.status.write(view, now());
     }
 }
 
@@ -300,16 +238,4 @@ fn check_identity(config: &Config, credentials: &Credentials) -> Result<(), Edge
         region: config.region.to_string(),
         edge: config.name.to_string(),
     })
-}
-
-/// The state of an exported certificate, if one was provisioned.
-fn provisioned(config: &Config, interest: &Interest) -> Result<Option<Replica>, EdgeError> {
-    let Some(path) = &config.trusted_checkpoint else { return Ok(None) };
-    let refused = |why: String| EdgeError::Checkpoint { path: path.display().to_string(), why };
-    let bytes = files::read(path, EDGE_UPDATE_BYTES_MAX as u64);
-    let bytes = bytes.map_err(|e| refused(e.to_string()))?;
-    let snapshot = Snapshot::from_canonical(&bytes).map_err(|e| refused(e.to_string()))?;
-    Replica::restore(&config.genesis, interest.clone(), &snapshot)
-        .map(Some)
-        .map_err(|e| refused(e.to_string()))
 }

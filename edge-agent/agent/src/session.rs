@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use satrap_certify::{Position, SignedReport, Update, limits::EDGE_UPDATE_BYTES_MAX};
 use satrap_host::{
+    clock,
     follow::{self, Replies, ReplyError},
     mtls::{self, Credentials, PeerRule},
     pki::{Role, SpiffeId},
 };
 use satrap_merkle::codec::Canonical as _;
+use satrap_pressure::Freshness;
 use satrap_proto::v1::{FollowRequest, follow_request::Body};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -29,6 +31,9 @@ pub enum SessionError {
     /// Not the server's fault, or not provably: unreachable, restarted, overloaded.
     #[error("{0}")]
     Lost(String),
+    /// What came was old or not complete for this long (P3).
+    #[error("no fresh and complete state in {0:?}; another server may have it")]
+    Stale(Duration),
     /// The server sent what no honest server sends.
     #[error("{detail}")]
     Broken {
@@ -75,24 +80,20 @@ impl Session {
         Ok(Self { outgoing, incoming: Replies::new(incoming, EDGE_UPDATE_BYTES_MAX) })
     }
 
-    /// Waits for the next update, at most for `silence_max`: a realm certifies a heartbeat more
-    /// often than that, so a server that sends nothing is cut off, or holds back.
+    /// Waits for the next update. For how long is the caller's to decide ([`within`]).
     ///
     /// # Errors
     ///
     /// [`SessionError`].
-    pub async fn next(&mut self, silence_max: Duration) -> Result<Update, SessionError> {
-        let update = timeout(silence_max, self.incoming.next())
-            .await
-            .map_err(|_| SessionError::Lost(format!("nothing came for {silence_max:?}")))?
-            .map_err(|error| match error {
-                ReplyError::Status(status) => blame(&status),
-                ReplyError::TooLong(_) => {
-                    SessionError::Broken { rule: "W2", detail: error.to_string() }
-                }
-            })?
-            .ok_or_else(|| SessionError::Lost("the server closed the stream".into()))?;
-        Update::from_canonical(&update)
+    pub async fn next(&mut self) -> Result<Update, SessionError> {
+        let update = self.incoming.next().await.map_err(|error| match error {
+            ReplyError::Status(status) => blame(&status),
+            ReplyError::TooLong(_) => {
+                SessionError::Broken { rule: "W2", detail: error.to_string() }
+            }
+        })?;
+        let closed = || SessionError::Lost("the server closed the stream".into());
+        Update::from_canonical(&update.ok_or_else(closed)?)
             .map_err(|e| SessionError::Broken { rule: "W1", detail: format!("update: {e}") })
     }
 
@@ -102,6 +103,21 @@ impl Session {
         // A server that does not read reports gets the next one; it must not stop this edge.
         let _ = self.outgoing.try_send(FollowRequest { body });
     }
+}
+
+/// Waits for `step` of a session as long as `freshness` bears with its server (P3).
+///
+/// # Errors
+///
+/// Those of `step`, and [`SessionError::Stale`].
+pub async fn within<T>(
+    freshness: &Freshness,
+    step: impl Future<Output = Result<T, SessionError>>,
+) -> Result<T, SessionError> {
+    let stale = || SessionError::Stale(freshness.limit());
+    // Asked first: a timeout of zero would still take a message that is there already.
+    let patience = freshness.patience(clock::monotonic()).ok_or_else(stale)?;
+    timeout(patience, step).await.unwrap_or_else(|_| Err(stale()))
 }
 
 fn position_message(position: &Position) -> FollowRequest {

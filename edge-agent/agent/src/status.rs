@@ -5,10 +5,12 @@
 
 use std::path::{Path, PathBuf};
 
-use satrap_certify::Timestamp;
-use satrap_edge_core::{Acceptor, Refusals};
+use satrap_certify::{BundleName, Timestamp};
+use satrap_edge_core::{Acceptor, Active, Refusals};
 use satrap_host::files;
 use serde::{Deserialize, Serialize};
+
+use crate::{activate::Activator, links::OnDisk};
 
 /// Content of `status.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,19 +23,23 @@ pub struct Status {
     pub height: u64,
     /// See `height`.
     pub certified_time: String,
+    /// How old that time was when this was written, in milliseconds.
+    pub age_ms: u64,
+    /// Whether everything that is certified there, and wanted, is held.
+    pub complete: bool,
     /// Whom it follows at the moment.
     pub server: Option<String>,
     /// What the workload runs.
     pub active: Vec<ActiveBundle>,
     /// Versions that failed here.
-    pub quarantine: Vec<ActiveBundle>,
+    pub quarantine: Vec<FailedBundle>,
     /// The newest refused offers, oldest first.
     pub refusals: Vec<Refused>,
     /// How many offers were refused since start.
     pub refusals_total: u64,
 }
 
-/// A version of a bundle.
+/// A version that the workload was given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActiveBundle {
     /// Which bundle.
@@ -42,6 +48,50 @@ pub struct ActiveBundle {
     pub version: u64,
     /// Its root, in hex.
     pub root: String,
+    /// Where the workload finds it.
+    pub link: PathBuf,
+    /// Whether that link led to this version when this was written.
+    pub on_disk: OnDisk,
+    /// Whether this bundle is still expected to change.
+    pub standing: Standing,
+}
+
+/// What becomes of an active bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// It follows what is certified.
+    Followed,
+    /// It was retired by certified decision; its last known good keeps running.
+    Retired,
+    /// It is not in this edge's configuration any more; its last known good keeps running.
+    Unconfigured,
+}
+
+/// A version that failed here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedBundle {
+    /// Which bundle.
+    pub bundle: String,
+    /// Which version.
+    pub version: u64,
+    /// Its root, in hex.
+    pub root: String,
+}
+
+/// What a status is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// The edge's state.
+    pub acceptor: &'a Acceptor,
+    /// What is on disk.
+    pub activator: &'a Activator,
+    /// What was refused.
+    pub refusals: &'a Refusals,
+    /// What the configuration asks for.
+    pub bundles: &'a [BundleName],
+    /// Whom it follows.
+    pub server: Option<&'a str>,
 }
 
 /// A refused offer.
@@ -74,24 +124,55 @@ impl StatusFile {
     }
 
     /// Replaces the file. A failure is logged, not fatal: the workload matters more.
-    pub fn write(&self, acceptor: &Acceptor, refusals: &Refusals, server: Option<&str>) {
-        let bundle = |name: &satrap_certify::BundleName, v: &satrap_edge_core::Active| {
-            ActiveBundle { bundle: name.to_string(), version: v.version, root: hex::encode(v.root) }
+    pub fn write(&self, view: View<'_>, now: Timestamp) {
+        let View { acceptor, refusals, .. } = view;
+        let replica = acceptor.replica();
+        let failed = |(bundle, version): &(BundleName, Active)| FailedBundle {
+            bundle: bundle.to_string(),
+            version: version.version,
+            root: hex::encode(version.root),
         };
+        let age_ms = now.since(replica.certified_time()).as_millis();
         let status = Status {
             region: self.region.clone(),
             edge: self.edge.clone(),
-            height: acceptor.replica().height(),
-            certified_time: acceptor.replica().certified_time().to_string(),
-            server: server.map(str::to_owned),
-            active: acceptor.active().iter().map(|(name, v)| bundle(name, v)).collect(),
-            quarantine: acceptor.quarantine().iter().map(|(name, v)| bundle(name, v)).collect(),
+            height: replica.height(),
+            certified_time: replica.certified_time().to_string(),
+            age_ms: u64::try_from(age_ms).unwrap_or(u64::MAX),
+            complete: replica.is_complete(),
+            server: view.server.map(str::to_owned),
+            active: acceptor.active().iter().map(|(name, v)| view.active(name, *v)).collect(),
+            quarantine: acceptor.quarantine().iter().map(failed).collect(),
             refusals: refusals.recent().map(Refused::of).collect(),
             refusals_total: refusals.counts().values().sum(),
         };
         let json = serde_json::to_vec_pretty(&status).expect("strings and numbers are JSON");
         if let Err(e) = files::write(&self.path, &json) {
             tracing::warn!(path = %self.path.display(), "cannot write the status file: {e}");
+        }
+    }
+}
+
+impl View<'_> {
+    fn active(&self, bundle: &BundleName, version: Active) -> ActiveBundle {
+        ActiveBundle {
+            bundle: bundle.to_string(),
+            version: version.version,
+            root: hex::encode(version.root),
+            link: self.activator.link(bundle),
+            on_disk: self.activator.on_disk(bundle, version),
+            standing: self.standing(bundle),
+        }
+    }
+
+    fn standing(&self, bundle: &BundleName) -> Standing {
+        let replica = self.acceptor.replica();
+        if self.bundles.binary_search(bundle).is_err() {
+            Standing::Unconfigured
+        } else if replica.is_complete() && !replica.heads().contains_key(bundle) {
+            Standing::Retired
+        } else {
+            Standing::Followed
         }
     }
 }

@@ -1,112 +1,45 @@
-//! The edge's disk: what is read back is verified (K1, K2), and what a workload sees is one
-//! complete version, or the one before (S1, S2, S3).
+//! What an edge keeps: content and memory are verified when they are read back (K1, K3), nothing
+//! that is needed is forgotten (K2, K4), and a database is never treated as none (K5).
 
 #![expect(clippy::unwrap_used, reason = "the lint exempts test functions but not their helpers")]
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+mod common;
 
+use std::{fs, time::Duration};
+
+use common::{Host, Servers, name, serve};
 use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition};
-use satrap_certify::{BundleName, Head, Interest, Key, Replica};
-use satrap_edge_agent::{
-    activate::{ActivateError, Activator},
-    cache::{Cache, Restored},
-    config::Activate,
-};
-use satrap_edge_core::{Acceptor, Active, Effect, Event};
-use satrap_merkle::BundleTree;
-use satrap_sim::SimRealm;
-use tempfile::TempDir;
+use satrap_certify::BundleName;
+use satrap_edge_agent::install::Installer;
+use satrap_edge_core::{Acceptor, Kept};
 
 const CONTENTS: TableDefinition<(&str, u64), &[u8]> = TableDefinition::new("contents");
-const STATE: TableDefinition<&str, &[u8]> = TableDefinition::new("state");
+const KEPT: TableDefinition<&str, &[u8]> = TableDefinition::new("kept");
 
 fn bundle() -> BundleName {
-    BundleName::new("config/routing").unwrap()
+    name("config/routing")
 }
 
-fn interest() -> Interest {
-    Interest::Bundles(vec![bundle()])
+fn active(acceptor: &Acceptor) -> u64 {
+    acceptor.active().get(&bundle()).map_or(0, |active| active.version)
 }
 
-/// An edge with a real cache, and the realm that feeds it.
-struct Edge {
-    dir: TempDir,
-    realm: SimRealm,
-    relay: Replica,
-    acceptor: Acceptor,
+/// An edge that runs version 1 of one bundle, stopped.
+async fn at_one() -> (Host, Servers) {
+    let mut servers = Servers::new("disk");
+    let host = Host::new(&servers.realm, &[bundle()]);
+    servers.publish(&bundle(), &[("a", "one"), ("b", "one")]);
+    let mut edge = host.start(servers.realm.now).await.unwrap();
+    serve(&mut edge, servers.newest(), servers.realm.now).await.unwrap();
+    assert_eq!(active(edge.acceptor()), 1);
+    (host, servers)
 }
 
-impl Edge {
-    fn new() -> Self {
-        let realm = SimRealm::new("disk", 4);
-        let replica = Replica::genesis(&realm.genesis, interest());
-        Self {
-            dir: tempfile::tempdir().unwrap(),
-            relay: Replica::genesis(&realm.genesis, Interest::Everything),
-            acceptor: Acceptor::new(replica, BTreeMap::new(), Default::default()),
-            realm,
-        }
-    }
-
-    /// Publishes `value` and installs it; the workload takes it or not.
-    fn publish(&mut self, value: &str, taken: bool) {
-        let change = self.realm.publish(bundle().as_str(), &[("a", value), ("b", value)]);
-        let update = self.realm.decide(&[change]).unwrap();
-        let advance = self.relay.verify(&update, self.realm.now).unwrap();
-        self.relay.advance(advance);
-        let update = self.relay.answer(&self.acceptor.position()).unwrap().unwrap().update;
-        let cache = Cache::open(self.dir.path()).unwrap();
-        let now = self.realm.now;
-        let mut effect = self.acceptor.step(now, Event::Offered(Box::new(update))).unwrap();
-        loop {
-            let event = match effect {
-                Effect::Settled => return,
-                Effect::Stage(staged) => {
-                    cache.stage(&staged).unwrap();
-                    Event::Staged
-                }
-                Effect::Activate(head, _) if taken => {
-                    cache.activated(&head, self.acceptor.replica()).unwrap();
-                    Event::Activated
-                }
-                Effect::Activate(head, _) => {
-                    cache.quarantined(&head).unwrap();
-                    Event::ActivationFailed
-                }
-            };
-            effect = self.acceptor.step(now, event).unwrap();
-        }
-    }
-
-    fn restore(&self) -> Restored {
-        let cache = Cache::open(self.dir.path()).unwrap();
-        cache.restore(&self.realm.genesis, &interest()).unwrap()
-    }
-
-    /// Alters one row of the database, and returns what is read back then.
-    fn damaged(&self, alter: impl FnOnce(&redb::WriteTransaction)) -> Restored {
-        let copy = tempfile::tempdir().unwrap();
-        let file = copy.path().join("edge.redb");
-        fs::copy(self.dir.path().join("edge.redb"), &file).unwrap();
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-        let database = redb::Database::open(&file).unwrap();
-        let txn = database.begin_write().unwrap();
-        alter(&txn);
-        txn.commit().unwrap();
-        drop(database);
-        let cache = Cache::open(copy.path()).unwrap();
-        cache.restore(&self.realm.genesis, &interest()).unwrap()
-    }
+/// The next version, which the workload takes or not.
+async fn publish(edge: &mut Installer, servers: &mut Servers, value: &str, taken: bool) {
+    let entries = [("a", value), (if taken { "b" } else { "a/b" }, value)];
+    servers.publish(&bundle(), &entries);
+    serve(edge, servers.newest(), servers.realm.now).await.unwrap();
 }
 
 fn flip_content(txn: &redb::WriteTransaction, version: u64) {
@@ -120,193 +53,181 @@ fn flip_content(txn: &redb::WriteTransaction, version: u64) {
     table.insert(key, bytes.as_slice()).unwrap();
 }
 
-#[test]
-fn k1_what_is_read_back_is_verified_and_damage_is_left_out() {
-    let mut edge = Edge::new();
-    edge.publish("one", true);
-    let restored = edge.restore();
-    assert!(restored.damage.is_empty());
-    assert_eq!(restored.replica.position(), edge.acceptor.position());
-    assert_eq!(restored.active[&bundle()].0, edge.acceptor.active()[&bundle()]);
-
-    let rules = |restored: &Restored| -> Vec<_> {
-        restored.damage.iter().map(satrap_certify::Rejection::rule).collect()
-    };
-    // A value changed on the disk: neither the state nor what is active is believed.
-    let restored = edge.damaged(|txn| flip_content(txn, 1));
-    assert_eq!(rules(&restored), ["B4", "B4"]);
-    assert_eq!((restored.replica.height(), restored.active.len()), (0, 0));
-    // Content gone.
-    let restored = edge.damaged(|txn| {
-        txn.open_table(CONTENTS).unwrap().retain(|_, _| false).unwrap();
-    });
-    assert_eq!((restored.replica.height(), restored.active.len()), (0, 0));
-    assert_eq!(restored.damage.len(), 2);
-    // Every byte of the certificate and its proofs matters, or says twice what others say.
-    let database = redb::Database::open(edge.dir.path().join("edge.redb")).unwrap();
-    let txn = database.begin_read().unwrap();
-    let state = txn.open_table(STATE).unwrap().get("update").unwrap().unwrap().value().to_vec();
-    drop((txn, database));
-    for place in (0..state.len()).step_by(29) {
-        let mut altered = state.clone();
-        altered[place] ^= 0x40;
-        let restored = edge.damaged(|txn| {
-            txn.open_table(STATE).unwrap().insert("update", altered.as_slice()).unwrap();
-        });
-        assert_eq!(restored.replica.height(), 0, "byte {place}");
-        assert_eq!(restored.damage.len(), 1, "byte {place}");
-        assert_eq!(restored.active.len(), 1, "what is active has its own root");
-    }
-}
-
-#[test]
-fn k2_what_is_active_stays_until_something_else_is() {
-    let mut edge = Edge::new();
-    edge.publish("one", true);
-    edge.publish("two", false);
-    edge.publish("three", false);
-    let restored = edge.restore();
-    assert!(restored.damage.is_empty());
-    assert_eq!(restored.replica.heads()[&bundle()].version, 3, "the newest is verified");
-    let (active, tree) = &restored.active[&bundle()];
-    assert_eq!(active.version, 1);
-    assert_eq!(tree.root(), active.root);
-    assert!(!restored.quarantine.is_empty());
-    edge.publish("four", true);
-    let restored = edge.restore();
-    assert_eq!(restored.active[&bundle()].0.version, 4);
-    let database = redb::Database::open(edge.dir.path().join("edge.redb")).unwrap();
+fn versions(host: &Host) -> Vec<u64> {
+    let database = redb::Database::open(host.database()).unwrap();
     let txn = database.begin_read().unwrap();
     let table = txn.open_table(CONTENTS).unwrap();
-    let versions: Vec<_> = table.iter().unwrap().map(|row| row.unwrap().0.value().1).collect();
-    assert_eq!(versions, [4], "what nobody needs any more is gone");
+    table.iter().unwrap().map(|row| row.unwrap().0.value().1).collect()
 }
 
-fn tree(entries: &[(&str, &str)]) -> BundleTree {
-    let mut tree = BundleTree::default();
-    for (key, value) in entries {
-        tree.insert(&Key::new(key.as_bytes()).unwrap(), Arc::from(value.as_bytes()));
+#[tokio::test]
+async fn k1_content_that_is_damaged_is_left_out_and_found_elsewhere() {
+    let damage: [fn(&redb::WriteTransaction); 2] = [
+        |txn| flip_content(txn, 1),
+        |txn| txn.open_table(CONTENTS).unwrap().retain(|_, _| false).unwrap(),
+    ];
+    for damage in damage {
+        let (host, servers) = at_one().await;
+        let now = servers.realm.now;
+        host.alter(damage);
+        // The files of the version have the certified root: nothing is missing.
+        let edge = host.start(now).await.unwrap();
+        assert_eq!(active(edge.acceptor()), 1);
+        assert!(edge.acceptor().replica().content(&bundle()).is_some());
+        drop(edge);
+        // Without them as well: the version is still known, and a server brings its content back.
+        fs::remove_dir_all(host.config.data_dir.join("versions")).unwrap();
+        let mut edge = host.start(now).await.unwrap();
+        assert_eq!(active(edge.acceptor()), 1);
+        assert!(edge.acceptor().replica().content(&bundle()).is_none());
+        assert_eq!(host.read(&bundle(), "a"), None);
+        serve(&mut edge, servers.newest(), now).await.unwrap();
+        assert_eq!(host.read(&bundle(), "a").unwrap(), "one");
+        assert_eq!(active(edge.acceptor()), 1);
     }
-    tree
 }
 
-fn head(version: u64, tree: &BundleTree) -> Head {
-    Head {
-        name: bundle(),
-        version,
-        root: tree.root(),
-        entries: tree.len() as u64,
-        bytes: tree.bytes(),
-        height: version,
-    }
+#[tokio::test]
+async fn k2_what_is_active_stays_until_something_else_is() {
+    let (host, mut servers) = at_one().await;
+    let mut edge = host.start(servers.realm.now).await.unwrap();
+    publish(&mut edge, &mut servers, "two", false).await;
+    publish(&mut edge, &mut servers, "three", false).await;
+    drop(edge);
+    assert_eq!(versions(&host), [1, 3], "what is active, and the newest");
+    let mut edge = host.start(servers.realm.now).await.unwrap();
+    let acceptor = edge.acceptor();
+    assert_eq!(acceptor.replica().heads()[&bundle()].version, 3, "the newest is verified");
+    assert_eq!(active(acceptor), 1);
+    assert!(!acceptor.quarantine().is_empty());
+    assert_eq!(host.read(&bundle(), "a").unwrap(), "one");
+    publish(&mut edge, &mut servers, "four", true).await;
+    assert_eq!(active(edge.acceptor()), 4);
+    drop(edge);
+    assert_eq!(versions(&host), [4], "what nobody needs any more is gone");
 }
 
-fn activator(dir: &Path, hook: &str) -> Activator {
-    let words = ["/bin/sh", "-c", hook].map(str::to_owned);
-    let config = Activate {
-        dir: dir.join("active"),
-        combined_file: None,
-        hook: if hook.is_empty() { Vec::new() } else { words.to_vec() },
-        // Long for a shell on a loaded machine, short for the hook that hangs.
-        hook_timeout: Duration::from_secs(2),
+#[tokio::test]
+async fn k3_k5_a_damaged_memory_is_an_error_that_says_what_to_do() {
+    let (host, servers) = at_one().await;
+    let sealed = {
+        let database = redb::Database::open(host.database()).unwrap();
+        let txn = database.begin_read().unwrap();
+        let table = txn.open_table(KEPT).unwrap();
+        table.get("kept").unwrap().unwrap().value().to_vec()
     };
-    Activator::new(config, dir)
-}
-
-async fn activate(activator: &Activator, version: u64, value: &str) -> Result<(), ActivateError> {
-    let tree = tree(&[("a", value), ("dir/b", value)]);
-    activator.activate(&head(version, &tree), &tree).await
-}
-
-/// The version that the link leads to, read file by file.
-fn seen(link: &Path) -> Option<(String, String)> {
-    let directory: PathBuf = fs::read_link(link).ok()?;
-    let a = fs::read_to_string(directory.join("a")).ok()?;
-    Some((a, fs::read_to_string(directory.join("dir/b")).ok()?))
-}
-
-#[tokio::test]
-async fn s1_the_link_always_leads_to_one_complete_version() {
-    let dir = tempfile::tempdir().unwrap();
-    let activator = activator(dir.path(), "");
-    let link = activator.link(&bundle());
-    activate(&activator, 1, "1").await.unwrap();
-    let stop = Arc::new(AtomicBool::new(false));
-    let reader = std::thread::spawn({
-        let (stop, link) = (stop.clone(), link.clone());
-        move || {
-            let mut reads = 0_u64;
-            while !stop.load(Ordering::Relaxed) {
-                assert!(fs::symlink_metadata(&link).is_ok(), "the link is always there");
-                // A reader that is two versions late finds its directory gone, not mixed.
-                if let Some((a, b)) = seen(&link) {
-                    assert_eq!(a, b);
-                    reads += 1;
-                }
-            }
-            reads
-        }
-    });
-    for version in 2..=40 {
-        let value = version.to_string();
-        activate(&activator, version, &value).await.unwrap();
-        assert_eq!(seen(&link), Some((value.clone(), value)));
+    assert!(Kept::unseal(&sealed).is_ok());
+    for length in 0..sealed.len() {
+        assert!(Kept::unseal(&sealed[..length]).is_err(), "cut to {length}");
     }
-    stop.store(true, Ordering::Relaxed);
-    assert!(reader.join().unwrap() > 0);
-}
-
-#[tokio::test]
-async fn s2_a_hook_that_fails_or_hangs_leaves_the_version_from_before() {
-    let dir = tempfile::tempdir().unwrap();
-    let log = dir.path().join("log");
-    let hook = format!(
-        "cat \"$SATRAP_DIR/a\" >> '{}'; case $(cat \"$SATRAP_DIR/a\") in \
-         bad*) exit 1;; slow*) exec sleep 60;; esac",
-        log.display()
-    );
-    let activator = activator(dir.path(), &hook);
-    let link = activator.link(&bundle());
-    let failed = activate(&activator, 1, "bad1 ").await.unwrap_err();
-    assert!(matches!(failed, ActivateError::Hook(_)), "{failed}");
-    assert!(fs::symlink_metadata(&link).is_err(), "there was none before");
-    activate(&activator, 2, "good2 ").await.unwrap();
-    for (version, value) in [(3, "bad3 "), (4, "slow4 ")] {
-        let failed = activate(&activator, version, value).await.unwrap_err();
-        assert!(matches!(failed, ActivateError::Hook(_)), "{failed}");
-        assert_eq!(seen(&link).unwrap().0, "good2 ");
+    for place in 0..sealed.len() {
+        let mut altered = sealed.clone();
+        altered[place] ^= 0x40;
+        assert!(Kept::unseal(&altered).is_err(), "byte {place}");
     }
-    let told = fs::read_to_string(&log).unwrap();
-    assert_eq!(told, "bad1 good2 bad3 good2 slow4 good2 ", "it is told to go back");
-    activate(&activator, 5, "good5 ").await.unwrap();
-    assert_eq!(seen(&link).unwrap().0, "good5 ");
-}
-
-#[tokio::test]
-async fn s2_damaged_files_are_repaired_at_start() {
-    let dir = tempfile::tempdir().unwrap();
-    let activator = activator(dir.path(), "");
-    let link = activator.link(&bundle());
-    activate(&activator, 1, "1").await.unwrap();
-    fs::write(link.join("a"), "altered").unwrap();
-    let tree = tree(&[("a", "1"), ("dir/b", "1")]);
-    activator.ensure(&bundle(), Active::of(&head(1, &tree)), &tree).unwrap();
-    assert_eq!(seen(&link).unwrap().0, "1");
-}
-
-#[tokio::test]
-async fn s3_a_key_cannot_leave_the_directory() {
-    let dir = tempfile::tempdir().unwrap();
-    let activator = activator(dir.path(), "");
-    for key in ["../x", "/x", "a/../../x", "a//b", "a/", "./a", "..", "."] {
-        let tree = tree(&[("good", "1"), (key, "evil")]);
-        let refused = activator.activate(&head(1, &tree), &tree).await.unwrap_err();
-        assert!(matches!(refused, ActivateError::Path(_)), "{key}: {refused}");
+    let damage: [&dyn Fn(&redb::WriteTransaction); 3] = [
+        &|txn| drop(txn.open_table(KEPT).unwrap().remove("kept").unwrap()),
+        &|txn| assert!(txn.delete_table(KEPT).unwrap()),
+        &|txn| {
+            let mut table = txn.open_table(KEPT).unwrap();
+            drop(table.insert("kept", &sealed[1..]).unwrap());
+        },
+    ];
+    for damage in damage {
+        host.alter(damage);
+        let error = host.start(servers.realm.now).await.unwrap_err().to_string();
+        assert!(error.contains("edge.redb is damaged"), "{error}");
+        assert!(error.contains("trusted_checkpoint") && error.contains("move"), "{error}");
+        assert_eq!(host.read(&bundle(), "a").unwrap(), "one", "the workload keeps what it has");
     }
-    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
-    assert!(left.is_empty(), "nothing was written: {left:?}");
-    // The same files under names that cannot lead anywhere.
-    let tree = tree(&[("..x", "1"), ("a/b.c/d", "2")]);
-    activator.activate(&head(1, &tree), &tree).await.unwrap();
-    assert_eq!(fs::read_to_string(activator.link(&bundle()).join("a/b.c/d")).unwrap(), "2");
+}
+
+#[tokio::test]
+async fn k5_a_database_of_another_realm_is_refused_by_name() {
+    let (mut host, servers) = at_one().await;
+    let other = Servers::new("other");
+    host.config.genesis = other.realm.genesis.clone();
+    let error = host.start(servers.realm.now).await.unwrap_err().to_string();
+    let hash = |servers: &Servers| hex::encode(servers.realm.genesis.realm().genesis_hash());
+    for part in ["edge.redb belongs to the realm", &hash(&servers), &hash(&other)] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn k4_floors_outlive_the_configuration_that_needed_them() {
+    let (mut host, mut servers) = at_one().await;
+    let mut edge = host.start(servers.realm.now).await.unwrap();
+    publish(&mut edge, &mut servers, "two", true).await;
+    let second = servers.newest().clone();
+    publish(&mut edge, &mut servers, "three", true).await;
+    drop(edge);
+    // Swapped for another bundle, and back, with a server that is a version behind.
+    for bundles in [vec![name("config/other")], vec![bundle()]] {
+        host.config.bundles = bundles;
+        let mut edge = host.start(servers.realm.now).await.unwrap();
+        assert_eq!(serve(&mut edge, &second, servers.realm.now).await, Ok(()));
+        assert_eq!(active(edge.acceptor()), 3);
+        assert_eq!(host.read(&bundle(), "a").unwrap(), "three");
+    }
+}
+
+#[tokio::test]
+async fn k4_a_trusted_checkpoint_raises_and_never_lowers() {
+    let (mut host, mut servers) = at_one().await;
+    let old = servers.certificate(servers.newest(), &[bundle()]);
+    let mut edge = host.start(servers.realm.now).await.unwrap();
+    publish(&mut edge, &mut servers, "two", true).await;
+    drop(edge);
+    host.provision(&old);
+    let edge = host.start(servers.realm.now).await.unwrap();
+    assert_eq!((edge.acceptor().replica().height(), active(edge.acceptor())), (2, 2));
+    drop(edge);
+
+    // Away for longer than the trusting period: refused, until a newer checkpoint is provisioned.
+    servers.realm.now = servers.realm.now.plus(Duration::from_secs(91 * 24 * 3600));
+    servers.publish(&bundle(), &[("a", "three"), ("b", "three")]);
+    let mut edge = host.start(servers.realm.now).await.unwrap();
+    let refused = serve(&mut edge, servers.newest(), servers.realm.now).await.unwrap_err();
+    assert_eq!((refused.rule(), active(edge.acceptor())), ("C8", 2));
+    drop(edge);
+    let new = servers.certificate(servers.newest(), &[bundle()]);
+    host.provision(&new);
+    let mut edge = host.start(servers.realm.now).await.unwrap();
+    assert_eq!((edge.acceptor().replica().height(), active(edge.acceptor())), (3, 2));
+    serve(&mut edge, servers.newest(), servers.realm.now).await.unwrap();
+    assert_eq!(active(edge.acceptor()), 3);
+}
+
+#[tokio::test]
+async fn a2_a6_what_was_complete_is_activated_without_a_server_and_parts_are_not() {
+    let (host, mut servers) = at_one().await;
+    let now = servers.realm.now;
+    // A link that is in the way: verified and durable, and not active yet.
+    let link = host.link(&bundle());
+    fs::rename(&link, host.dir.path().join("aside")).unwrap();
+    fs::write(&link, "theirs").unwrap();
+    let mut edge = host.start(now).await.unwrap();
+    publish(&mut edge, &mut servers, "two", true).await;
+    assert_eq!(active(edge.acceptor()), 1);
+    assert!(edge.acceptor().quarantine().is_empty(), "the version is not at fault");
+    drop(edge);
+    fs::remove_file(&link).unwrap();
+    let edge = host.start(now).await.unwrap();
+    assert_eq!(active(edge.acceptor()), 2, "no server was asked");
+    drop(edge);
+
+    // Heads without content are durable as well, and change nothing that runs.
+    servers.publish(&bundle(), &[("a", "three"), ("b", "three")]);
+    let mut edge = host.start(now).await.unwrap();
+    let answer = servers.newest().answer(&edge.acceptor().position()).unwrap().unwrap();
+    let mut part = answer.update;
+    part.contents.clear();
+    edge.offer(part, servers.realm.now).await.unwrap().unwrap();
+    assert!(!edge.acceptor().replica().is_complete());
+    drop(edge);
+    let mut edge = host.start(now).await.unwrap();
+    assert_eq!((edge.acceptor().replica().height(), active(edge.acceptor())), (3, 2));
+    serve(&mut edge, servers.newest(), servers.realm.now).await.unwrap();
+    assert_eq!(active(edge.acceptor()), 3);
 }

@@ -5,27 +5,34 @@
 //! is checked again here, against the genesis the edge was provisioned with.
 //!
 //! ```text
-//!          Offered            Staged                 Activated (of the last bundle)
+//!          Offered            Staged, complete       Activated (of the last bundle)
 //!   Idle ──────────▶ Staging ────────▶ Activating ─────────────────────────────▶ Idle
-//!    ▲                  │ StageFailed     │  │ ActivationFailed: quarantine, next bundle
-//!    └──────────────────┘                 └──┘ the bundle's old version stays active
+//!    ▲                  │ StageFailed,    │  │ ActivationFailed: quarantine, next bundle
+//!    └──────────────────┘ Staged in part  └──┘ ActivationDeferred: next bundle
 //! ```
+//!
+//! In both cases the bundle's old version stays active; a deferred one is pending again as soon as
+//! the next offer is staged.
 //!
 //! # Invariants
 //!
 //! - **A1** Only a [`Certified`] advance leaves this module, and only [`Replica::verify`] makes one.
 //! - **A2** Content is durable before a workload sees it, and a version is recorded as active only
 //!   after the workload took it. A crash therefore restarts into a config that already ran here.
-//! - **A3** The verified version of a bundle never decreases. What is active is the newest
-//!   verified version, or the last one that worked if that one failed here.
+//! - **A3** Neither the verified nor the active version of a bundle ever decreases. What is active
+//!   is the newest verified version, or the last one that worked if that one failed here or its
+//!   bundle was retired.
 //! - **A4** At most one offer is in flight. A second one is refused, not queued.
 //! - **A5** A version that failed to activate is quarantined: it is not tried again until the
 //!   certified version changes.
+//! - **A6** Offers may be parts: each is verified and made durable by itself, and nothing is
+//!   activated before they are complete. So what runs is of one directory, never a mixture.
 //!
 //! # Deliberately absent
 //!
 //! No sockets, files, clocks, tasks or randomness. There is no retry either: [`crate::pull`]
-//! decides when to ask again, and this module only judges.
+//! decides when to ask again, and this module only judges. How long parts may stay incomplete is
+//! for [`satrap_pressure::Freshness`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -54,8 +61,10 @@ pub enum Event {
     StageFailed,
     /// The workload runs the bundle, and that is recorded.
     Activated,
-    /// The workload did not take the bundle and runs the version from before.
+    /// The version cannot run here: the workload did not take it and runs the one from before.
     ActivationFailed,
+    /// The host was at fault, a full disk for example; the version from before runs.
+    ActivationDeferred,
 }
 
 /// What the caller does next.
@@ -63,8 +72,8 @@ pub enum Event {
 pub enum Effect {
     /// Make this state durable, then report [`Event::Staged`] or [`Event::StageFailed`].
     Stage(Box<Staged>),
-    /// Hand this content to the workload, record it as active, then report
-    /// [`Event::Activated`] or [`Event::ActivationFailed`].
+    /// Hand this content to the workload, record it as active or failed, then report
+    /// [`Event::Activated`], [`Event::ActivationFailed`] or [`Event::ActivationDeferred`].
     Activate(Head, BundleTree),
     /// Nothing is in flight; what runs is in [`Acceptor::active`].
     Settled,
@@ -73,7 +82,7 @@ pub enum Effect {
 /// A verified state that is to be made durable (A1, A2).
 #[derive(Clone, Debug)]
 pub struct Staged {
-    /// The state after the advance, whose snapshot goes to disk.
+    /// The state after the advance.
     pub replica: Replica,
     /// Bundles whose content differs from what is on disk.
     pub changed: Vec<BundleName>,
@@ -106,11 +115,21 @@ impl Acceptor {
         Self { replica, active, quarantine, step: Step::Idle }
     }
 
-    /// Goes on where a crash may have interrupted: verified content that is not active yet (A2).
-    /// To be called once, before any event.
+    /// Goes on where a crash may have interrupted: `ready` is what was complete when it was last
+    /// made durable (A2, A6). To be called once, before any event.
     #[must_use]
-    pub fn resume(&mut self) -> Effect {
-        self.activate_next(self.pending())
+    pub fn resume(&mut self, ready: &BTreeMap<BundleName, Active>) -> Effect {
+        let heads = self.replica.heads();
+        let known = |(name, version): (&BundleName, &Active)| {
+            heads.get(name).filter(|head| Active::of(head) == *version && self.is_pending(head))
+        };
+        let pending: VecDeque<Head> = ready.iter().filter_map(known).cloned().collect();
+        let held = |head: &Head| {
+            self.replica.content(&head.name).is_some_and(|content| head.describes(content))
+        };
+        // A6: what was lost on the disk comes from a server, and then all of it at once.
+        let complete = pending.iter().all(held);
+        self.activate_next(if complete { pending } else { VecDeque::new() })
     }
 
     /// The verified state.
@@ -181,6 +200,7 @@ impl Acceptor {
                 self.quarantine.insert((head.name.clone(), Active::of(&head)));
                 self.activate_next(rest)
             }
+            (Step::Activating(_, rest), Event::ActivationDeferred) => self.activate_next(rest),
             (step, event) => panic!("BUG: {event:?} while {step:?}"),
         })
     }
@@ -194,20 +214,26 @@ impl Acceptor {
         Effect::Stage(staged)
     }
 
-    /// Verified heads that are neither active nor quarantined.
+    /// Verified heads to be activated (A6).
     fn pending(&self) -> VecDeque<Head> {
-        let wanted = |head: &&Head| {
-            let version = Active::of(head);
-            self.active.get(&head.name) != Some(&version)
-                && !self.quarantine.contains(&(head.name.clone(), version))
-        };
-        self.replica.heads().values().filter(wanted).cloned().collect()
+        if !self.replica.is_complete() {
+            return VecDeque::new();
+        }
+        let heads = self.replica.heads().values();
+        heads.filter(|head| self.is_pending(head)).cloned().collect()
+    }
+
+    /// A3, A5
+    fn is_pending(&self, head: &Head) -> bool {
+        let newer = |active: &Active| head.version > active.version;
+        self.active.get(&head.name).is_none_or(newer)
+            && !self.quarantine.contains(&(head.name.clone(), Active::of(head)))
     }
 
     fn activate_next(&mut self, mut pending: VecDeque<Head>) -> Effect {
         let Some(head) = pending.pop_front() else { return Effect::Settled };
         let tree = self.replica.content(&head.name);
-        let tree = tree.expect("a verified head comes with its content (R3)").clone();
+        let tree = tree.expect("a complete replica holds what its heads say (R4)").clone();
         self.step = Step::Activating(head.clone(), pending);
         Effect::Activate(head, tree)
     }

@@ -12,6 +12,8 @@
 //! - **P2** Delays are full jitter between 100 ms and 30 s; only a connection that was useful for a
 //!   while resets them. A refusal does not wait: the next *other* server is asked at once, as long
 //!   as there is one that is not shunned.
+//! - **P3** A server is left when what it had was stale for too long, whatever it sends and however
+//!   often; and if all home members are stale, a server of another region is asked.
 
 use core::time::Duration;
 
@@ -45,8 +47,10 @@ pub struct Attempt {
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// Could not connect, or the connection broke, or nothing came for too long.
+    /// Could not connect, or the connection broke after it had been of use.
     Lost,
+    /// Nothing fresh came of it, however it ended, or nothing fresh for too long.
+    Stale,
     /// The server's answer was refused.
     Lied,
 }
@@ -133,6 +137,8 @@ impl Pull {
                 }
                 self.backoff.connection_ended(uptime);
             }
+            // P3: that it was up says nothing for the others, which may be stale as well.
+            Ended::Stale => self.backoff.connection_ended(uptime),
             Ended::Lied => {
                 entry.shunned_until = now + SHUN;
                 self.hurry = true;
@@ -177,6 +183,21 @@ mod tests {
         // Home is asked again when the shunning is over.
         let later = NOW + SHUN;
         assert!(pull.next(later, 0).server < 3);
+    }
+
+    #[test]
+    fn p3_stale_members_are_passed_over_in_the_end_for_another_region() {
+        let mut pull = pull();
+        let mut asked = Vec::new();
+        for _ in 0..4 {
+            let attempt = pull.next(NOW, 0);
+            asked.push(attempt.server);
+            // It answered, and it was up for long.
+            pull.useful(attempt.server);
+            pull.ended(attempt.server, NOW, 10 * STABLE_AFTER, Ended::Stale);
+        }
+        assert_eq!(asked, [0, 1, 2, 3]);
+        assert!(pull.next(NOW, 0).server < 3, "then the round starts again, at home");
     }
 
     #[test]

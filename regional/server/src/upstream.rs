@@ -36,7 +36,7 @@ use satrap_host::{
     rng,
 };
 use satrap_merkle::codec::Canonical as _;
-use satrap_pressure::FullJitter;
+use satrap_pressure::{Freshness, FullJitter, Seen};
 use satrap_proto::v1::{FollowRequest, follow_request::Body};
 use satrap_regional_core::Command;
 use tokio::{
@@ -96,7 +96,7 @@ pub struct Upstream {
     validators: Vec<Endpoint>,
     credentials: Credentials,
     chain: String,
-    stale_after: Duration,
+    heartbeat: Duration,
     refusals: Refusals,
     /// Live streams.
     streams: Arc<AtomicUsize>,
@@ -138,9 +138,8 @@ impl Upstream {
         refusals: Refusals,
     ) -> Self {
         let chain = ring.region().replica().realm().chain_id().to_owned();
-        let stale_after = heartbeat.mul_f64(2.5);
         let (streams, moves) = (Arc::default(), Mutex::default());
-        Self { ring, validators, credentials, chain, stale_after, refusals, streams, moves }
+        Self { ring, validators, credentials, chain, heartbeat, refusals, streams, moves }
     }
 
     /// How many streams are live; shared with whoever reports status.
@@ -218,20 +217,17 @@ impl Upstream {
     }
 
     async fn follow(&self, validator: &Endpoint) -> Result<Infallible, UpstreamError> {
+        let mut freshness = Freshness::new(self.heartbeat, clock::monotonic());
         let mut client = follow::client(self.channel(validator).await?);
         let (positions, outbound) = mpsc::channel(OUTBOUND_MAX);
         let mut seen = self.say_position(&positions).await?;
-        let replies =
-            client.follow(ReceiverStream::new(outbound)).await.map_err(ReplyError::from)?;
+        let replies = within(&freshness, client.follow(ReceiverStream::new(outbound))).await?;
+        let replies = replies.map_err(ReplyError::from)?;
         let mut replies = Replies::new(replies.into_inner(), UPDATE_BYTES_MAX);
         let _live = Live::new(&self.streams);
         tracing::info!(validator = %validator.name, "following");
-        let mut fresh_at = clock::monotonic();
         loop {
-            let silent = clock::monotonic().saturating_sub(fresh_at);
-            let left = self.stale_after.saturating_sub(silent);
-            let reply = timeout(left, replies.next()).await;
-            let reply = reply.map_err(|_| UpstreamError::Stale(self.stale_after))??;
+            let reply = within(&freshness, replies.next()).await??;
             let Some(update) = reply else {
                 return Err(ReplyError::from(Status::ok("by the validator")).into());
             };
@@ -239,14 +235,15 @@ impl Upstream {
                 seen = self.say_position(&positions).await?;
             }
             // Whichever validator was first, this one is not far behind it.
-            if self.age() <= self.stale_after && self.ring.region().replica().is_complete() {
-                fresh_at = clock::monotonic();
-            }
+            freshness.observe(clock::monotonic(), self.seen());
         }
     }
 
-    fn age(&self) -> Duration {
-        Timestamp(clock::now()).since(self.ring.region().replica().certified_time())
+    fn seen(&self) -> Seen {
+        let region = self.ring.region();
+        let replica = region.replica();
+        let age = Timestamp(clock::now()).since(replica.certified_time());
+        Seen { age, complete: replica.is_complete() }
     }
 
     /// Asks from where the ring is, and returns how often it had moved by then.
@@ -306,6 +303,17 @@ impl Upstream {
             Reply::Refused { .. } | Reply::Blank | Reply::Batch => Ok(Adoption::NothingNew),
         }
     }
+}
+
+/// Waits for a validator as long as `freshness` bears with it.
+async fn within<T>(
+    freshness: &Freshness,
+    answer: impl Future<Output = T>,
+) -> Result<T, UpstreamError> {
+    let stale = || UpstreamError::Stale(freshness.limit());
+    // Asked first: a timeout of zero would still take a message that is there already.
+    let patience = freshness.patience(clock::monotonic()).ok_or_else(stale)?;
+    timeout(patience, answer).await.map_err(|_| stale())
 }
 
 /// Counts a stream while it lives.
