@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use satrap_certify::{BundleName, ChainId, Class, ClassKind, Genesis, Label, Policy};
+use satrap_certify::{
+    BundleName, ChainId, Class, ClassKind, Genesis, Label, Policy, limits::PUBLISHES_PER_HOUR_MAX,
+};
 use satrap_cli::{
     client::{Client, Endpoint},
     realm::{
@@ -110,8 +112,14 @@ fn plan(regions: usize) -> io::Result<RealmPlan> {
         regions,
         edges: edges.collect(),
         operators: vec![label("alice")],
-        classes: vec![Class { prefix: String::new(), approvals: 1, kind: ClassKind::Opaque }],
+        classes: vec![unmetered(Class::new("", 1, ClassKind::Opaque))],
     })
+}
+
+/// A class whose one operator publishes as fast as it can.
+fn unmetered(mut class: Class) -> Class {
+    class.quota.publishes_per_hour = PUBLISHES_PER_HOUR_MAX;
+    class
 }
 
 impl Realm {

@@ -44,8 +44,9 @@ const MESSAGE_BYTES_MAX: usize = EDGE_UPDATE_BYTES_MAX + 1024;
 const READ_WITHIN: Duration = Duration::from_secs(5);
 /// A decision takes well under a second; a realm that lost its leader takes a few.
 const DECIDE_WITHIN: Duration = Duration::from_secs(30);
-/// How often a governance change may overtake the reading of the governance state.
-const GOVERNANCE_READS_MAX: usize = 3;
+/// How often a block may overtake the reading of the governance state, which says who has
+/// published how much.
+const GOVERNANCE_READS_MAX: usize = 16;
 
 /// A server that may be asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -280,14 +281,22 @@ impl Client {
         }
     }
 
-    /// O2: whether a publish that may have been decided was, seen by its certified effect.
+    /// O2: whether a change that may have been decided was, seen by its certified effect.
     async fn settled(&self, change: &SignedChange) -> Option<Decided> {
-        let Action::Publish(publish) = &change.change.action else { return None };
-        let interest = Interest::Bundles(vec![publish.bundle.clone()]);
-        let read = self.read(&interest).await.ok()?;
-        let head = read.replica.heads().get(&publish.bundle)?;
-        let ours = head.version == publish.expect_version + 1 && head.root == publish.root;
-        ours.then_some(Decided { height: head.height, version: head.version, by: read.from })
+        let bundle = change.change.action.bundle()?;
+        let read = self.read(&Interest::Bundles(vec![bundle.clone()])).await.ok()?;
+        let (replica, by) = (&read.replica, read.from);
+        match (&change.change.action, replica.heads().get(bundle)) {
+            (Action::Publish(publish), Some(head)) => {
+                let follows = head.version == publish.expect_version + 1;
+                // A bundle that is created anew starts above every retired version.
+                let is_made = follows || publish.expect_version == 0;
+                let ours = is_made && head.root == publish.root;
+                ours.then_some(Decided { height: head.height, version: head.version, by })
+            }
+            (Action::Retire(_), None) => Some(Decided { height: replica.height(), version: 0, by }),
+            _ => None,
+        }
     }
 
     /// Asks one server after the other until one answer is final.

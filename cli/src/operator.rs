@@ -105,7 +105,7 @@ pub struct Summary {
     pub genesis_hash: String,
     /// What it does, in words.
     pub action: String,
-    /// For a publish: the bundle.
+    /// The bundle it changes.
     pub bundle: Option<String>,
     /// Version of the bundle or of the governance state that it applies to.
     pub expect_version: u64,
@@ -125,16 +125,24 @@ impl Summary {
         let (action, bundle, expect_version, root) = match &signed.change.action {
             Action::Publish(p) => (
                 format!(
-                    "publish `{}` version {} to {}: {} put, {} deleted",
+                    "publish `{}` {}: {} put, {} deleted",
                     p.bundle,
-                    p.expect_version,
-                    p.expect_version + 1,
+                    match p.expect_version {
+                        0 => "as a new bundle".to_owned(),
+                        version => format!("version {version} to {}", version + 1),
+                    },
                     count(p.puts.len(), "entry", "entries"),
                     p.deletes.len()
                 ),
                 Some(p.bundle.to_string()),
                 p.expect_version,
                 Some(hex::encode(p.root)),
+            ),
+            Action::Retire(r) => (
+                format!("retire `{}` version {}, with all its entries", r.bundle, r.expect_version),
+                Some(r.bundle.to_string()),
+                r.expect_version,
+                None,
             ),
             Action::Govern(version, act) => (describe_act(act), None, *version, None),
         };

@@ -25,11 +25,7 @@ impl Live {
         let mut plan = plan(4, &["eu"], 1);
         plan.operators.push("bob".parse().unwrap());
         plan.governance_approvals = 2;
-        plan.classes.push(satrap_certify::Class {
-            prefix: "pki/".into(),
-            approvals: 2,
-            kind: ClassKind::X509Trust,
-        });
+        plan.classes.push(satrap_certify::Class::new("pki/", 2, ClassKind::X509Trust));
         // Long, so that nothing but what these tests do makes blocks.
         plan.policy.heartbeat = std::time::Duration::from_secs(600);
         let realm = runtime.block_on(async { TestRealm::start(plan) });
@@ -118,6 +114,39 @@ fn a_bundle_is_published_read_verified_and_compared() {
 }
 
 #[test]
+fn a_bundle_is_retired_and_its_name_used_again() {
+    const NAME: &str = "config/motd";
+    let live = Live::start();
+    live.write("content/a", "1");
+    live.write("content/b", "22");
+    live.run(&["retire", NAME]).fails(65, "refused by rule V28: `config/motd` does not exist");
+    live.run(&["publish", NAME, "content"]).succeeds();
+    live.write("content/b", "33");
+    live.run(&["publish", NAME, "content"]).succeeds();
+    live.run(&["retire", NAME, "--expect-version", "1"])
+        .fails(65, "refused by rule V4: `config/motd` is at version 2");
+
+    // Saved for others, it says what would go and changes nothing.
+    let saved = live.run(&["retire", NAME, "--out", "change"]).succeeds();
+    assert!(saved.contains("version 2 would be retired: 2 entries, 5 bytes removed"), "{saved}");
+    assert!(saved.contains("  - a\n  - b\n"), "{saved}");
+    let shown = live.run(&["approve", "change"]).succeeds();
+    assert!(shown.contains("retire `config/motd` version 2, with all its entries"), "{shown}");
+    live.run(&["approve", "change", "--matches", "content"]).fails(64, "no content to compare");
+    assert_eq!(live.run(&["get", NAME, "a"]).succeeds(), "1");
+    live.run(&["submit", "change"]).succeeds();
+    live.run(&["get", NAME]).fails(65, "the realm has no bundle `config/motd`");
+    live.run(&["submit", "change"]).fails(65, "refused by rule V4");
+
+    // The name is free, and its versions go on.
+    let again = live.run(&["--json", "publish", NAME, "content"]).json();
+    assert_eq!((&again["from_version"], &again["version"]), (&0.into(), &3.into()));
+    let retired = live.run(&["--json", "retire", NAME, "--expect-version", "3"]).json();
+    assert_eq!((&retired["version"], &retired["removed"][0]), (&3.into(), &"a".into()));
+    assert!(retired["decided"]["height"].as_u64().is_some(), "{retired}");
+}
+
+#[test]
 fn two_must_approve_where_the_realm_says_so() {
     let live = Live::start();
     let (alice, bob) = (live.key(0), live.key(1));
@@ -130,7 +159,7 @@ fn two_must_approve_where_the_realm_says_so() {
     live.run(&["approve", "change", "--operator", &bob, "--matches", "other"])
         .fails(65, "do not sign it");
     let shown = live.run(&["approve", "change"]).succeeds();
-    assert!(shown.contains("publish `pki/edge-trust` version 0 to 1: 1 entry put"), "{shown}");
+    assert!(shown.contains("publish `pki/edge-trust` as a new bundle: 1 entry put"), "{shown}");
     live.run(&["submit", "change"]).fails(65, "refused by rule V3");
     live.run(&["approve", "change", "--operator", &bob, "--matches", "ca.pem"]).succeeds();
     let done = live.run(&["--json", "submit", "change"]).json();

@@ -94,7 +94,7 @@ fn plan() -> Result<RealmPlan, Trouble> {
         }],
         edges: Vec::new(),
         operators: vec![label("op")?],
-        classes: vec![Class { prefix: String::new(), approvals: 1, kind: ClassKind::Opaque }],
+        classes: vec![Class::new("", 1, ClassKind::Opaque)],
     })
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use ed25519_dalek::SigningKey;
 use satrap_certify::{
     Action, Block, BundleName, ChainId, Change, Checkpoint, Class, ClassKind, Commit, Genesis,
-    Governance, GovernanceAct, Key, Label, Operator, Policy, PublicKey, Publish, Realm,
+    Governance, GovernanceAct, Key, Label, Operator, Policy, PublicKey, Publish, Realm, Retire,
     SignedChange, Timestamp, Update, ValidatorInfo, keys,
 };
 use satrap_global_core::{Ledger, Rejection};
@@ -51,9 +51,19 @@ pub fn validator(chain: &str, name: &str) -> ValidatorInfo {
 }
 
 impl SimRealm {
-    /// A realm with validators `v0`, `v1`, ….
+    /// A realm with validators `v0`, `v1`, … and the classes `pki/` and `config/`.
     #[must_use]
     pub fn new(chain: &str, validators: usize) -> Self {
+        let classes = [
+            Class::new("pki/", 2, ClassKind::X509Trust),
+            Class::new("config/", 1, ClassKind::Opaque),
+        ];
+        Self::with_classes(chain, validators, &classes)
+    }
+
+    /// A realm with validators `v0`, `v1`, … and these classes.
+    #[must_use]
+    pub fn with_classes(chain: &str, validators: usize, classes: &[Class]) -> Self {
         let names: Vec<_> = (0..validators).map(|i| format!("v{i}")).collect();
         let infos: Vec<_> = names.iter().map(|name| validator(chain, name)).collect();
         let operators: Vec<_> =
@@ -61,9 +71,6 @@ impl SimRealm {
         let operator = |(name, key): (&str, &SigningKey)| {
             let public = PublicKey::of(key);
             (public, Operator { public, principal: Label::new(name).expect("a label") })
-        };
-        let class = |prefix: &str, approvals, kind| {
-            (prefix.to_owned(), Class { prefix: prefix.to_owned(), approvals, kind })
         };
         let governance = Governance {
             version: 0,
@@ -73,13 +80,11 @@ impl SimRealm {
                 .zip(&operators)
                 .map(operator)
                 .collect(),
-            classes: [
-                class("pki/", 2, ClassKind::X509Trust),
-                class("config/", 1, ClassKind::Opaque),
-            ]
-            .into(),
+            classes: classes.iter().map(|c| (c.prefix.clone(), c.clone())).collect(),
             region_keys: BTreeMap::new(),
             validators: infos,
+            retired_version: 0,
+            accounts: [0; 32],
         };
         let policy = Policy {
             heartbeat: Duration::from_secs(30),
@@ -163,6 +168,14 @@ impl SimRealm {
         let version = self.ledger.heads().get(&name).map_or(0, |head| head.version);
         let from = self.ledger.content(&name).cloned().unwrap_or_default();
         self.approved(Action::Publish(Publish::between(name, version, &from, &to)))
+    }
+
+    /// The retirement of `bundle`, approved by all operators.
+    #[must_use]
+    pub fn retire(&self, bundle: &str) -> SignedChange {
+        let bundle = BundleName::new(bundle).expect("test bundles have valid names");
+        let expect_version = self.ledger.heads().get(&bundle).map_or(0, |head| head.version);
+        self.approved(Action::Retire(Retire { bundle, expect_version }))
     }
 
     /// A governance change, approved by all operators.

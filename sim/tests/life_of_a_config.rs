@@ -48,7 +48,9 @@ fn one_config_travels_from_an_operator_to_an_edge() {
     //    global-bft/core/src/state.rs.
     let validators: Vec<Ledger> = (0..4).map(|_| Ledger::genesis(genesis)).collect();
     let received = satrap_certify::SignedChange::from_canonical(&sent).unwrap();
-    validators.iter().for_each(|ledger| ledger.check(&received).unwrap());
+    for ledger in &validators {
+        ledger.check(&received).unwrap();
+    }
 
     // 3. The proposer builds a block, every validator re-derives it before it votes:
     //    global-bft/core/src/ledger.rs.

@@ -289,7 +289,7 @@ fn satrap(program: &Path, dir: &Path) -> Bench<Commands> {
         }],
         edges: Vec::new(),
         operators: vec![label("op")],
-        classes: vec![Class { prefix: String::new(), approvals: 1, kind: ClassKind::Opaque }],
+        classes: vec![Class::new("", 1, ClassKind::Opaque)],
     };
     let files = create(&plan, &dir.join("realm"))?;
     let mut commands: Commands = Vec::new();

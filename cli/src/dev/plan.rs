@@ -96,7 +96,6 @@ pub fn new_realm(state_dir: &Path, evil: bool) -> io::Result<RealmPlan> {
         .iter()
         .flat_map(|region| (1..=EDGES_PER_REGION).map(move |number| edge(region, number)));
     let edges = edges.collect();
-    let class = |prefix: &str, approvals, kind| Class { prefix: prefix.into(), approvals, kind };
     // Two realms on one machine are different realms.
     let name = state_dir.file_name().map(|n| n.to_string_lossy().to_lowercase());
     let name: String =
@@ -116,7 +115,10 @@ pub fn new_realm(state_dir: &Path, evil: bool) -> io::Result<RealmPlan> {
         regions,
         edges,
         operators: vec![label("alice"), label("bob")],
-        classes: vec![class("pki/", 2, ClassKind::X509Trust), class("", 1, ClassKind::Opaque)],
+        classes: vec![
+            Class::new("pki/", 2, ClassKind::X509Trust),
+            Class::new("", 1, ClassKind::Opaque),
+        ],
     })
 }
 

@@ -248,6 +248,8 @@ impl Signers {
             operators: plan.operators.iter().zip(&self.operators).map(operator).collect(),
             classes: plan.classes_by_prefix(),
             region_keys: Default::default(),
+            retired_version: 0,
+            accounts: [0; 32],
             validators: validators
                 .map(|(v, key)| ValidatorInfo {
                     name: v.name.clone(),

@@ -78,6 +78,10 @@ struct RawClass {
     prefix: String,
     approvals: u32,
     kind: RawKind,
+    /// These three are what the kind has unless they are given.
+    bundles_max: Option<u32>,
+    bytes_max: Option<u64>,
+    publishes_per_hour: Option<u32>,
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -222,7 +226,12 @@ impl RawClass {
             RawKind::Opaque => ClassKind::Opaque,
             RawKind::X509Trust => ClassKind::X509Trust,
         };
-        Class { prefix: self.prefix, approvals: self.approvals, kind }
+        let mut class = Class::new(&self.prefix, self.approvals, kind);
+        let quota = &mut class.quota;
+        quota.bundles_max = self.bundles_max.unwrap_or(quota.bundles_max);
+        quota.bytes_max = self.bytes_max.unwrap_or(quota.bytes_max);
+        quota.publishes_per_hour = self.publishes_per_hour.unwrap_or(quota.publishes_per_hour);
+        class
     }
 
     fn of(class: &Class) -> Self {
@@ -230,7 +239,14 @@ impl RawClass {
             ClassKind::Opaque => RawKind::Opaque,
             ClassKind::X509Trust => RawKind::X509Trust,
         };
-        Self { prefix: class.prefix.clone(), approvals: class.approvals, kind }
+        Self {
+            prefix: class.prefix.clone(),
+            approvals: class.approvals,
+            kind,
+            bundles_max: Some(class.quota.bundles_max),
+            bytes_max: Some(class.quota.bytes_max),
+            publishes_per_hour: Some(class.quota.publishes_per_hour),
+        }
     }
 }
 

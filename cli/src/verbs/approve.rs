@@ -48,7 +48,9 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
     if let Some(path) = &args.matches {
         let reviewed = content::read(path)?.root();
         let Action::Publish(publish) = &signed.change.action else {
-            return Err(CliError::usage("--matches is for changes that publish; this one governs"));
+            return Err(CliError::usage(
+                "--matches is for changes that publish; this one leaves no content to compare",
+            ));
         };
         if publish.root != reviewed {
             return Err(CliError::rule(

@@ -9,8 +9,8 @@ use std::{
 };
 
 use satrap_certify::{
-    Action, Change, Governance, GovernanceAct, Label, Operator, PublicKey, SignedChange,
-    ValidatorInfo,
+    Action, Change, Class, ClassKind, Governance, GovernanceAct, Label, Operator, PublicKey, Quota,
+    SignedChange, ValidatorInfo,
 };
 use satrap_host::files;
 use serde::{Deserialize, Serialize};
@@ -231,25 +231,54 @@ struct View {
     version: u64,
     approvals: u32,
     operators: Vec<(String, String)>,
-    classes: Vec<(String, u32, &'static str)>,
+    classes: Vec<ClassView>,
     region_keys: Vec<(String, String)>,
     validators: Vec<RawValidator>,
 }
 
+/// A class and its quota.
+#[derive(Serialize)]
+struct ClassView {
+    prefix: String,
+    approvals: u32,
+    kind: &'static str,
+    bundles_max: u32,
+    bytes_max: u64,
+    publishes_per_hour: u32,
+}
+
+impl ClassView {
+    fn of(class: &Class) -> Self {
+        let kind = match class.kind {
+            ClassKind::Opaque => "opaque",
+            ClassKind::X509Trust => "x509-trust",
+        };
+        let Quota { bundles_max, bytes_max, publishes_per_hour } = class.quota;
+        let (prefix, approvals) = (class.prefix.clone(), class.approvals);
+        Self { prefix, approvals, kind, bundles_max, bytes_max, publishes_per_hour }
+    }
+
+    fn row(&self) -> Vec<String> {
+        vec![
+            format!("{}*", self.prefix),
+            self.approvals.to_string(),
+            self.kind.to_owned(),
+            self.bundles_max.to_string(),
+            self.bytes_max.to_string(),
+            self.publishes_per_hour.to_string(),
+        ]
+    }
+}
+
 impl View {
     fn of(g: &Governance) -> Self {
-        let kind = |class: &satrap_certify::Class| match class.kind {
-            satrap_certify::ClassKind::Opaque => "opaque",
-            satrap_certify::ClassKind::X509Trust => "x509-trust",
-        };
         let operators = g.operators.values();
-        let classes = g.classes.values();
         let keys = g.region_keys.iter().flat_map(|(r, keys)| keys.iter().map(move |k| (r, k)));
         Self {
             version: g.version,
             approvals: g.approvals,
             operators: operators.map(|o| (o.principal.to_string(), o.public.to_string())).collect(),
-            classes: classes.map(|c| (c.prefix.clone(), c.approvals, kind(c))).collect(),
+            classes: g.classes.values().map(ClassView::of).collect(),
             region_keys: keys.map(|(r, k)| (r.to_string(), k.to_string())).collect(),
             validators: g
                 .validators
@@ -277,9 +306,10 @@ impl fmt::Display for View {
         let mut rows = vec![row(&["OPERATOR", "KEY"])];
         rows.extend(self.operators.iter().map(|(name, key)| row(&[name, key])));
         write!(f, "{}", table(&rows))?;
-        let mut rows = vec![row(&["BUNDLES", "APPROVALS", "CHECKED AS"])];
-        let classes = self.classes.iter();
-        rows.extend(classes.map(|(p, n, kind)| row(&[&format!("{p}*"), &n.to_string(), kind])));
+        let columns =
+            ["CLASS", "APPROVALS", "CHECKED AS", "BUNDLES MAX", "BYTES MAX", "PUBLISHES PER HOUR"];
+        let mut rows = vec![row(&columns)];
+        rows.extend(self.classes.iter().map(ClassView::row));
         write!(f, "\n{}", table(&rows))?;
         if !self.region_keys.is_empty() {
             let mut rows = vec![row(&["REGION", "KEY"])];

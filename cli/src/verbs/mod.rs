@@ -12,6 +12,7 @@ pub mod member;
 pub mod publish;
 pub mod quota;
 pub mod recover;
+pub mod retire;
 pub mod snapshot;
 pub mod status;
 pub mod submit;
@@ -45,6 +46,8 @@ pub enum Verb {
     Init(init::Args),
     /// Publish a directory or a PEM file as a new version of a bundle
     Publish(publish::Args),
+    /// Take a bundle out of the directory, with all its entries
+    Retire(retire::Args),
     /// Add an operator's approval to a saved change
     Approve(approve::Args),
     /// Submit a saved change
@@ -100,6 +103,7 @@ impl Verb {
         match self {
             Self::Init(args) => init::run(&args, output),
             Self::Publish(args) => publish::run(&args, output),
+            Self::Retire(args) => retire::run(&args, output),
             Self::Approve(args) => approve::run(&args, output),
             Self::Submit(args) => submit::run(&args, output),
             Self::Get(args) => get::run(&args, output),

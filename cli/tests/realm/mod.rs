@@ -110,7 +110,7 @@ pub fn plan(validators: usize, regions: &[&str], edges_per_region: usize) -> Rea
             .flat_map(|r| (1..=edges_per_region).map(|i| edge(r, i)).collect::<Vec<_>>())
             .collect(),
         operators: vec![label("alice")],
-        classes: vec![Class { prefix: String::new(), approvals: 1, kind: ClassKind::Opaque }],
+        classes: vec![Class::new("", 1, ClassKind::Opaque)],
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ed25519_dalek::SigningKey;
 use satrap_merkle::{
     BundleTree, Digest, Key,
-    codec::{Canonical, DecodeError, Reader, Writer},
+    codec::{Canonical, DecodeError, Reader, Writer, ascending},
     rfc6962,
 };
 use sha2::{Digest as _, Sha256};
@@ -50,15 +50,29 @@ impl Publish {
         from: &BundleTree,
         to: &BundleTree,
     ) -> Self {
-        let puts = to
-            .iter()
-            .filter(|(key, value)| from.get(key) != Some(value))
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect();
-        let deletes =
-            from.iter().filter(|(key, _)| to.get(key).is_none()).map(|(key, _)| key.clone());
-        Self { bundle, expect_version, root: to.root(), puts, deletes: deletes.collect() }
+        let (mut puts, mut deletes) = (Vec::new(), Vec::new());
+        let mut held = from.iter().peekable();
+        for (key, value) in to {
+            while let Some((gone, _)) = held.next_if(|(held, _)| *held < key) {
+                deletes.push(gone.clone());
+            }
+            let before = held.next_if(|(held, _)| *held == key);
+            if before.is_none_or(|(_, before)| before != value) {
+                puts.push((key.clone(), value.clone()));
+            }
+        }
+        deletes.extend(held.map(|(key, _)| key.clone()));
+        Self { bundle, expect_version, root: to.root(), puts, deletes }
     }
+}
+
+/// Takes a bundle out of the directory, entries and all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retire {
+    /// Which bundle.
+    pub bundle: BundleName,
+    /// The version it must be at.
+    pub expect_version: u64,
 }
 
 /// What a change does.
@@ -66,8 +80,22 @@ impl Publish {
 pub enum Action {
     /// Publishes a new version of a bundle.
     Publish(Publish),
+    /// Removes a bundle. Its name may be used again, at a higher version.
+    Retire(Retire),
     /// Changes the governance state, which must be at the given version.
     Govern(u64, GovernanceAct),
+}
+
+impl Action {
+    /// The bundle it changes.
+    #[must_use]
+    pub fn bundle(&self) -> Option<&BundleName> {
+        match self {
+            Self::Publish(publish) => Some(&publish.bundle),
+            Self::Retire(retire) => Some(&retire.bundle),
+            Self::Govern(..) => None,
+        }
+    }
 }
 
 /// An action in a realm.
@@ -157,14 +185,6 @@ impl Block {
     }
 }
 
-fn ascending<T: Ord>(items: impl Iterator<Item = T>) -> Result<(), DecodeError> {
-    if items.is_sorted_by(|a, b| a < b) {
-        Ok(())
-    } else {
-        Err(DecodeError::Invalid("order: items must be strictly ascending"))
-    }
-}
-
 pub(crate) fn encode_puts(puts: &[Entry], w: &mut Writer) {
     w.count(puts.len());
     for (key, value) in puts {
@@ -198,13 +218,24 @@ impl Canonical for Publish {
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self {
-            bundle: BundleName::decode(r)?,
-            expect_version: r.u64()?,
-            root: r.array()?,
-            puts: decode_puts(r)?,
-            deletes: decode_deletes(r)?,
-        })
+        let (bundle, expect_version, root) = (BundleName::decode(r)?, r.u64()?, r.array()?);
+        let (puts, deletes) = (decode_puts(r)?, decode_deletes(r)?);
+        let is_put = |key: &Key| puts.binary_search_by(|(put, _)| put.cmp(key)).is_ok();
+        if deletes.iter().any(is_put) {
+            return Err(DecodeError::Invalid("publish: a key is both put and deleted"));
+        }
+        Ok(Self { bundle, expect_version, root, puts, deletes })
+    }
+}
+
+impl Canonical for Retire {
+    fn encode(&self, w: &mut Writer) {
+        self.bundle.encode(w);
+        w.u64(self.expect_version);
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self { bundle: BundleName::decode(r)?, expect_version: r.u64()? })
     }
 }
 
@@ -221,6 +252,10 @@ impl Canonical for Change {
                 w.u64(*expect_version);
                 act.encode(w);
             }
+            Action::Retire(retire) => {
+                w.u8(2);
+                retire.encode(w);
+            }
         }
     }
 
@@ -229,6 +264,7 @@ impl Canonical for Change {
         let action = match r.u8()? {
             0 => Action::Publish(Publish::decode(r)?),
             1 => Action::Govern(r.u64()?, GovernanceAct::decode(r)?),
+            2 => Action::Retire(Retire::decode(r)?),
             _ => return Err(DecodeError::Invalid("action")),
         };
         Ok(Self { genesis_hash, action })

@@ -4,7 +4,11 @@
 //! stands in every header (as `consensus_hash`) and in every signed change, so nothing signed in
 //! one realm means anything in another, even if both chose the same chain id.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use satrap_merkle::{
     Digest,
@@ -14,9 +18,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    governance::{Class, ClassKind, Governance, Operator, ValidatorInfo},
+    governance::{Class, ClassKind, Governance, Operator, ValidatorInfo, check_distinct},
     keys::PublicKey,
-    limits::{APPROVALS_MAX, BUNDLE_NAME_BYTES_MAX, GOVERNANCE_ITEMS_MAX, URL_BYTES_MAX},
+    limits::{
+        APPROVALS_MAX, BUNDLE_NAME_BYTES_MAX, CLASSES_MAX, GOVERNANCE_ITEMS_MAX, HEADS_MAX,
+        PUBLISHES_PER_HOUR_MAX, REALM_BYTES_MAX, URL_BYTES_MAX,
+    },
     names::{ChainId, Label},
     timestamp::Timestamp,
     validators::ValidatorSet,
@@ -175,20 +182,47 @@ fn check(policy: &Policy, governance: &Governance) -> Result<(), GenesisError> {
             return Err(field("approvals", why));
         }
     }
-    let items = [governance.operators.len(), governance.classes.len(), governance.validators.len()];
-    if items.into_iter().any(|n| n > GOVERNANCE_ITEMS_MAX) {
-        return Err(field("operators", format!("more than {GOVERNANCE_ITEMS_MAX} items")));
+    for (name, items, max) in [
+        ("operators", governance.operators.len(), GOVERNANCE_ITEMS_MAX),
+        ("classes", governance.classes.len(), CLASSES_MAX),
+        ("regions", governance.region_items(), GOVERNANCE_ITEMS_MAX),
+    ] {
+        if items > max {
+            return Err(field(name, format!("{items} items, at most {max} are allowed")));
+        }
     }
-    if governance.classes.keys().any(|p| p.len() > BUNDLE_NAME_BYTES_MAX || p.contains('\0')) {
-        return Err(field("classes", "a prefix is longer than a bundle name"));
+    if let Some(region) = governance.region_keys.iter().find(|(_, keys)| keys.is_empty()) {
+        return Err(field("regions", format!("region `{}` has no key", region.0)));
     }
+    governance.classes.values().try_for_each(check_class)?;
     if governance.validators.iter().any(|v| v.url.len() > URL_BYTES_MAX) {
         return Err(field("validators", format!("a url is longer than {URL_BYTES_MAX} bytes")));
     }
-    let mut names: Vec<_> = governance.validators.iter().map(|v| &v.name).collect();
-    names.sort();
-    if names.windows(2).any(|pair| pair[0] == pair[1]) {
-        return Err(field("validators", "a name is listed twice"));
+    check_distinct(&governance.validators).map_err(|why| field("validators", why))?;
+    if (governance.version, governance.retired_version, governance.accounts) != (0, 0, [0; 32]) {
+        return Err(field("governance", "a realm that begins has no versions and no accounts"));
+    }
+    Ok(())
+}
+
+fn check_class(class: &Class) -> Result<(), GenesisError> {
+    let Class { prefix, quota, .. } = class;
+    if prefix.len() > BUNDLE_NAME_BYTES_MAX || prefix.contains('\0') {
+        return Err(field("classes.prefix", "a prefix is longer than a bundle name"));
+    }
+    for (name, value, max) in [
+        ("classes.bundles_max", u64::from(quota.bundles_max), HEADS_MAX as u64),
+        ("classes.bytes_max", quota.bytes_max, REALM_BYTES_MAX),
+        (
+            "classes.publishes_per_hour",
+            u64::from(quota.publishes_per_hour),
+            u64::from(PUBLISHES_PER_HOUR_MAX),
+        ),
+    ] {
+        if !(1..=max).contains(&value) {
+            let why = format!("class `{prefix}` says {value}, expected 1 to {max}");
+            return Err(field(name, why));
+        }
     }
     Ok(())
 }
@@ -229,6 +263,10 @@ struct RawClass {
     prefix: String,
     approvals: u32,
     kind: RawKind,
+    /// These three are what the kind has unless they are given.
+    bundles_max: Option<u32>,
+    bytes_max: Option<u64>,
+    publishes_per_hour: Option<u32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -257,6 +295,11 @@ struct RawValidator {
 
 fn label(name: &'static str, text: &str) -> Result<Label, GenesisError> {
     Label::new(text).map_err(|e| field(name, e))
+}
+
+/// An item that an earlier one of the file equals.
+fn repeated(name: &'static str, item: impl ToString) -> GenesisError {
+    field(name, format!("`{}` is listed twice", item.to_string()))
 }
 
 fn public_key(name: &'static str, text: &str) -> Result<PublicKey, GenesisError> {
@@ -304,24 +347,35 @@ impl RawGenesis {
             classes: BTreeMap::new(),
             region_keys: BTreeMap::new(),
             validators: Vec::new(),
+            retired_version: 0,
+            accounts: [0; 32],
         };
         for o in &self.operators {
             let public = public_key("operators.public_key", &o.public_key)?;
             let principal = label("operators.principal", &o.principal)?;
-            governance.operators.insert(public, Operator { public, principal });
+            let operator = Operator { public, principal };
+            if governance.operators.insert(public, operator).is_some() {
+                return Err(repeated("operators.public_key", public));
+            }
         }
         for c in self.classes {
-            let kind = match c.kind {
-                RawKind::Opaque => ClassKind::Opaque,
-                RawKind::X509Trust => ClassKind::X509Trust,
-            };
-            let class = Class { prefix: c.prefix.clone(), approvals: c.approvals, kind };
-            governance.classes.insert(c.prefix, class);
+            let class = c.class();
+            if let Some(twin) = governance.classes.insert(class.prefix.clone(), class) {
+                return Err(repeated("classes.prefix", twin.prefix));
+            }
         }
         for r in &self.regions {
-            let keys = r.public_keys.iter().map(|k| public_key("regions.public_keys", k));
-            let keys = keys.collect::<Result<_, _>>()?;
-            governance.region_keys.insert(label("regions.name", &r.name)?, keys);
+            let name = label("regions.name", &r.name)?;
+            let mut keys = BTreeSet::new();
+            for key in &r.public_keys {
+                let key = public_key("regions.public_keys", key)?;
+                if !keys.insert(key) {
+                    return Err(repeated("regions.public_keys", key));
+                }
+            }
+            if governance.region_keys.insert(name, keys).is_some() {
+                return Err(repeated("regions.name", &r.name));
+            }
         }
         for v in self.validators {
             governance.validators.push(ValidatorInfo {
@@ -354,12 +408,32 @@ impl RawClass {
             ClassKind::Opaque => RawKind::Opaque,
             ClassKind::X509Trust => RawKind::X509Trust,
         };
-        Self { prefix: c.prefix.clone(), approvals: c.approvals, kind }
+        Self {
+            prefix: c.prefix.clone(),
+            approvals: c.approvals,
+            kind,
+            bundles_max: Some(c.quota.bundles_max),
+            bytes_max: Some(c.quota.bytes_max),
+            publishes_per_hour: Some(c.quota.publishes_per_hour),
+        }
+    }
+
+    fn class(self) -> Class {
+        let kind = match self.kind {
+            RawKind::Opaque => ClassKind::Opaque,
+            RawKind::X509Trust => ClassKind::X509Trust,
+        };
+        let mut class = Class::new(&self.prefix, self.approvals, kind);
+        let quota = &mut class.quota;
+        quota.bundles_max = self.bundles_max.unwrap_or(quota.bundles_max);
+        quota.bytes_max = self.bytes_max.unwrap_or(quota.bytes_max);
+        quota.publishes_per_hour = self.publishes_per_hour.unwrap_or(quota.publishes_per_hour);
+        class
     }
 }
 
 impl RawRegion {
-    fn of((name, keys): (&Label, &Vec<PublicKey>)) -> Self {
+    fn of((name, keys): (&Label, &BTreeSet<PublicKey>)) -> Self {
         let public_keys = keys.iter().map(ToString::to_string).collect();
         Self { name: name.to_string(), public_keys }
     }

@@ -3,16 +3,23 @@
 //! The governance state is part of what every checkpoint commits to: it is itself a Merkle tree,
 //! one leaf per item, so that a single operator or class can be proven to anybody later.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use satrap_merkle::{
     BundleTree, Digest, Key,
-    codec::{Canonical, DecodeError, Reader, Writer},
+    codec::{Canonical, DecodeError, Reader, Writer, ascending},
 };
 
 use crate::{
     keys::PublicKey,
-    limits::{APPROVALS_MAX, BUNDLE_NAME_BYTES_MAX, GOVERNANCE_ITEMS_MAX, URL_BYTES_MAX},
+    limits::{
+        BUNDLE_NAME_BYTES_MAX, CLASSES_MAX, GOVERNANCE_ITEMS_MAX, HEADS_MAX,
+        PUBLISHES_PER_HOUR_DEFAULT, REALM_BYTES_MAX, TRUST_BYTES_RESERVED, TRUST_HEADS_RESERVED,
+        URL_BYTES_MAX, VALIDATORS_MAX,
+    },
     names::{BundleName, Label},
     validators::{SetError, Validator, ValidatorSet},
 };
@@ -35,6 +42,34 @@ pub enum ClassKind {
     X509Trust,
 }
 
+/// How much of the realm the bundles of a class may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// Bundles; one principal may own half of them.
+    pub bundles_max: u32,
+    /// Keys and values of all of them.
+    pub bytes_max: u64,
+    /// Publishes and retirements of one principal in the long run. After a while without any, a
+    /// burst of [`crate::limits::PUBLISH_BURST`] is possible.
+    pub publishes_per_hour: u32,
+}
+
+impl Quota {
+    /// What a class has that says nothing else: a class of trust roots the room that is reserved
+    /// for them, any other class the rest.
+    #[must_use]
+    pub fn of(kind: ClassKind) -> Self {
+        let (bundles, bytes_max) = match kind {
+            ClassKind::Opaque => {
+                (HEADS_MAX - TRUST_HEADS_RESERVED, REALM_BYTES_MAX - TRUST_BYTES_RESERVED)
+            }
+            ClassKind::X509Trust => (TRUST_HEADS_RESERVED, TRUST_BYTES_RESERVED),
+        };
+        let bundles_max = u32::try_from(bundles).expect("a directory has thousands of heads");
+        Self { bundles_max, bytes_max, publishes_per_hour: PUBLISHES_PER_HOUR_DEFAULT }
+    }
+}
+
 /// The rule for all bundles whose names start with a prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Class {
@@ -44,6 +79,16 @@ pub struct Class {
     pub approvals: u32,
     /// What is checked about the content.
     pub kind: ClassKind,
+    /// How much its bundles may take.
+    pub quota: Quota,
+}
+
+impl Class {
+    /// A class with the quota of its kind.
+    #[must_use]
+    pub fn new(prefix: &str, approvals: u32, kind: ClassKind) -> Self {
+        Self { prefix: prefix.to_owned(), approvals, kind, quota: Quota::of(kind) }
+    }
 }
 
 /// All there is to know about a validator.
@@ -74,9 +119,15 @@ pub struct Governance {
     /// By prefix.
     pub classes: BTreeMap<String, Class>,
     /// Keys that may speak for a region.
-    pub region_keys: BTreeMap<Label, Vec<PublicKey>>,
+    pub region_keys: BTreeMap<Label, BTreeSet<PublicKey>>,
     /// The validators that sign from the next height on.
     pub validators: Vec<ValidatorInfo>,
+    /// The highest version that a retired bundle had; a bundle created from now on starts above
+    /// it, so that the version of a name never falls although no name is remembered.
+    pub retired_version: u64,
+    /// Digest of who owns which bundle and who has published how much; zeros before the first
+    /// block.
+    pub accounts: Digest,
 }
 
 /// One change of the governance state.
@@ -134,31 +185,40 @@ impl Governance {
         self.validators.iter().find(|v| v.public == *public)
     }
 
+    /// How many places regions and their keys take.
+    #[must_use]
+    pub fn region_items(&self) -> usize {
+        self.region_keys.values().map(|keys| keys.len() + 1).sum()
+    }
+
     /// The root that checkpoints commit to.
     #[must_use]
     pub fn root(&self) -> Digest {
-        let mut tree = BundleTree::default();
-        let mut put = |key: String, value: Vec<u8>| {
+        let mut items: BTreeMap<Key, Arc<[u8]>> = BTreeMap::new();
+        let mut put = |key: String, value: &[u8]| {
             let key = Key::new(key.as_bytes()).expect("governance keys are short and NUL-free");
-            tree.insert(&key, Arc::from(value));
+            items.insert(key, Arc::from(value));
         };
-        put("meta/version".into(), self.version.to_be_bytes().to_vec());
-        put("meta/approvals".into(), self.approvals.to_be_bytes().to_vec());
+        put("meta/version".into(), &self.version.to_be_bytes());
+        put("meta/approvals".into(), &self.approvals.to_be_bytes());
+        put("meta/retired-version".into(), &self.retired_version.to_be_bytes());
+        put("meta/accounts".into(), &self.accounts);
         for operator in self.operators.values() {
-            put(format!("operator/{}", operator.public), operator.to_canonical());
+            put(format!("operator/{}", operator.public), &operator.to_canonical());
         }
         for class in self.classes.values() {
-            put(format!("class/{}", class.prefix), class.to_canonical());
+            put(format!("class/{}", class.prefix), &class.to_canonical());
         }
         for (region, keys) in &self.region_keys {
             for key in keys {
-                put(format!("region/{region}/{key}"), Vec::new());
+                put(format!("region/{region}/{key}"), &[]);
             }
         }
         for validator in &self.validators {
-            put(format!("validator/{}", validator.public), validator.to_canonical());
+            put(format!("validator/{}", validator.public), &validator.to_canonical());
         }
-        tree.root()
+        let items: Vec<_> = items.into_iter().collect();
+        BundleTree::from_sorted(&items).expect("the keys of a map ascend").root()
     }
 }
 
@@ -181,6 +241,9 @@ impl Canonical for Class {
             ClassKind::Opaque => 0,
             ClassKind::X509Trust => 1,
         });
+        w.u32(self.quota.bundles_max);
+        w.u64(self.quota.bytes_max);
+        w.u32(self.quota.publishes_per_hour);
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -194,7 +257,9 @@ impl Canonical for Class {
             1 => ClassKind::X509Trust,
             _ => return Err(DecodeError::Invalid("class kind")),
         };
-        Ok(Self { prefix, approvals, kind })
+        let quota =
+            Quota { bundles_max: r.u32()?, bytes_max: r.u64()?, publishes_per_hour: r.u32()? };
+        Ok(Self { prefix, approvals, kind, quota })
     }
 }
 
@@ -229,28 +294,70 @@ impl Canonical for Governance {
         w.count(self.region_keys.len());
         for (region, keys) in &self.region_keys {
             region.encode(w);
-            w.list(keys);
+            w.count(keys.len());
+            keys.iter().for_each(|key| key.encode(w));
         }
         w.list(&self.validators);
+        w.u64(self.retired_version);
+        w.array(&self.accounts);
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let (version, approvals) = (r.u64()?, r.u32()?);
         let operators: Vec<Operator> = r.list(GOVERNANCE_ITEMS_MAX)?;
-        let classes: Vec<Class> = r.list(GOVERNANCE_ITEMS_MAX)?;
-        let mut region_keys = BTreeMap::new();
-        for _ in 0..r.count(GOVERNANCE_ITEMS_MAX)? {
-            region_keys.insert(Label::decode(r)?, r.list(GOVERNANCE_ITEMS_MAX)?);
-        }
+        ascending(operators.iter().map(|o| o.public))?;
+        let classes: Vec<Class> = r.list(CLASSES_MAX)?;
+        ascending(classes.iter().map(|c| &c.prefix))?;
+        let region_keys = decode_region_keys(r)?;
+        let validators: Vec<ValidatorInfo> = r.list(VALIDATORS_MAX)?;
+        check_distinct(&validators).map_err(|_| DecodeError::Invalid("repeated validator"))?;
         Ok(Self {
             version,
             approvals,
             operators: operators.into_iter().map(|o| (o.public, o)).collect(),
             classes: classes.into_iter().map(|c| (c.prefix.clone(), c)).collect(),
             region_keys,
-            validators: r.list(GOVERNANCE_ITEMS_MAX)?,
+            validators,
+            retired_version: r.u64()?,
+            accounts: r.array()?,
         })
     }
+}
+
+fn decode_region_keys(
+    r: &mut Reader<'_>,
+) -> Result<BTreeMap<Label, BTreeSet<PublicKey>>, DecodeError> {
+    let (mut regions, mut items) = (Vec::new(), 0);
+    for _ in 0..r.count(GOVERNANCE_ITEMS_MAX)? {
+        let region = Label::decode(r)?;
+        let keys: Vec<PublicKey> = r.list(GOVERNANCE_ITEMS_MAX.saturating_sub(items + 1))?;
+        ascending(&keys)?;
+        if keys.is_empty() {
+            return Err(DecodeError::Invalid("region without keys"));
+        }
+        items += 1 + keys.len();
+        regions.push((region, keys.into_iter().collect()));
+    }
+    ascending(regions.iter().map(|(region, _)| region))?;
+    Ok(regions.into_iter().collect())
+}
+
+/// Refuses two validators of one name or key.
+///
+/// # Errors
+///
+/// Which name or key is listed twice.
+pub fn check_distinct(validators: &[ValidatorInfo]) -> Result<(), String> {
+    let (mut names, mut keys) = (BTreeSet::new(), BTreeSet::new());
+    for validator in validators {
+        if !names.insert(&validator.name) {
+            return Err(format!("name `{}` is listed twice", validator.name));
+        }
+        if !keys.insert(validator.public) {
+            return Err(format!("key {} is listed twice", validator.public));
+        }
+    }
+    Ok(())
 }
 
 impl Canonical for GovernanceAct {
@@ -287,10 +394,8 @@ impl Canonical for GovernanceAct {
             1 => Self::RevokeOperator(PublicKey::decode(r)?),
             2 => Self::AuthorizeRegionKey(Label::decode(r)?, PublicKey::decode(r)?),
             3 => Self::RevokeRegionKey(Label::decode(r)?, PublicKey::decode(r)?),
-            4 => Self::SetValidators(r.list(GOVERNANCE_ITEMS_MAX)?),
+            4 => Self::SetValidators(r.list(VALIDATORS_MAX)?),
             _ => return Err(DecodeError::Invalid("governance act")),
         })
     }
 }
-
-const _: () = assert!(APPROVALS_MAX <= GOVERNANCE_ITEMS_MAX);

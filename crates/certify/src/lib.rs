@@ -45,12 +45,12 @@ pub mod validators;
 pub mod vote;
 
 pub use certified::Certified;
-pub use change::{Action, Approval, Block, Change, Publish, SignedChange};
+pub use change::{Action, Approval, Block, Change, Publish, Retire, SignedChange};
 pub use checkpoint::{BlockId, Checkpoint, Commitments};
 pub use commit::Commit;
 pub use directory::Head;
 pub use genesis::{Genesis, Policy, Realm};
-pub use governance::{Class, ClassKind, Governance, GovernanceAct, Operator, ValidatorInfo};
+pub use governance::{Class, ClassKind, Governance, GovernanceAct, Operator, Quota, ValidatorInfo};
 pub use keys::{Address, PublicKey, SignatureBytes};
 pub use light::{Clock, Linkage, StepRules, Trusted};
 pub use names::{BundleName, ChainId, Label};

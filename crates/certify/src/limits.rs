@@ -16,24 +16,54 @@ pub const VALUE_BYTES_MAX: usize = 256 * 1024;
 pub const BUNDLE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Entries of one bundle.
 pub const BUNDLE_ENTRIES_MAX: usize = 65_536;
-/// All keys and values of all bundles, so that one update can always carry a whole realm.
+/// All keys and values of all bundles, so that one snapshot can always carry a whole realm.
 pub const REALM_BYTES_MAX: u64 = 24 * 1024 * 1024;
+/// Entries of all bundles: each costs [`ENTRY_WIRE_BYTES`] and [`ENTRY_HELD_BYTES`], however small.
+pub const REALM_ENTRIES_MAX: usize = 131_072;
+/// Bytes that an entry takes in memory, besides its key and value: a leaf, an inner node, two
+/// allocations and what the allocator adds. `tests/memory.rs` measures it.
+pub const ENTRY_HELD_BYTES: usize = 320;
+/// The content of a whole realm in memory.
+pub const REALM_HELD_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Bundles in the directory.
 pub const HEADS_MAX: usize = 4_096;
+/// Bundles, bytes, entries and directories of the history that no opaque class can take: room
+/// that trust roots have, whatever else the realm is filled with.
+pub const TRUST_HEADS_RESERVED: usize = 256;
+/// See [`TRUST_HEADS_RESERVED`].
+pub const TRUST_BYTES_RESERVED: u64 = 4 * 1024 * 1024;
+/// See [`TRUST_HEADS_RESERVED`].
+pub const TRUST_ENTRIES_RESERVED: usize = 16_384;
+/// See [`TRUST_HEADS_RESERVED`].
+pub const TRUST_HISTORY_RESERVED: usize = HISTORY_LEAVES_MAX / 4;
+/// Publishes that one principal may make in a class at once, after a while without any.
+pub const PUBLISH_BURST: u64 = 1_024;
+/// Publishes per hour that a class can allow one principal in the long run.
+pub const PUBLISHES_PER_HOUR_MAX: u32 = 3_600_000;
+/// What a class allows that says nothing else: one directory every ten minutes.
+pub const PUBLISHES_PER_HOUR_DEFAULT: u32 = 6;
 /// Canonical bytes of one signed change: the proposal that carries it must fit a mesh frame.
 pub const CHANGE_BYTES_MAX: usize = 768 * 1024;
 /// Canonical bytes of all changes of one block.
 pub const BLOCK_CHANGES_BYTES_MAX: usize = 768 * 1024;
 /// Changes in one block.
 pub const BLOCK_CHANGES_MAX: usize = 1_024;
+/// Signatures on all changes of one block: about 0.1 s of verification.
+pub const BLOCK_APPROVALS_MAX: usize = 2_048;
+/// Tree nodes that all changes of one block may visit or make: about 0.1 s of hashing.
+pub const BLOCK_NODES_MAX: usize = 8 * BUNDLE_ENTRIES_MAX;
 /// Signatures on one change.
 pub const APPROVALS_MAX: usize = 16;
 /// Validators in one set; the commit must stay small enough for every edge.
 pub const VALIDATORS_MAX: usize = 128;
 /// Power of one set; keeps threefold sums far from overflow (Tendermint allows 2^60).
 pub const TOTAL_POWER_MAX: u64 = 1 << 50;
-/// Operator keys, classes, regions, keys of one region in the governance state.
+/// Operator keys in the governance state; and regions together with their keys.
 pub const GOVERNANCE_ITEMS_MAX: usize = 1_024;
+/// Classes in the governance state.
+pub const CLASSES_MAX: usize = 64;
+/// Canonical bytes of the governance state.
+pub const GOVERNANCE_BYTES_MAX: usize = 256 * 1024;
 /// Steps of one update; a follower that needs more gets several updates.
 pub const STEPS_MAX: usize = 64;
 /// Validator-set changes in the life of a realm: one a week for a thousand years. Only a snapshot
@@ -79,6 +109,7 @@ pub const CERTIFICATE_BYTES_MAX: usize = 4 * 1024;
 pub const REPORT_REFUSALS_MAX: usize = 64;
 
 const _: () = assert!(BUNDLE_BYTES_MAX <= REALM_BYTES_MAX);
+const _: () = assert!(BUNDLE_ENTRIES_MAX <= REALM_ENTRIES_MAX);
 /// A part of the content ends at the latest with the bundle that crossed the mark.
 const PART_BYTES_MAX: usize = PART_BYTES as usize + DELTA_BYTES_MAX;
 const _: () = assert!(
@@ -94,3 +125,51 @@ const _: () = assert!(
 );
 const _: () = assert!(CHANGE_BYTES_MAX <= BLOCK_CHANGES_BYTES_MAX);
 const _: () = assert!(VALUE_BYTES_MAX < CHANGE_BYTES_MAX);
+const _: () = assert!(APPROVALS_MAX <= BLOCK_APPROVALS_MAX);
+
+/// Canonical bytes of the longest name.
+const NAME: usize = 4 + BUNDLE_NAME_BYTES_MAX;
+/// Canonical bytes of the longest label.
+const LABEL: usize = 4 + LABEL_BYTES_MAX;
+
+/// Canonical bytes of a whole replica, with a path of about a kilobyte for each set change; the
+/// numbers are those of `docs/spec/encoding.md`.
+const WHOLE_REALM: usize = {
+    let steps = 4 + 1_024 * PATH_STEPS_MAX;
+    let history = 2 + 4 + 32 * HISTORY_LEAVES_MAX;
+    let head = 4 + "satrap/head/v1".len() + NAME + 8 + 32 + 3 * 8;
+    // All leaves, each with its index, need no hash to prove them.
+    let heads = 1 + (4 + 4 + 4) + 4 + HEADS_MAX * (4 + 4 + head);
+    let deltas = 4 + HEADS_MAX * (NAME + 8 + 4 + 4);
+    let entries = REALM_BYTES_MAX as usize + ENTRY_WIRE_BYTES as usize * REALM_ENTRIES_MAX;
+    32 + steps + history + heads + deltas + entries
+};
+const _: () = assert!(WHOLE_REALM <= SNAPSHOT_BYTES_MAX);
+const _: () = assert!(
+    REALM_BYTES_MAX + (ENTRY_HELD_BYTES * REALM_ENTRIES_MAX) as u64 <= REALM_HELD_BYTES_MAX
+);
+
+/// Canonical bytes of the largest governance state.
+const GOVERNANCE: usize = {
+    let operators = 4 + GOVERNANCE_ITEMS_MAX * (32 + LABEL);
+    let classes = 4 + CLASSES_MAX * (NAME + 4 + 1 + 4 + 8 + 4);
+    // A region takes more than a key.
+    let regions = 4 + GOVERNANCE_ITEMS_MAX * (LABEL + 4);
+    let validators = 4 + VALIDATORS_MAX * (LABEL + 32 + 8 + LABEL + 4 + URL_BYTES_MAX);
+    8 + 4 + 8 + 32 + operators + classes + regions + validators
+};
+const _: () = assert!(GOVERNANCE <= GOVERNANCE_BYTES_MAX);
+
+// What is reserved for trust roots leaves most of the realm to everything else.
+const _: () = assert!(TRUST_HEADS_RESERVED < HEADS_MAX / 2);
+const _: () = assert!(TRUST_BYTES_RESERVED < REALM_BYTES_MAX / 2);
+const _: () = assert!(TRUST_ENTRIES_RESERVED < REALM_ENTRIES_MAX / 2);
+
+// One key of an opaque class, never idle, takes more than ten years to use up the history.
+const _: () = assert!(
+    (HISTORY_LEAVES_MAX - TRUST_HISTORY_RESERVED) as u64
+        > PUBLISH_BURST + 10 * 365 * 24 * PUBLISHES_PER_HOUR_DEFAULT as u64
+);
+
+// A change may visit the whole of a bundle and replace it.
+const _: () = assert!(BLOCK_NODES_MAX >= 5 * BUNDLE_ENTRIES_MAX);

@@ -117,20 +117,13 @@ impl Delta {
     /// The content after this delta.
     #[must_use]
     pub fn apply(&self, base: &BundleTree) -> BundleTree {
-        if self.base == 0 && self.deletes.is_empty() {
-            // One hash per node instead of one path per key.
-            if let Some(tree) = BundleTree::from_sorted(&self.puts) {
-                return tree;
-            }
+        let nothing = BundleTree::default();
+        let base = if self.base == 0 { &nothing } else { base };
+        match base.batch(&self.puts, &self.deletes) {
+            Some(batch) => batch.apply(),
+            // Decoded deltas are in order. One made by hand is refused by its root.
+            None => nothing,
         }
-        let mut tree = if self.base == 0 { BundleTree::default() } else { base.clone() };
-        for key in &self.deletes {
-            tree.remove(key);
-        }
-        for (key, value) in &self.puts {
-            tree.insert(key, value.clone());
-        }
-        tree
     }
 
     /// Bytes of the entries on the wire, with their lengths.

@@ -18,7 +18,7 @@
 //! - **T1** The root is a function of the set of entries (history independence).
 //! - **T2** Critical bits strictly increase from the root downwards; bit 0 goes left. With keys of
 //!   at most 512 bytes and a terminator, no path is longer than [`PATH_STEPS_MAX`].
-//! - **T3** Nodes never change. A clone shares them all, a change copies one path.
+//! - **T3** Nodes never change. A clone shares them all, a change copies the nodes on its path.
 //! - **T4** No operation recurses, not even the release of memory: who chooses the keys chooses
 //!   the depth.
 //!
@@ -28,6 +28,7 @@
 //! them, and both sides of a comparison must be able to hold whatever was certified. No balancing:
 //! it would make the root depend on the order of changes.
 
+mod batch;
 mod key;
 mod proof;
 #[cfg(test)]
@@ -36,6 +37,7 @@ mod tests;
 use core::fmt;
 use std::sync::Arc;
 
+pub use batch::Batch;
 use key::Bits;
 pub use key::{KEY_BYTES_MAX, Key, KeyError};
 pub use proof::{AbsenceProof, InclusionProof, PrefixProof, Proof};
@@ -66,78 +68,38 @@ struct Leaf {
 
 struct Inner {
     bit: u32,
+    /// A key below this node, so that a batch can tell without descending whether a change
+    /// belongs below it.
+    sample: Key,
     children: [Arc<Node>; 2],
     digest: Digest,
 }
 
 impl BundleTree {
-    /// Builds a tree from all its entries at once: one hash per node, whatever the keys are.
+    /// Builds a tree from all its entries at once.
     ///
     /// `None` if keys are not strictly ascending.
     #[must_use]
     pub fn from_sorted(entries: &[(Key, Arc<[u8]>)]) -> Option<Self> {
-        if !entries.is_sorted_by(|a, b| a.0 < b.0) {
-            return None;
-        }
-        let Some(((key, value), rest)) = entries.split_first() else {
-            return Some(Self::default());
-        };
-        // Left siblings on the rightmost path, whose nodes still wait for their right child.
-        let mut open: Vec<(u32, Arc<Node>)> = Vec::new();
-        let mut last = (key, Node::leaf(key, value));
-        for (key, value) in rest {
-            let bit = last.0.critical_bit(key).expect("strictly ascending keys differ");
-            let left = close(&mut open, last.1, bit);
-            open.push((bit, left));
-            last = (key, Node::leaf(key, value));
-        }
-        let root = Some(close(&mut open, last.1, 0));
-        let bytes = entries.iter().map(|(key, value)| entry_bytes(key, value)).sum();
-        Some(Self { root, len: entries.len(), bytes })
+        Some(Self::default().batch(entries, &[])?.apply())
     }
 
     /// Sets the value of a key and returns the one before.
     pub fn insert(&mut self, key: &Key, value: Arc<[u8]>) -> Option<Arc<[u8]>> {
-        self.bytes += entry_bytes(key, &value);
-        let leaf = Node::leaf(key, &value);
-        let Some(root) = &self.root else {
-            self.root = Some(leaf);
-            self.len = 1;
-            return None;
-        };
-        let nearest = root.leaf_towards(key.bits());
-        let Some(bit) = nearest.key.critical_bit(key) else {
-            let before = nearest.value.clone();
-            let (path, _) = root.walk(key.bits(), u32::MAX);
-            let root = rebuild(path, leaf);
-            self.set_root(Some(root));
-            self.bytes -= entry_bytes(key, &before);
-            return Some(before);
-        };
-        let (path, below) = root.walk(key.bits(), bit);
-        let branch = Node::inner(bit, key.bits().side(bit), leaf, below.clone());
-        let root = rebuild(path, branch);
-        self.set_root(Some(root));
-        self.len += 1;
-        None
+        let before = self.get(key).cloned();
+        let put = [(key.clone(), value)];
+        *self = self.batch(&put, &[]).expect("one key is in order").apply();
+        before
     }
 
     /// Removes a key; `false` if it was not there.
     pub fn remove(&mut self, key: &Key) -> bool {
-        let Some(root) = &self.root else { return false };
-        let leaf = root.leaf_towards(key.bits());
-        if leaf.key != *key {
+        let delete = core::slice::from_ref(key);
+        let batch = self.batch(&[], delete).expect("one key is in order");
+        if batch.missing().is_some() {
             return false;
         }
-        let bytes = entry_bytes(key, &leaf.value);
-        let (mut path, _) = root.walk(key.bits(), u32::MAX);
-        let rest = path.pop().map(|(parent, side)| {
-            let sibling = parent.children[1 - side].clone();
-            rebuild(path, sibling)
-        });
-        self.set_root(rest);
-        self.len -= 1;
-        self.bytes -= bytes;
+        *self = batch.apply();
         true
     }
 
@@ -190,22 +152,17 @@ impl BundleTree {
         let leaf = node.leaf_towards(Bits(prefix));
         leaf.key.as_bytes().starts_with(prefix).then_some(node)
     }
+}
 
-    /// T4: the only way a root is replaced, because dropping it would recurse.
-    fn set_root(&mut self, root: Option<Arc<Node>>) {
-        let old = core::mem::replace(&mut self.root, root);
-        let mut released: Vec<Arc<Node>> = old.into_iter().collect();
+impl Drop for BundleTree {
+    /// T4: dropping the root alone would recurse.
+    fn drop(&mut self) {
+        let mut released: Vec<Arc<Node>> = self.root.take().into_iter().collect();
         while let Some(node) = released.pop() {
             if let Some(Node::Inner(inner)) = Arc::into_inner(node) {
                 released.extend(inner.children);
             }
         }
-    }
-}
-
-impl Drop for BundleTree {
-    fn drop(&mut self) {
-        self.set_root(None);
     }
 }
 
@@ -259,13 +216,6 @@ impl Node {
         Arc::new(Self::Leaf(Leaf { key: key.clone(), value: value.clone(), digest }))
     }
 
-    /// `own` becomes the child on `side`.
-    fn inner(bit: u32, side: usize, own: Arc<Self>, sibling: Arc<Self>) -> Arc<Self> {
-        let digest = inner_digest(bit, side, own.digest(), sibling.digest());
-        let children = if side == 0 { [own, sibling] } else { [sibling, own] };
-        Arc::new(Self::Inner(Inner { bit, children, digest }))
-    }
-
     fn digest(&self) -> &Digest {
         match self {
             Self::Leaf(leaf) => &leaf.digest,
@@ -301,21 +251,6 @@ impl Node {
 
 type Path<'a> = Vec<(&'a Inner, usize)>;
 
-/// Gives `node` the left siblings that wait at or below critical bit `from`.
-fn close(open: &mut Vec<(u32, Arc<Node>)>, mut node: Arc<Node>, from: u32) -> Arc<Node> {
-    while let Some((bit, left)) = open.pop_if(|(bit, _)| *bit >= from) {
-        node = Node::inner(bit, 0, left, node);
-    }
-    node
-}
-
-/// T3: copies of the nodes on `path`, with `node` at its end.
-fn rebuild(path: Path<'_>, node: Arc<Node>) -> Arc<Node> {
-    path.into_iter().rev().fold(node, |node, (inner, side)| {
-        Node::inner(inner.bit, side, node, inner.children[1 - side].clone())
-    })
-}
-
 fn entry_bytes(key: &Key, value: &[u8]) -> u64 {
     (key.as_bytes().len() + value.len()) as u64
 }
@@ -323,6 +258,8 @@ fn entry_bytes(key: &Key, value: &[u8]) -> u64 {
 const DOMAIN: &[u8] = b"satrap/bundle/v1";
 
 fn hash(parts: &[&[u8]]) -> Digest {
+    #[cfg(test)]
+    tests::HASHES.with(|hashes| hashes.set(hashes.get() + 1));
     let mut hasher = blake3::Hasher::new();
     hasher.update(DOMAIN);
     for part in parts {

@@ -79,6 +79,19 @@ pub trait Canonical: Sized {
     }
 }
 
+/// Refuses the items of a decoded map or set unless they ascend strictly (**E1**): out of order or
+/// repeated, they would decode to a value that encodes to other bytes.
+///
+/// # Errors
+///
+/// [`DecodeError::Invalid`].
+pub fn ascending<T: Ord>(items: impl IntoIterator<Item = T>) -> Result<(), DecodeError> {
+    if items.into_iter().is_sorted_by(|a, b| a < b) {
+        return Ok(());
+    }
+    Err(DecodeError::Invalid("order: the items of a map or set must ascend without repetition"))
+}
+
 /// Appends canonical encodings to a buffer.
 #[derive(Default, Debug)]
 pub struct Writer(Vec<u8>);

@@ -11,25 +11,28 @@
 //!
 //! Timeliness of the proposer's clock: the host checks it, because it needs a clock.
 
+mod snapshot;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use satrap_certify::{
-    Action, Address, Block, BlockId, BundleName, Checkpoint, Commit, Commitments, Digest, Genesis,
+    Address, Block, BlockId, BundleName, Checkpoint, Commit, Commitments, Digest, Genesis,
     Governance, Head, Realm, SignedChange, Step, Timestamp, Update, ValidatorSet,
-    limits::{BLOCK_CHANGES_BYTES_MAX, BLOCK_CHANGES_MAX, HEADS_MAX, HISTORY_LEAVES_MAX},
+    limits::{BLOCK_APPROVALS_MAX, BLOCK_CHANGES_BYTES_MAX, BLOCK_CHANGES_MAX, BLOCK_NODES_MAX},
     replica::directory_of,
     update::{Delta, HistoryUpdate},
 };
 use satrap_merkle::{
     BundleTree,
-    codec::{Canonical, DecodeError, Reader, Writer},
+    codec::{Canonical, Writer},
     history::History,
     rfc6962,
 };
 
 use crate::{
+    accounts::{Accounts, Room},
     rejection::Rejection,
-    state::{Applied, State},
+    state::{Applied, Cost, Setting, State},
 };
 
 /// The global state at one height.
@@ -45,7 +48,6 @@ pub struct Ledger {
 /// A block's effect, derived but not yet committed to.
 struct Derived {
     state: State,
-    history: Arc<History>,
     /// The history leaf, if the directory changed.
     leaf: Option<Digest>,
     deltas: Vec<Delta>,
@@ -61,11 +63,7 @@ impl Ledger {
             genesis: Arc::new(genesis.clone()),
             last: None,
             validators: genesis.validators().clone(),
-            state: State {
-                governance: Arc::new(genesis.governance.clone()),
-                heads: BTreeMap::new(),
-                contents: BTreeMap::new(),
-            },
+            state: State::genesis(genesis.governance.clone()),
             history: Arc::default(),
         }
     }
@@ -118,27 +116,52 @@ impl Ledger {
         self.state.contents.get(bundle)
     }
 
-    /// Whether `change` could be in the next block.
+    /// Who owns which bundle, and who has budget left.
+    #[must_use]
+    pub fn accounts(&self) -> &Accounts {
+        &self.state.accounts
+    }
+
+    /// The block after the last one, at `time`.
+    fn setting(&self, time: Timestamp) -> Setting<'_> {
+        Setting {
+            realm: self.realm(),
+            signing_set: &self.validators,
+            height: self.height() + 1,
+            time,
+            history_size: self.history.size(),
+        }
+    }
+
+    /// Whether `change` could be in the next block; returns the size its bundle would have.
+    ///
+    /// Budgets are those at the time of the last block, so that a change which passes does not
+    /// have to wait for time to pass.
     ///
     /// # Errors
     ///
     /// The [`Rejection`] says why not.
-    pub fn check(&self, change: &SignedChange) -> Result<(), Rejection> {
-        if encoded_bytes(change) > BLOCK_CHANGES_BYTES_MAX {
+    pub fn check(&self, change: &SignedChange) -> Result<Room, Rejection> {
+        if change.to_canonical().len() > BLOCK_CHANGES_BYTES_MAX {
             return Err(Rejection::BlockLimit);
         }
-        let mut state = self.state.clone();
-        self.apply_change(&mut state, change).map(|_| ())
+        let setting = self.setting(self.last_time());
+        Ok(self.state.judge(&setting, change, &mut Cost::default())?.room())
     }
 
-    fn apply_change(&self, state: &mut State, change: &SignedChange) -> Result<Applied, Rejection> {
-        if matches!(change.change.action, Action::Publish(_)) {
-            check_history_room(self.history.size())?;
-        }
-        state.apply(self.realm(), &self.validators, self.height() + 1, change)
+    /// Whether `change`, for which an earlier ledger's [`Ledger::check`] returned `room`, could be
+    /// in the next block. Costs a few look-ups, whatever the change is.
+    ///
+    /// # Errors
+    ///
+    /// The [`Rejection`] says why not.
+    pub fn recheck(&self, change: &SignedChange, room: Room) -> Result<(), Rejection> {
+        self.state.recheck(&self.setting(self.last_time()), change, room)
     }
 
     /// Builds the next block from those of `pending` that apply, in order, up to the block limits.
+    ///
+    /// Changes that do not apply cost too; what they may cost together is limited like a block.
     #[must_use]
     pub fn build<'a>(
         &self,
@@ -146,20 +169,17 @@ impl Ledger {
         time: Timestamp,
         pending: impl IntoIterator<Item = &'a SignedChange>,
     ) -> Block {
-        let mut state = self.state.clone();
-        let (mut changes, mut bytes) = (Vec::new(), 0);
+        let mut draft = Draft::new(self, time);
+        let mut changes = Vec::new();
         for change in pending {
-            let room = bytes + encoded_bytes(change) <= BLOCK_CHANGES_BYTES_MAX
-                && changes.len() < BLOCK_CHANGES_MAX;
-            if room && self.apply_change(&mut state, change).is_ok() {
-                bytes += encoded_bytes(change);
+            if draft.is_exhausted() {
+                break;
+            }
+            if draft.add(change).is_ok() {
                 changes.push(change.clone());
             }
         }
-        let derived = self
-            .derive(proposer, time, &changes)
-            .expect("the changes were applied to the same state one line above");
-        Block { checkpoint: derived.checkpoint, changes }
+        Block { checkpoint: draft.finish(proposer).checkpoint, changes }
     }
 
     /// Re-derives `block` (L1).
@@ -194,7 +214,9 @@ impl Ledger {
             contents: derived.deltas,
         };
         self.state = derived.state;
-        self.history = derived.history;
+        if let Some(leaf) = derived.leaf {
+            Arc::make_mut(&mut self.history).append(leaf);
+        }
         self.validators = derived.next_validators;
         self.last = Some((block.checkpoint.clone(), block.checkpoint.id(self.realm())));
         Ok(update)
@@ -216,92 +238,124 @@ impl Ledger {
         if self.validators.index_of(&offered.proposer).is_none() {
             return Err(Rejection::Proposer(offered.proposer));
         }
-        let bytes: usize = block.changes.iter().map(encoded_bytes).sum();
-        if bytes > BLOCK_CHANGES_BYTES_MAX || block.changes.len() > BLOCK_CHANGES_MAX {
-            return Err(Rejection::BlockLimit);
-        }
-        let derived = self.derive(offered.proposer, time, &block.changes)?;
+        let mut draft = Draft::new(self, time);
+        block.changes.iter().try_for_each(|change| draft.add(change))?;
+        let derived = draft.finish(offered.proposer);
         match difference(&derived.checkpoint, offered) {
             Some(field) => Err(Rejection::Derived(field)),
             None => Ok(derived),
         }
     }
+}
 
-    fn derive(
-        &self,
-        proposer: Address,
-        time: Timestamp,
-        changes: &[SignedChange],
-    ) -> Result<Derived, Rejection> {
-        let height = self.height() + 1;
-        let mut state = self.state.clone();
-        let mut deltas: Vec<Delta> = Vec::new();
-        for change in changes {
-            if let Some(delta) = self.apply_change(&mut state, change)? {
-                deltas.push(delta);
-            }
+/// The next block while changes are added to it.
+struct Draft<'a> {
+    ledger: &'a Ledger,
+    setting: Setting<'a>,
+    state: State,
+    /// What each changed bundle sends to followers; `None` if that is the whole content.
+    deltas: BTreeMap<BundleName, Option<Delta>>,
+    directory_changed: bool,
+    /// RFC 6962 leaves over the changes, and the sum of their canonical bytes.
+    leaves: Vec<Digest>,
+    bytes: usize,
+    cost: Cost,
+    /// What changes cost that were not added.
+    wasted: Cost,
+}
+
+impl<'a> Draft<'a> {
+    fn new(ledger: &'a Ledger, time: Timestamp) -> Self {
+        Self {
+            ledger,
+            setting: ledger.setting(time),
+            state: ledger.state.clone(),
+            deltas: BTreeMap::new(),
+            directory_changed: false,
+            leaves: Vec::new(),
+            bytes: 0,
+            cost: Cost::default(),
+            wasted: Cost::default(),
         }
-        let deltas = self.one_per_bundle(deltas, &state);
+    }
+
+    /// Whether changes that were not added have cost as much as a block may.
+    fn is_exhausted(&self) -> bool {
+        self.wasted.approvals > BLOCK_APPROVALS_MAX || self.wasted.nodes > BLOCK_NODES_MAX
+    }
+
+    /// Adds a change, or leaves the draft as it is (V1 to V19, V25, V27, V28).
+    fn add(&mut self, change: &SignedChange) -> Result<(), Rejection> {
+        let encoded = change.to_canonical();
+        let bytes = self.bytes + encoded.len();
+        if bytes > BLOCK_CHANGES_BYTES_MAX || self.leaves.len() >= BLOCK_CHANGES_MAX {
+            return Err(Rejection::BlockLimit);
+        }
+        let mut cost = self.cost;
+        let effects = match self.state.judge(&self.setting, change, &mut cost) {
+            Ok(effects) => effects,
+            Err(refusal) => {
+                self.wasted.approvals += cost.approvals - self.cost.approvals;
+                self.wasted.nodes += cost.nodes - self.cost.nodes;
+                return Err(refusal);
+            }
+        };
+        (self.cost, self.bytes) = (cost, bytes);
+        self.leaves.push(rfc6962::leaf_hash(&encoded));
+        match self.state.commit(effects) {
+            Applied::Published(delta) => {
+                let again = self.deltas.contains_key(&delta.bundle);
+                self.deltas.insert(delta.bundle.clone(), (!again).then_some(delta));
+                self.directory_changed = true;
+            }
+            Applied::Retired(bundle) => {
+                self.deltas.remove(&bundle);
+                self.directory_changed = true;
+            }
+            Applied::Governed => {}
+        }
+        Ok(())
+    }
+
+    /// Derives everything that the header commits to.
+    fn finish(self, proposer: Address) -> Derived {
+        let Self { ledger, setting, mut state, .. } = self;
+        state.seal(setting.time);
         let directory = directory_of(state.heads.values());
-        let mut history = self.history.clone();
-        let leaf = (!deltas.is_empty()).then(|| {
+        let leaf = self.directory_changed.then(|| {
             let mut w = Writer::tagged("satrap/history/v1");
-            w.u64(height);
+            w.u64(setting.height);
             w.array(&directory.root());
             w.u64(directory.size());
             rfc6962::leaf_hash(&w.finish())
         });
-        if let Some(leaf) = leaf {
-            Arc::make_mut(&mut history).append(leaf);
-        }
         let next_validators = state
             .governance
             .validator_set()
             .expect("rule V15 admits only validators that form a set");
         let checkpoint = Checkpoint {
-            height,
-            time,
-            last_block: self.last.as_ref().map(|(_, id)| *id),
-            data_hash: Block::data_hash(changes),
-            validators_hash: self.validators.hash(),
+            height: setting.height,
+            time: setting.time,
+            last_block: ledger.last.as_ref().map(|(_, id)| *id),
+            data_hash: rfc6962::root(&self.leaves),
+            validators_hash: ledger.validators.hash(),
             next_validators_hash: next_validators.hash(),
             proposer,
             commitments: Commitments {
                 directory_root: directory.root(),
                 directory_size: directory.size(),
-                history_root: history.root(),
-                history_size: history.size(),
+                history_root: ledger.history.root_after(leaf.as_slice()),
+                history_size: setting.history_size + u64::from(leaf.is_some()),
                 governance_root: state.governance.root(),
             },
         };
-        Ok(Derived { state, history, leaf, deltas, next_validators, checkpoint })
+        let deltas = self.deltas.into_iter();
+        let deltas = deltas.map(|(name, delta)| {
+            delta.unwrap_or_else(|| Delta::whole(name.clone(), &state.contents[&name]))
+        });
+        let deltas = deltas.collect();
+        Derived { state, leaf, deltas, next_validators, checkpoint }
     }
-
-    /// A follower gets one delta per bundle; a bundle published twice in one block is sent whole.
-    fn one_per_bundle(&self, deltas: Vec<Delta>, state: &State) -> Vec<Delta> {
-        let mut merged: BTreeMap<BundleName, Delta> = BTreeMap::new();
-        for delta in deltas {
-            let name = delta.bundle.clone();
-            let delta = match merged.contains_key(&name) {
-                false => delta,
-                true => Delta::whole(name.clone(), &state.contents[&name]),
-            };
-            merged.insert(name, delta);
-        }
-        merged.into_values().collect()
-    }
-}
-
-fn encoded_bytes(change: &SignedChange) -> usize {
-    change.to_canonical().len()
-}
-
-/// V17
-fn check_history_room(size: u64) -> Result<(), Rejection> {
-    if size >= HISTORY_LEAVES_MAX as u64 {
-        return Err(Rejection::HistoryFull(size));
-    }
-    Ok(())
 }
 
 /// The first header field in which two checkpoints differ.
@@ -319,105 +373,4 @@ fn difference(derived: &Checkpoint, offered: &Checkpoint) -> Option<&'static str
         ("header", derived == offered),
     ];
     fields.into_iter().find(|(_, same)| !same).map(|(name, _)| name)
-}
-
-/// The ledger's own snapshot on disk. It is not a message: it is read back only by the validator
-/// that wrote it, which then compares the next decided block with it.
-impl Ledger {
-    /// Encodes everything but the genesis.
-    #[must_use]
-    pub fn snapshot(&self) -> Vec<u8> {
-        let mut w = Writer::tagged("satrap/ledger/v1");
-        w.option(self.last.as_ref().map(|(checkpoint, _)| checkpoint));
-        // The id covers every field of the header, so that damage to any of them shows.
-        w.option(self.last.as_ref().map(|(_, id)| id));
-        self.state.governance.encode(&mut w);
-        let heads: Vec<_> = self.state.heads.values().cloned().collect();
-        w.list(&heads);
-        for head in &heads {
-            Delta::whole(head.name.clone(), &self.state.contents[&head.name]).encode(&mut w);
-        }
-        w.list(self.history.leaves_from(0));
-        w.finish()
-    }
-
-    /// Decodes a snapshot.
-    ///
-    /// # Errors
-    ///
-    /// [`DecodeError`] if it is damaged.
-    pub fn restore(genesis: &Genesis, snapshot: &[u8]) -> Result<Self, DecodeError> {
-        let mut r = Reader::new(snapshot);
-        let tag = "satrap/ledger/v1";
-        if r.bytes(tag.len())? != tag.as_bytes() {
-            return Err(DecodeError::Invalid("ledger snapshot format"));
-        }
-        let last: Option<Checkpoint> = r.option()?;
-        let last_id: Option<BlockId> = r.option()?;
-        let governance = Governance::decode(&mut r)?;
-        let heads: Vec<Head> = r.list(HEADS_MAX)?;
-        let mut contents = BTreeMap::new();
-        for head in &heads {
-            let tree = Delta::decode(&mut r)?.apply(&BundleTree::default());
-            if !head.describes(&tree) {
-                return Err(DecodeError::Invalid("bundle content in the ledger snapshot"));
-            }
-            contents.insert(head.name.clone(), tree);
-        }
-        let mut history = History::default();
-        r.list(HISTORY_LEAVES_MAX)?.into_iter().for_each(|leaf| history.append(leaf));
-        if r.remaining() != 0 {
-            return Err(DecodeError::Trailing(r.remaining()));
-        }
-        let mut ledger = Self::genesis(genesis);
-        ledger.validators = governance
-            .validator_set()
-            .map_err(|_| DecodeError::Invalid("validators in the ledger snapshot"))?;
-        ledger.state = State {
-            governance: Arc::new(governance),
-            heads: heads.into_iter().map(|head| (head.name.clone(), head)).collect(),
-            contents,
-        };
-        ledger.history = Arc::new(history);
-        ledger.last = last.map(|checkpoint| {
-            let id = checkpoint.id(ledger.realm());
-            (checkpoint, id)
-        });
-        if ledger.last.as_ref().map(|(_, id)| *id) != last_id {
-            return Err(DecodeError::Invalid("ledger snapshot: the last header is damaged"));
-        }
-        ledger.check_snapshot()?;
-        Ok(ledger)
-    }
-
-    /// The restored state must be the one the last header commits to.
-    fn check_snapshot(&self) -> Result<(), DecodeError> {
-        let Some((checkpoint, _)) = &self.last else { return Ok(()) };
-        let directory = directory_of(self.state.heads.values());
-        let restored = Commitments {
-            directory_root: directory.root(),
-            directory_size: directory.size(),
-            history_root: self.history.root(),
-            history_size: self.history.size(),
-            governance_root: self.state.governance.root(),
-        };
-        if restored != checkpoint.commitments {
-            return Err(DecodeError::Invalid(
-                "ledger snapshot: it is not what its header certifies",
-            ));
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn v17_a_full_history_takes_no_more_directories() {
-        let limit = HISTORY_LEAVES_MAX as u64;
-        assert_eq!(check_history_room(limit - 1), Ok(()));
-        assert_eq!(check_history_room(limit), Err(Rejection::HistoryFull(limit)));
-    }
 }

@@ -1,11 +1,13 @@
 //! Why a change or a block is refused, by the rule of `docs/spec/validity.md` it breaks.
 
 use satrap_certify::{
-    Address, BundleName, Digest, PublicKey, Timestamp,
-    limits::{BUNDLE_BYTES_MAX, BUNDLE_ENTRIES_MAX, HEADS_MAX, REALM_BYTES_MAX},
+    Address, BundleName, Digest, Label, PublicKey, Timestamp,
+    limits::{BUNDLE_BYTES_MAX, BUNDLE_ENTRIES_MAX},
 };
 
-/// A refused change (V1 to V17) or block (V20 to V26).
+use crate::accounts::{OPAQUE, REALM, Room};
+
+/// A refused change (V1 to V19, V27, V28) or block (V20 to V26).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the fields are named in the message right above them")]
 pub enum Rejection {
@@ -34,6 +36,9 @@ pub enum Rejection {
     #[error("change of `{0}` changes nothing")]
     Empty(BundleName),
     /// V6
+    #[error("change of `{0}` lists keys out of order or twice; its author's tool is broken")]
+    Order(BundleName),
+    /// V6
     #[error("change deletes key `{key}`, which `{bundle}` does not hold")]
     Missing { bundle: BundleName, key: String },
     /// V7
@@ -48,13 +53,10 @@ pub enum Rejection {
         "`{bundle}` would hold {entries} entries and {bytes} bytes; at most {BUNDLE_ENTRIES_MAX} \
          and {BUNDLE_BYTES_MAX} are allowed, keep large artifacts elsewhere and publish digests"
     )]
-    BundleLimit { bundle: BundleName, entries: usize, bytes: u64 },
+    BundleLimit { bundle: BundleName, entries: u64, bytes: u64 },
     /// V8
-    #[error(
-        "the realm would hold {heads} bundles and {bytes} bytes; at most {HEADS_MAX} and \
-         {REALM_BYTES_MAX} are allowed"
-    )]
-    RealmLimit { heads: usize, bytes: u64 },
+    #[error("the realm would hold {0}; at most {REALM} are allowed; retire bundles nothing uses")]
+    RealmLimit(Room),
     /// V9
     #[error("`{bundle}` key `{key}` is not a trust root: {why}")]
     NotATrustRoot { bundle: BundleName, key: String, why: String },
@@ -90,10 +92,37 @@ pub enum Rejection {
     PowerMoved { moved: u64, total: u64 },
     /// V17
     #[error(
-        "the history holds {0} directories, which is as many as a new relay can be sent; this realm \
-         must be founded anew with a later release before it can publish again"
+        "the history holds {size} directories, and bundles of this class may extend it to {max}; \
+         this realm must be founded anew with a later release before they can change again"
     )]
-    HistoryFull(u64),
+    HistoryFull { size: u64, max: usize },
+    /// V18
+    #[error(
+        "bundles of class `{class}` would hold {sums}; its quota is {quota}; retire bundles of the \
+         class that nothing uses"
+    )]
+    ClassQuota { class: String, sums: Room, quota: Room },
+    /// V18
+    #[error(
+        "bundles of opaque classes would hold {0}; at most {OPAQUE} are allowed, the rest is \
+         reserved for trust roots; retire bundles nothing uses"
+    )]
+    Reserved(Room),
+    /// V19
+    #[error(
+        "`{principal}` owns {owned} bundles of class `{class}`, {max} are allowed; let another \
+         principal approve the creation, or retire bundles nothing uses"
+    )]
+    Owner { principal: Label, class: String, owned: usize, max: usize },
+    /// V27
+    #[error(
+        "{have} of the approving principals may publish in class `{class}` at block time {time}, \
+         {needed} must; submit the change again after {retry_at}, or collect approvals of others"
+    )]
+    Rate { class: String, have: usize, needed: usize, time: Timestamp, retry_at: Timestamp },
+    /// V28
+    #[error("`{0}` does not exist, so it cannot be retired")]
+    NothingToRetire(BundleName),
     /// V20
     #[error("block is for height {offered}, the ledger is at {current}")]
     Height { offered: u64, current: u64 },
@@ -110,7 +139,10 @@ pub enum Rejection {
     #[error("block header has a wrong {0}; this validator derived another value")]
     Derived(&'static str),
     /// V25
-    #[error("block exceeds the size or count limit for changes")]
+    #[error(
+        "changes exceed what one block may hold or cost: bytes, changes, approvals or tree nodes; \
+         split the change"
+    )]
     BlockLimit,
     /// V26
     #[error("decided block has no valid commit: {0}")]
@@ -127,9 +159,9 @@ impl Rejection {
             Self::Approvals { .. } | Self::Approval(_) => "V3",
             Self::Version { .. } => "V4",
             Self::Empty(_) => "V5",
-            Self::Missing { .. } => "V6",
+            Self::Order(_) | Self::Missing { .. } => "V6",
             Self::Root { .. } => "V7",
-            Self::BundleLimit { .. } | Self::RealmLimit { .. } => "V8",
+            Self::BundleLimit { .. } | Self::RealmLimit(_) => "V8",
             Self::NotATrustRoot { .. } => "V9",
             Self::NoOverlap(_) => "V10",
             Self::GovernanceVersion { .. } => "V11",
@@ -138,7 +170,9 @@ impl Rejection {
             Self::NotNew { .. } => "V14",
             Self::Validators(_) => "V15",
             Self::PowerMoved { .. } => "V16",
-            Self::HistoryFull(_) => "V17",
+            Self::HistoryFull { .. } => "V17",
+            Self::ClassQuota { .. } | Self::Reserved(_) => "V18",
+            Self::Owner { .. } => "V19",
             Self::Height { .. } => "V20",
             Self::LastBlock => "V21",
             Self::Time { .. } => "V22",
@@ -146,6 +180,8 @@ impl Rejection {
             Self::Derived(_) => "V24",
             Self::BlockLimit => "V25",
             Self::Commit(_) => "V26",
+            Self::Rate { .. } => "V27",
+            Self::NothingToRetire(_) => "V28",
         }
     }
 }

@@ -1,9 +1,21 @@
-//! Applies one change: every validity rule for changes (V1 to V16) stands here.
+//! Judges one change: every validity rule for changes (V1 to V19, V27, V28) is applied here.
+//!
+//! Whoever holds one operator key can submit changes at will, so what a change can cost matters as
+//! much as what it does. Judging one costs as much as the change touches, never as much as the
+//! realm holds: nothing is cloned or summed, and what would result is refused before it is hashed.
+//!
+//! ```text
+//!   admit    who approved, which version, whose budget        no signature, no content
+//!   judge    + signatures, content, sizes, trust roots        the effects, not yet made
+//!   commit   makes the effects                                cannot fail
+//! ```
 //!
 //! # Invariants
 //!
-//! - A change that is refused leaves the state as it was.
+//! - A change that is refused leaves the state as it was: `judge` borrows it.
 //! - Every signature is checked before anything that costs more is done.
+//! - All changes of one block together cost at most [`BLOCK_APPROVALS_MAX`] signatures and
+//!   [`BLOCK_NODES_MAX`] tree nodes (V25), and so does judging any one change.
 //!
 //! # Deliberately absent
 //!
@@ -13,19 +25,25 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use satrap_certify::{
-    Action, BundleName, ClassKind, Governance, GovernanceAct, Head, PublicKey, Publish, Realm,
-    SignedChange, ValidatorInfo, ValidatorSet,
+    Action, BundleName, Class, ClassKind, Governance, GovernanceAct, Head, Label, Publish, Realm,
+    SignedChange, Timestamp, ValidatorSet,
+    change::Retire,
     limits::{
-        BUNDLE_BYTES_MAX, BUNDLE_ENTRIES_MAX, GOVERNANCE_ITEMS_MAX, HEADS_MAX, REALM_BYTES_MAX,
-        VALIDATORS_MAX,
+        BLOCK_APPROVALS_MAX, BLOCK_NODES_MAX, BUNDLE_BYTES_MAX, BUNDLE_ENTRIES_MAX,
+        GOVERNANCE_ITEMS_MAX, HISTORY_LEAVES_MAX, TRUST_HISTORY_RESERVED,
     },
     update::Delta,
 };
 use satrap_merkle::BundleTree;
 
-use crate::{rejection::Rejection, x509};
+use crate::{
+    accounts::{Accounts, Room},
+    govern::govern,
+    rejection::Rejection,
+    x509,
+};
 
-/// What all changes so far add up to. Cheap to clone: trees share structure.
+/// What all changes so far add up to.
 #[derive(Clone, Debug)]
 pub struct State {
     /// Operators, classes, region keys, validators.
@@ -34,93 +52,283 @@ pub struct State {
     pub heads: BTreeMap<BundleName, Head>,
     /// Content by name.
     pub contents: BTreeMap<BundleName, BundleTree>,
+    /// What everyone has used.
+    pub accounts: Accounts,
 }
 
-/// What a change did to a bundle; governance changes leave no delta.
-pub type Applied = Option<Delta>;
+/// The block that a change is judged for.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting<'a> {
+    /// The realm.
+    pub realm: &'a Realm,
+    /// Who signs the block.
+    pub signing_set: &'a ValidatorSet,
+    /// Its height.
+    pub height: u64,
+    /// Its time.
+    pub time: Timestamp,
+    /// Directories in the history before it.
+    pub history_size: u64,
+}
+
+/// What judging has cost so far (V25).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Signatures verified.
+    pub approvals: usize,
+    /// Tree nodes visited or made.
+    pub nodes: usize,
+}
+
+impl Cost {
+    fn approvals(&mut self, more: usize) -> Result<(), Rejection> {
+        self.approvals += more;
+        if self.approvals > BLOCK_APPROVALS_MAX { Err(Rejection::BlockLimit) } else { Ok(()) }
+    }
+
+    fn nodes(&mut self, more: usize) -> Result<(), Rejection> {
+        self.nodes += more;
+        if self.nodes > BLOCK_NODES_MAX { Err(Rejection::BlockLimit) } else { Ok(()) }
+    }
+}
+
+/// A class whose budget pays for a change of a bundle.
+#[derive(Debug)]
+struct Payment {
+    class: Class,
+    /// As many principals as the change needs; the first owns a bundle that it creates.
+    payers: Vec<Label>,
+    time: Timestamp,
+}
+
+/// A change that may be looked into.
+enum Admitted<'a> {
+    Publish(&'a Publish, Payment),
+    Retire(&'a Retire, Payment),
+    Govern(&'a GovernanceAct),
+}
+
+/// What a change does, judged and not yet made.
+#[derive(Debug)]
+pub struct Effects(Made);
+
+#[derive(Debug)]
+enum Made {
+    Publish { head: Head, content: BundleTree, delta: Delta, payment: Payment },
+    Retire { bundle: BundleName, payment: Payment },
+    Govern(Governance),
+}
+
+/// What a change did to the directory.
+#[derive(Debug)]
+pub enum Applied {
+    /// A bundle has new content.
+    Published(Delta),
+    /// A bundle is gone.
+    Retired(BundleName),
+    /// Nothing: the governance state changed.
+    Governed,
+}
+
+impl Effects {
+    /// The bundle's size after a publish; nothing otherwise. It holds for as long as the version
+    /// that the change expects is the present one.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        match &self.0 {
+            Made::Publish { head, .. } => Room::of(head),
+            Made::Retire { .. } | Made::Govern(_) => Room::default(),
+        }
+    }
+}
 
 impl State {
-    /// Applies `signed` in a block at `height` that `signing_set` signs.
+    /// Before the first block.
+    #[must_use]
+    pub fn genesis(governance: Governance) -> Self {
+        Self {
+            governance: Arc::new(governance),
+            heads: BTreeMap::new(),
+            contents: BTreeMap::new(),
+            accounts: Accounts::default(),
+        }
+    }
+
+    /// Decides what `signed` does in the block of `setting`; adds to `cost`.
     ///
     /// # Errors
     ///
-    /// The [`Rejection`] names the rule; the state is unchanged.
-    pub fn apply(
-        &mut self,
-        realm: &Realm,
-        signing_set: &ValidatorSet,
-        height: u64,
+    /// The [`Rejection`] names the rule.
+    pub fn judge(
+        &self,
+        setting: &Setting<'_>,
         signed: &SignedChange,
-    ) -> Result<Applied, Rejection> {
+        cost: &mut Cost,
+    ) -> Result<Effects, Rejection> {
+        let admitted = self.admit(setting, signed)?;
+        cost.approvals(signed.approvals.len())?;
+        self.check_signatures(signed)?;
+        let made = match admitted {
+            Admitted::Publish(publish, payment) => {
+                self.publish(publish, payment, setting.height, cost)?
+            }
+            Admitted::Retire(retire, payment) => {
+                Made::Retire { bundle: retire.bundle.clone(), payment }
+            }
+            Admitted::Govern(act) => {
+                // A change of the governance state copies it.
+                cost.nodes(4 * GOVERNANCE_ITEMS_MAX)?;
+                Made::Govern(govern(&self.governance, act, setting.signing_set)?)
+            }
+        };
+        Ok(Effects(made))
+    }
+
+    /// Decides whether a change that was judged good before, and then gave its bundle the size
+    /// `room`, is still good. Its content and signatures are not looked at again: they depend on
+    /// the version it expects, and that must still be the present one.
+    ///
+    /// # Errors
+    ///
+    /// The [`Rejection`] names the rule.
+    pub fn recheck(
+        &self,
+        setting: &Setting<'_>,
+        signed: &SignedChange,
+        room: Room,
+    ) -> Result<(), Rejection> {
+        match self.admit(setting, signed)? {
+            Admitted::Publish(publish, payment) => self.check_room(&publish.bundle, &payment, room),
+            Admitted::Retire(..) | Admitted::Govern(_) => Ok(()),
+        }
+    }
+
+    /// V1 to V4, V11, V17, V27: what can be said without a signature or content.
+    fn admit<'a>(
+        &self,
+        setting: &Setting<'_>,
+        signed: &'a SignedChange,
+    ) -> Result<Admitted<'a>, Rejection> {
         let change = &signed.change;
-        if change.genesis_hash != *realm.genesis_hash() {
+        if change.genesis_hash != *setting.realm.genesis_hash() {
             return Err(Rejection::Realm(change.genesis_hash));
         }
+        let class_of = |bundle: &BundleName| {
+            let class = self.governance.class_of(bundle);
+            class.ok_or_else(|| Rejection::Class(bundle.clone()))
+        };
         match &change.action {
             Action::Publish(publish) => {
-                let class = self.governance.class_of(&publish.bundle);
-                let class = class.ok_or_else(|| Rejection::Class(publish.bundle.clone()))?;
-                let kind = class.kind;
-                self.check_approvals(signed, class.approvals)?;
-                self.publish(publish, kind, height).map(Some)
+                let (bundle, expected) = (&publish.bundle, publish.expect_version);
+                let class = class_of(bundle)?;
+                let principals = self.check_approvals(signed, class.approvals)?;
+                self.check_version(bundle, expected)?;
+                let payment = self.payment(setting, class, &principals, class.approvals)?;
+                Ok(Admitted::Publish(publish, payment))
+            }
+            Action::Retire(retire) => {
+                let (bundle, expected) = (&retire.bundle, retire.expect_version);
+                let class = class_of(bundle)?;
+                let needed = match class.kind {
+                    ClassKind::Opaque => class.approvals,
+                    // Retired and created again, trust roots would escape V10.
+                    ClassKind::X509Trust => class.approvals.max(self.governance.approvals),
+                };
+                let principals = self.check_approvals(signed, needed)?;
+                if self.check_version(bundle, expected)? == 0 {
+                    return Err(Rejection::NothingToRetire(bundle.clone()));
+                }
+                let payment = self.payment(setting, class, &principals, needed)?;
+                Ok(Admitted::Retire(retire, payment))
             }
             Action::Govern(expected, act) => {
                 self.check_approvals(signed, self.governance.approvals)?;
-                let current = self.governance.version;
-                if *expected != current {
-                    return Err(Rejection::GovernanceVersion { expected: *expected, current });
+                let (expected, current) = (*expected, self.governance.version);
+                if expected != current {
+                    return Err(Rejection::GovernanceVersion { expected, current });
                 }
-                let mut governance = (*self.governance).clone();
-                govern(&mut governance, act, signing_set)?;
-                governance.version += 1;
-                self.governance = Arc::new(governance);
-                Ok(None)
+                Ok(Admitted::Govern(act))
             }
         }
     }
 
-    /// V3
-    fn check_approvals(&self, signed: &SignedChange, needed: u32) -> Result<(), Rejection> {
-        let keys = signed.approvals.iter().map(|a| &a.operator);
-        let have = self.governance.principals(keys);
+    /// V4: the present version, which is the expected one.
+    fn check_version(&self, bundle: &BundleName, expected: u64) -> Result<u64, Rejection> {
+        let current = self.heads.get(bundle).map_or(0, |head| head.version);
+        if expected != current {
+            return Err(Rejection::Version { bundle: bundle.clone(), expected, current });
+        }
+        Ok(current)
+    }
+
+    /// V17, V27
+    fn payment(
+        &self,
+        setting: &Setting<'_>,
+        class: &Class,
+        principals: &[&Label],
+        needed: u32,
+    ) -> Result<Payment, Rejection> {
+        check_history_room(setting.history_size, class.kind)?;
+        let time = setting.time;
+        let payers = self.accounts.payers(class, principals, needed as usize, time)?;
+        Ok(Payment { class: class.clone(), payers, time })
+    }
+
+    /// V3: the principals that approved, in order of their keys.
+    fn check_approvals(
+        &self,
+        signed: &SignedChange,
+        needed: u32,
+    ) -> Result<Vec<&Label>, Rejection> {
+        let mut principals: Vec<&Label> = Vec::new();
+        for approval in &signed.approvals {
+            let operator = self.governance.operators.get(&approval.operator);
+            let operator = operator.ok_or(Rejection::Approval(approval.operator))?;
+            if !principals.contains(&&operator.principal) {
+                principals.push(&operator.principal);
+            }
+        }
+        let have = principals.len();
         if have < needed as usize {
             return Err(Rejection::Approvals { have, needed });
         }
+        Ok(principals)
+    }
+
+    /// V3
+    fn check_signatures(&self, signed: &SignedChange) -> Result<(), Rejection> {
         let bytes = signed.change.approval_bytes();
         for approval in &signed.approvals {
-            let known = self.governance.operators.contains_key(&approval.operator);
-            if !known || !approval.operator.verifies(&bytes, &approval.signature) {
+            if !approval.operator.verifies(&bytes, &approval.signature) {
                 return Err(Rejection::Approval(approval.operator));
             }
         }
         Ok(())
     }
 
+    /// V5 to V10, V18, V19
     fn publish(
-        &mut self,
+        &self,
         publish: &Publish,
-        kind: ClassKind,
+        payment: Payment,
         height: u64,
-    ) -> Result<Delta, Rejection> {
+        cost: &mut Cost,
+    ) -> Result<Made, Rejection> {
         let bundle = &publish.bundle;
-        let current = self.heads.get(bundle).map_or(0, |head| head.version);
-        if publish.expect_version != current {
-            let expected = publish.expect_version;
-            return Err(Rejection::Version { bundle: bundle.clone(), expected, current });
-        }
         let empty = BundleTree::default();
         let before = self.contents.get(bundle).unwrap_or(&empty);
-        if let Some(key) = publish.deletes.iter().find(|key| before.get(key).is_none()) {
+        let batch = before.batch(&publish.puts, &publish.deletes);
+        let batch = batch.ok_or_else(|| Rejection::Order(bundle.clone()))?;
+        cost.nodes(batch.nodes())?;
+        if let Some(key) = batch.missing() {
             let (bundle, key) = (bundle.clone(), key.to_string());
             return Err(Rejection::Missing { bundle, key });
         }
-        let delta = Delta {
-            bundle: bundle.clone(),
-            base: current,
-            puts: publish.puts.clone(),
-            deletes: publish.deletes.clone(),
-        };
-        let after = delta.apply(before);
+        let room = Room { heads: 1, entries: batch.len() as u64, bytes: batch.bytes() };
+        self.check_room(bundle, &payment, room)?;
+        let kept = batch.kept();
+        let after = batch.apply();
         if after.root() == before.root() {
             return Err(Rejection::Empty(bundle.clone()));
         }
@@ -128,154 +336,135 @@ impl State {
             let (computed, signed) = (after.root(), publish.root);
             return Err(Rejection::Root { bundle: bundle.clone(), computed, signed });
         }
-        self.check_limits(bundle, &after)?;
-        if kind == ClassKind::X509Trust {
-            check_trust_roots(publish, before, &after)?;
+        if payment.class.kind == ClassKind::X509Trust {
+            check_trust_roots(publish)?;
+            if kept == 0 && !before.is_empty() {
+                return Err(Rejection::NoOverlap(bundle.clone()));
+            }
         }
+        // V28: a name that is used again continues above every version that was ever retired.
+        let last = self.heads.get(bundle).map_or(self.governance.retired_version, |h| h.version);
         let head = Head {
             name: bundle.clone(),
-            version: current + 1,
+            version: last + 1,
             root: after.root(),
-            entries: after.len() as u64,
-            bytes: after.bytes(),
+            entries: room.entries,
+            bytes: room.bytes,
             height,
         };
-        self.heads.insert(bundle.clone(), head);
-        self.contents.insert(bundle.clone(), after);
-        Ok(delta)
+        let delta = Delta {
+            bundle: bundle.clone(),
+            base: publish.expect_version,
+            puts: publish.puts.clone(),
+            deletes: publish.deletes.clone(),
+        };
+        Ok(Made::Publish { head, content: after, delta, payment })
     }
 
-    /// V8
-    fn check_limits(&self, bundle: &BundleName, after: &BundleTree) -> Result<(), Rejection> {
-        let (entries, bytes) = (after.len(), after.bytes());
-        if entries > BUNDLE_ENTRIES_MAX || bytes > BUNDLE_BYTES_MAX {
-            return Err(Rejection::BundleLimit { bundle: bundle.clone(), entries, bytes });
+    /// V8, V18, V19
+    fn check_room(
+        &self,
+        bundle: &BundleName,
+        payment: &Payment,
+        after: Room,
+    ) -> Result<(), Rejection> {
+        if after.entries > BUNDLE_ENTRIES_MAX as u64 || after.bytes > BUNDLE_BYTES_MAX {
+            let (bundle, entries, bytes) = (bundle.clone(), after.entries, after.bytes);
+            return Err(Rejection::BundleLimit { bundle, entries, bytes });
         }
-        let others = self.contents.iter().filter(|(name, _)| *name != bundle);
-        let bytes = bytes + others.map(|(_, tree)| tree.bytes()).sum::<u64>();
-        let heads = self.heads.len() + usize::from(!self.heads.contains_key(bundle));
-        if heads > HEADS_MAX || bytes > REALM_BYTES_MAX {
-            return Err(Rejection::RealmLimit { heads, bytes });
+        let before = self.heads.get(bundle).map(Room::of).unwrap_or_default();
+        self.accounts.check_room(&payment.class, before, after)?;
+        if before.heads > 0 {
+            return Ok(());
         }
-        Ok(())
+        self.accounts.check_owner(&payment.class, &payment.payers[0])
+    }
+
+    /// Makes what was judged good against this very state.
+    pub fn commit(&mut self, effects: Effects) -> Applied {
+        match effects.0 {
+            Made::Publish { head, content, delta, payment } => {
+                self.pay(&payment);
+                self.hold(head, content, &payment.class, &payment.payers[0]);
+                Applied::Published(delta)
+            }
+            Made::Retire { bundle, payment } => {
+                self.pay(&payment);
+                self.contents.remove(&bundle);
+                if let Some(head) = self.heads.remove(&bundle) {
+                    self.accounts.release(&bundle, &payment.class, Room::of(&head));
+                    let governance = Arc::make_mut(&mut self.governance);
+                    // V28
+                    governance.retired_version = governance.retired_version.max(head.version);
+                }
+                Applied::Retired(bundle)
+            }
+            Made::Govern(governance) => {
+                self.accounts.forget_strangers(&governance);
+                self.governance = Arc::new(governance);
+                Applied::Governed
+            }
+        }
+    }
+
+    fn pay(&mut self, payment: &Payment) {
+        self.accounts.charge(&payment.class, &payment.payers, payment.time);
+    }
+
+    /// Puts a bundle of `class` in, in place of the version there was; `creator` owns it if there
+    /// was none.
+    pub fn hold(&mut self, head: Head, content: BundleTree, class: &Class, creator: &Label) {
+        let before = self.heads.get(&head.name).map(Room::of).unwrap_or_default();
+        self.accounts.hold(&head.name, class, (before, Room::of(&head)), creator);
+        self.contents.insert(head.name.clone(), content);
+        self.heads.insert(head.name.clone(), head);
+    }
+
+    /// Ends a block at `time`: what the accounts are goes into the governance state, whose root
+    /// the header commits to.
+    pub fn seal(&mut self, time: Timestamp) {
+        self.accounts.expire(time);
+        let accounts = self.accounts.digest();
+        if self.governance.accounts != accounts {
+            Arc::make_mut(&mut self.governance).accounts = accounts;
+        }
     }
 }
 
-/// V9, V10
-fn check_trust_roots(
-    publish: &Publish,
-    before: &BundleTree,
-    after: &BundleTree,
-) -> Result<(), Rejection> {
-    let bundle = &publish.bundle;
+/// V17: the last quarter is left for trust roots.
+fn check_history_room(size: u64, kind: ClassKind) -> Result<(), Rejection> {
+    let max = match kind {
+        ClassKind::Opaque => HISTORY_LEAVES_MAX - TRUST_HISTORY_RESERVED,
+        ClassKind::X509Trust => HISTORY_LEAVES_MAX,
+    };
+    if size >= max as u64 { Err(Rejection::HistoryFull { size, max }) } else { Ok(()) }
+}
+
+/// V9
+fn check_trust_roots(publish: &Publish) -> Result<(), Rejection> {
     for (key, value) in &publish.puts {
         x509::check_trust_root(value).map_err(|why| Rejection::NotATrustRoot {
-            bundle: bundle.clone(),
+            bundle: publish.bundle.clone(),
             key: key.to_string(),
             why,
         })?;
     }
-    let kept = before.iter().any(|(key, value)| after.get(key) == Some(value));
-    if !kept && !before.is_empty() {
-        return Err(Rejection::NoOverlap(bundle.clone()));
-    }
     Ok(())
 }
 
-/// V12 to V16
-fn govern(
-    governance: &mut Governance,
-    act: &GovernanceAct,
-    signing_set: &ValidatorSet,
-) -> Result<(), Rejection> {
-    let usable = |what, key: &PublicKey, fresh: bool| {
-        if fresh && key.is_usable() { Ok(()) } else { Err(Rejection::NotNew { what, key: *key }) }
-    };
-    let revoked = |what, key: &PublicKey, found: bool| {
-        if found { Ok(()) } else { Err(Rejection::NotAuthorized { what, key: *key }) }
-    };
-    match act {
-        GovernanceAct::AuthorizeOperator(operator) => {
-            let room = governance.operators.len() < GOVERNANCE_ITEMS_MAX;
-            let fresh = room && !governance.operators.contains_key(&operator.public);
-            usable("operator key", &operator.public, fresh)?;
-            governance.operators.insert(operator.public, operator.clone());
-        }
-        GovernanceAct::RevokeOperator(public) => {
-            let found = governance.operators.remove(public).is_some();
-            revoked("operator key", public, found)?;
-            check_principals(governance)?;
-        }
-        GovernanceAct::AuthorizeRegionKey(region, public) => {
-            let items: usize = governance.region_keys.values().map(|keys| keys.len() + 1).sum();
-            let keys = governance.region_keys.entry(region.clone()).or_default();
-            let fresh = items < GOVERNANCE_ITEMS_MAX && !keys.contains(public);
-            usable("region key", public, fresh)?;
-            keys.push(*public);
-        }
-        GovernanceAct::RevokeRegionKey(region, public) => {
-            let keys = governance.region_keys.entry(region.clone()).or_default();
-            let before = keys.len();
-            keys.retain(|key| key != public);
-            revoked("region key", public, keys.len() < before)?;
-            if keys.is_empty() {
-                governance.region_keys.remove(region);
-            }
-        }
-        GovernanceAct::SetValidators(validators) => {
-            check_validators(validators, governance, signing_set)?;
-            governance.validators = validators.clone();
-        }
-    }
-    Ok(())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// V12
-fn check_principals(governance: &Governance) -> Result<(), Rejection> {
-    let left = governance.principals(governance.operators.keys());
-    let classes = governance.classes.values().map(|class| class.approvals);
-    let needed = classes.chain([governance.approvals]).max().unwrap_or(1);
-    if left < needed as usize {
-        return Err(Rejection::TooFewPrincipals { left, needed });
+    #[test]
+    fn v17_a_full_history_takes_no_more_directories() {
+        let all = HISTORY_LEAVES_MAX;
+        for (kind, max) in
+            [(ClassKind::X509Trust, all), (ClassKind::Opaque, all - TRUST_HISTORY_RESERVED)]
+        {
+            let size = max as u64;
+            assert_eq!(check_history_room(size - 1, kind), Ok(()));
+            assert_eq!(check_history_room(size, kind), Err(Rejection::HistoryFull { size, max }));
+        }
     }
-    Ok(())
-}
-
-/// V15, V16
-fn check_validators(
-    validators: &[ValidatorInfo],
-    governance: &Governance,
-    signing_set: &ValidatorSet,
-) -> Result<(), Rejection> {
-    if validators.len() > VALIDATORS_MAX {
-        return Err(Rejection::Validators(format!("more than {VALIDATORS_MAX}")));
-    }
-    let mut names: Vec<_> = validators.iter().map(|v| &v.name).collect();
-    names.sort();
-    if names.windows(2).any(|pair| pair[0] == pair[1]) {
-        return Err(Rejection::Validators("a name is listed twice".into()));
-    }
-    let next = Governance { validators: validators.to_vec(), ..governance.clone() };
-    let next = next.validator_set().map_err(|e| Rejection::Validators(e.to_string()))?;
-    let power = |set: &ValidatorSet, key: &PublicKey| {
-        set.validators().iter().find(|v| v.public == *key).map_or(0, |v| v.power)
-    };
-    // Measured against the set that signs this block, so that several changes in one block cannot
-    // move more than one may.
-    let gone_or_changed = signing_set
-        .validators()
-        .iter()
-        .map(|v| v.power.abs_diff(power(&next, &v.public)))
-        .sum::<u64>();
-    let added = next
-        .validators()
-        .iter()
-        .filter(|v| power(signing_set, &v.public) == 0)
-        .map(|v| v.power)
-        .sum::<u64>();
-    let (moved, total) = (gone_or_changed + added, signing_set.total_power());
-    if moved > total / 3 {
-        return Err(Rejection::PowerMoved { moved, total });
-    }
-    Ok(())
 }

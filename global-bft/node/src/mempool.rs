@@ -9,13 +9,10 @@
 //! - **M1** Every ticket is answered once: decided, inapplicable, or refused at the door.
 //! - **M2** At most [`MEMPOOL_CHANGES_MAX`] changes and [`MEMPOOL_BYTES_MAX`] bytes are held.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
-use satrap_certify::{Action, Block, BlockId, BundleName, Digest, SignedChange};
-use satrap_global_core::{Ledger, Rejection};
+use satrap_certify::{Action, Block, BlockId, Digest, SignedChange};
+use satrap_global_core::{Ledger, Rejection, accounts::Room};
 use satrap_merkle::codec::Canonical as _;
 
 use crate::limits::{
@@ -32,7 +29,7 @@ pub struct Receipt {
     pub height: u64,
     /// The block.
     pub block: BlockId,
-    /// The version of the bundle it made; 0 if it is not a publish.
+    /// The version of the bundle it made; 0 if it made none.
     pub version: u64,
 }
 
@@ -57,6 +54,8 @@ struct Pending {
     change: SignedChange,
     digest: Digest,
     bytes: usize,
+    /// What its bundle will take, so that the change need not be applied to check it again.
+    room: Room,
     tickets: Vec<Ticket>,
     /// When it was last sent to the other validators, if it was submitted here.
     sent_at: Option<Duration>,
@@ -133,9 +132,10 @@ impl Mempool {
         if self.len() >= MEMPOOL_CHANGES_MAX || self.bytes + bytes > MEMPOOL_BYTES_MAX {
             return Err(full);
         }
-        ledger.check(&change)?;
+        let room = ledger.check(&change)?;
         let tickets = ticket.into_iter().collect();
-        self.pending.insert(self.arrived, Pending { change, digest, bytes, tickets, sent_at });
+        let pending = Pending { change, digest, bytes, room, tickets, sent_at };
+        self.pending.insert(self.arrived, pending);
         self.by_digest.insert(digest, self.arrived);
         self.bytes += bytes;
         self.arrived += 1;
@@ -145,41 +145,27 @@ impl Mempool {
     /// Answers for a decided block, which `ledger` has applied, and drops what no longer applies.
     pub fn settle(&mut self, ledger: &Ledger, block: &Block, id: BlockId) -> Vec<Answer> {
         let mut answers = Vec::new();
-        let mut touched = BTreeSet::new();
-        let mut governed = false;
-        for change in &block.changes {
-            match &change.change.action {
-                Action::Publish(publish) => drop(touched.insert(publish.bundle.clone())),
-                Action::Govern(..) => governed = true,
-            }
+        for (change, version) in block.changes.iter().zip(versions(ledger, block)) {
             let decided = self.by_digest.get(&change.change.digest()).copied();
             let Some(pending) = decided.and_then(|n| self.remove(n)) else { continue };
-            let version = match &change.change.action {
-                Action::Publish(publish) => publish.expect_version + 1,
-                Action::Govern(..) => 0,
-            };
             let receipt = Receipt { height: block.checkpoint.height, block: id, version };
             answers.extend(pending.tickets.into_iter().map(|ticket| (ticket, Ok(receipt))));
         }
-        // Whether a change applies depends on its own bundle, on governance, and on the size of the
-        // realm; the last shows when a block is built.
-        let affected = |pending: &Pending| governed || concerns(&pending.change, &touched);
-        answers.extend(self.recheck(ledger, affected));
+        // Whether a change applies depends on its own bundle, on governance, on what the realm holds
+        // and on its approvers' budgets: after a block, any of them may differ.
+        answers.extend(self.recheck_all(ledger));
         answers
     }
 
-    /// Drops everything that `ledger` refuses now.
+    /// Drops everything that `ledger` refuses now. That costs a few look-ups per change.
     pub fn recheck_all(&mut self, ledger: &Ledger) -> Vec<Answer> {
-        self.recheck(ledger, |_| true)
-    }
-
-    fn recheck(&mut self, ledger: &Ledger, affected: impl Fn(&Pending) -> bool) -> Vec<Answer> {
         let mut answers = Vec::new();
         let refused: Vec<_> = self
             .pending
             .iter()
-            .filter(|(_, pending)| affected(pending))
-            .filter_map(|(n, pending)| ledger.check(&pending.change).err().map(|why| (*n, why)))
+            .filter_map(|(n, pending)| {
+                ledger.recheck(&pending.change, pending.room).err().map(|why| (*n, why))
+            })
             .collect();
         for (n, why) in refused {
             let tickets = self.remove(n).map(|pending| pending.tickets).unwrap_or_default();
@@ -209,9 +195,22 @@ impl Mempool {
     }
 }
 
-fn concerns(change: &SignedChange, touched: &BTreeSet<BundleName>) -> bool {
-    match &change.change.action {
-        Action::Publish(publish) => touched.contains(&publish.bundle),
-        Action::Govern(..) => false,
-    }
+/// The version that each change of `block` made, which `ledger` has applied; 0 if it made none.
+fn versions(ledger: &Ledger, block: &Block) -> Vec<u64> {
+    // The version a change made is the one that the next change of the bundle expects.
+    let mut expected = BTreeMap::new();
+    let version = |signed: &SignedChange| {
+        let (bundle, expect_version) = match &signed.change.action {
+            Action::Publish(publish) => (&publish.bundle, publish.expect_version),
+            Action::Retire(retire) => (&retire.bundle, retire.expect_version),
+            Action::Govern(..) => return 0,
+        };
+        let after = expected.insert(bundle.clone(), expect_version);
+        let head = || ledger.heads().get(bundle).map_or(0, |head| head.version);
+        let made = after.unwrap_or_else(head);
+        if matches!(signed.change.action, Action::Retire(_)) { 0 } else { made }
+    };
+    let mut versions: Vec<u64> = block.changes.iter().rev().map(version).collect();
+    versions.reverse();
+    versions
 }

@@ -150,15 +150,20 @@ impl<R: Row> Paged for Table<R> {
             return Ok(Loaded::OfAnother);
         };
         let mut r = Reader::new(page);
+        let mut last = None;
         for _ in 0..r.count(R::PAGE_ROWS_MAX)? {
             let key = R::decode_key(&mut r)?;
             if R::shard(&key) != shard {
                 return Err(DecodeError::Invalid("page: a row of another page"));
             }
-            let row = R::decode(&mut r)?;
-            if self.insert(key, row).is_some() {
-                return Err(DecodeError::Invalid("page: two rows of one key"));
+            if last.is_some_and(|last| last >= key) {
+                return Err(DecodeError::Invalid("page: rows out of order, or two of one key"));
             }
+            let row = R::decode(&mut r)?;
+            if self.insert(key.clone(), row).is_some() {
+                return Err(DecodeError::Invalid("page: loaded twice"));
+            }
+            last = Some(key);
         }
         if r.remaining() != 0 {
             return Err(DecodeError::Trailing(r.remaining()));
@@ -179,4 +184,32 @@ pub(crate) enum Loaded {
 
 fn page_name<R: Row>(shard: u16) -> String {
     if R::SHARDS == 1 { R::NAME.to_owned() } else { format!("{}/{shard:04}", R::NAME) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quota::PrefixLimits;
+
+    /// E1: a page has one encoding, so whatever loads is what was taken.
+    #[test]
+    fn a_page_with_rows_out_of_order_or_repeated_is_refused() {
+        let limits = PrefixLimits { bytes_max: 1, keys_max: 1 };
+        let page = |prefixes: &[&'static [u8]]| {
+            let mut w = Writer::default();
+            w.count(prefixes.len());
+            for prefix in prefixes {
+                w.bytes(prefix);
+                limits.encode(&mut w);
+            }
+            w.finish()
+        };
+        let load = |prefixes: &[&'static [u8]]| {
+            let mut table = Table::<PrefixLimits>::default();
+            table.load(PrefixLimits::NAME, &page(prefixes)).map(|_| table.len())
+        };
+        assert_eq!(load(&[b"a", b"b"]), Ok(2));
+        assert!(load(&[b"b", b"a"]).is_err());
+        assert!(load(&[b"a", b"a"]).is_err());
+    }
 }

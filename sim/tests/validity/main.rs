@@ -5,6 +5,10 @@
 mod blocks;
 mod changes;
 mod governance;
+mod quotas;
+mod rates;
+mod recheck;
+mod retire;
 mod sizes;
 mod snapshot;
 mod trust_roots;
@@ -12,7 +16,10 @@ mod trust_roots;
 use std::sync::Arc;
 
 use satrap_certify::{Action, BundleName, Key, Publish, SignedChange, ValidatorInfo};
-use satrap_global_core::{Ledger, state::State};
+use satrap_global_core::{
+    Ledger,
+    state::{Cost, Setting, State},
+};
 use satrap_merkle::BundleTree;
 use satrap_sim::SimRealm;
 
@@ -32,7 +39,7 @@ fn realm() -> SimRealm {
 
 /// The rule that keeps `change` out of the next block.
 fn rule(realm: &SimRealm, change: &SignedChange) -> Result<(), &'static str> {
-    realm.ledger.check(change).map_err(|e| e.rule())
+    realm.ledger.check(change).map(|_| ()).map_err(|e| e.rule())
 }
 
 /// The publish in `change`, altered and approved again.
@@ -56,19 +63,26 @@ fn tree(values: impl Iterator<Item = (String, Vec<u8>)>) -> BundleTree {
 /// The state that `ledger` would apply a change to, for states that would take many blocks to
 /// reach.
 fn state(ledger: &Ledger) -> State {
-    State {
-        governance: Arc::new(ledger.governance().clone()),
-        heads: ledger.heads().clone(),
-        contents: Default::default(),
-    }
+    assert!(ledger.heads().is_empty(), "content is not copied");
+    State::genesis(ledger.governance().clone())
 }
 
 /// Applies `change` to `state` as the next block of `realm` would.
 fn apply(realm: &SimRealm, state: &mut State, change: &SignedChange) -> Result<(), &'static str> {
+    let effects = state.judge(&setting(realm), change, &mut Cost::default());
+    effects.map(|effects| drop(state.commit(effects))).map_err(|e| e.rule())
+}
+
+/// The next block of `realm`.
+fn setting(realm: &SimRealm) -> Setting<'_> {
     let ledger = &realm.ledger;
-    let height = ledger.height() + 1;
-    let applied = state.apply(ledger.realm(), ledger.validators(), height, change);
-    applied.map(drop).map_err(|e| e.rule())
+    Setting {
+        realm: ledger.realm(),
+        signing_set: ledger.validators(),
+        height: ledger.height() + 1,
+        time: realm.now,
+        history_size: 0,
+    }
 }
 
 /// `name` with its own key and `power`.

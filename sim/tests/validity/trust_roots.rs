@@ -14,7 +14,7 @@ fn certificate(is_ca: IsCa) -> (String, KeyPair) {
     (params.self_signed(&key).unwrap().pem(), key)
 }
 
-fn ca() -> String {
+pub fn ca() -> String {
     certificate(IsCa::Ca(BasicConstraints::Unconstrained)).0
 }
 
@@ -27,7 +27,8 @@ fn value_rule(value: &str) -> Result<(), &'static str> {
 fn v9_a_value_is_one_or_more_certificates_that_may_issue() {
     let (one, two) = (ca(), ca());
     assert_eq!(value_rule(&one), Ok(()));
-    assert_eq!(value_rule(&format!("# comment\n{one}\n{two}")), Ok(()));
+    assert_eq!(value_rule(&format!("\n{one}\n\n{two}\n")), Ok(()));
+    assert_eq!(value_rule(&one.replace('\n', "\r\n")), Ok(()));
     let constrained = certificate(IsCa::Ca(BasicConstraints::Constrained(0))).0;
     assert_eq!(value_rule(&constrained), Ok(()), "a CA for leaves only is a CA");
     for leaf in [IsCa::NoCa, IsCa::ExplicitNoCa] {
@@ -114,4 +115,128 @@ fn v9_holds_for_trust_classes_only() {
     // The class follows from the name that was signed, so a bundle cannot change class.
     let moved = altered(&realm, &change, |p| p.bundle = bundle(ROOTS));
     assert_eq!(rule(&realm, &moved), Err("V9"));
+}
+
+/// Parsers of PEM differ in what they skip: whatever one of them would skip is refused.
+#[test]
+fn v9_nothing_stands_beside_a_certificate() {
+    let (root, key) = certificate(IsCa::Ca(BasicConstraints::Unconstrained));
+    let key = key.serialize_pem();
+    let body = key.lines().filter(|line| !line.starts_with('-')).collect::<Vec<_>>().join("\n");
+    let indented: String = key.lines().map(|line| format!("  {line}\n")).collect();
+    let renamed = key.replace("PRIVATE KEY", "CERTIFICATE");
+    for beside in [&indented, &body, &renamed, "# comment", "x", " ", "\t", "\u{feff}", "-----"] {
+        for value in [
+            format!("{beside}\n{root}"),
+            format!("{root}{beside}\n"),
+            format!("{root}{beside}"),
+            format!("{root}\n{beside}\n{root}"),
+        ] {
+            assert_eq!(value_rule(&value), Err("V9"), "{beside:?}");
+        }
+    }
+    assert_eq!(value_rule(&format!("{root}{root}")), Ok(()));
+}
+
+#[test]
+fn v9_a_block_is_in_strict_form() {
+    let root = ca();
+    let lines: Vec<&str> = root.lines().collect();
+    let (body, end) = (&lines[1..lines.len() - 1], lines.len() - 1);
+    let value = |body: &[&str]| format!("{}\n{}\n{}\n", lines[0], body.join("\n"), lines[end]);
+    assert_eq!(value_rule(&value(body)), Ok(()));
+    let one_line = body.concat();
+    let rewrapped: Vec<&str> =
+        one_line.as_bytes().chunks(60).map(|l| str::from_utf8(l).unwrap()).collect();
+    let with = |extra: &'static str, at: usize| {
+        let mut body = body.to_vec();
+        body.insert(at, extra);
+        value(&body)
+    };
+    for (what, value) in [
+        ("one long line", value(&[&one_line])),
+        ("short lines", value(&rewrapped)),
+        ("a header", with("Proc-Type: 4,ENCRYPTED", 0)),
+        ("a blank line", with("", 2)),
+        ("a comment", with("# comment", 2)),
+        ("no body", value(&[])),
+        ("a begin line within", with("-----BEGIN CERTIFICATE-----", 2)),
+        ("trailing space", root.replacen('\n', " \n", 1)),
+        ("leading space", root.replace("-----END", " -----END")),
+        ("lower case", root.replace("CERTIFICATE", "certificate")),
+        ("no end", root.replace("-----END CERTIFICATE-----", "")),
+        ("other label", root.replace("CERTIFICATE", "TRUSTED CERTIFICATE")),
+        ("text and padding", with("AAA=", body.len())),
+    ] {
+        assert_eq!(value_rule(&value), Err("V9"), "{what}");
+    }
+}
+
+/// The parts of a DER value: tag byte and content of each element in it.
+fn elements(mut der: &[u8]) -> Vec<(u8, Vec<u8>)> {
+    let mut found = Vec::new();
+    while let [tag, first, ..] = der {
+        let (skip, length) = match usize::from(*first) {
+            short @ ..0x80 => (2, short),
+            long => {
+                let digits = &der[2..2 + (long & 0x7F)];
+                (2 + digits.len(), digits.iter().fold(0, |n, digit| n << 8 | usize::from(*digit)))
+            }
+        };
+        found.push((*tag, der[skip..skip + length].to_vec()));
+        der = &der[skip + length..];
+    }
+    found
+}
+
+fn element(tag: u8, content: &[u8]) -> Vec<u8> {
+    let [high, low] = u16::try_from(content.len()).unwrap().to_be_bytes();
+    [&[tag, 0x82, high, low], content].concat()
+}
+
+/// The certificate in `pem` without its version, which makes it one of version 1, and without the
+/// elements of the signed part that have one of the tags in `dropped`.
+fn version_1(pem: &str, dropped: &[u8]) -> String {
+    let outer = elements(&pem_body(pem))[0].1.clone();
+    let parts = elements(&outer);
+    let kept = elements(&parts[0].1).into_iter().filter(|(tag, _)| !dropped.contains(tag));
+    let signed: Vec<u8> = kept.flat_map(|(tag, content)| element(tag, &content)).collect();
+    let rest = parts[1..].iter().flat_map(|(tag, content)| element(*tag, content));
+    let whole: Vec<u8> = element(0x30, &signed).into_iter().chain(rest).collect();
+    pem_of(&element(0x30, &whole))
+}
+
+#[test]
+fn v9_version_1_is_for_roots_without_extensions() {
+    const VERSION: u8 = 0xA0;
+    const EXTENSIONS: u8 = 0xA3;
+    let root = ca();
+    assert_eq!(value_rule(&version_1(&root, &[VERSION, EXTENSIONS])), Ok(()));
+    let leaf = certificate(IsCa::ExplicitNoCa).0;
+    assert_eq!(value_rule(&leaf), Err("V9"));
+    assert_eq!(value_rule(&version_1(&leaf, &[VERSION])), Err("V9"), "a leaf relabelled");
+    assert_eq!(value_rule(&version_1(&root, &[VERSION])), Err("V9"), "extensions and version 1");
+    // A leaf that a CA issued cannot pass for a root by losing its extensions.
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["root.invalid".to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let issuer = rcgen::Issuer::new(params, key);
+    let mut params = CertificateParams::new(vec!["leaf.invalid".to_owned()]).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "leaf");
+    let issued = params.signed_by(&KeyPair::generate().unwrap(), &issuer).unwrap().pem();
+    assert_eq!(value_rule(&version_1(&issued, &[VERSION, EXTENSIONS])), Err("V9"));
+}
+
+/// Every root that this machine trusts, one by one as `satrap publish` splits the file.
+#[test]
+fn v9_accepts_the_roots_of_an_operating_system() {
+    let Ok(bundle) = std::fs::read("/etc/ssl/certs/ca-certificates.crt") else { return };
+    let mut roots = 0;
+    for pem in x509_parser::pem::Pem::iter_from_buffer(&bundle) {
+        let value = pem_of(&pem.unwrap().contents);
+        assert_eq!(satrap_global_core::x509::check_trust_root(value.as_bytes()), Ok(()));
+        roots += 1;
+    }
+    println!("{roots} roots");
+    assert!(roots > 0, "the file holds roots");
 }

@@ -53,9 +53,14 @@ impl Key {
 
     /// The first bit in which two keys differ.
     pub(super) fn critical_bit(&self, other: &Self) -> Option<u32> {
-        let (a, b) = (self.bits(), other.bits());
-        let at = (0..=KEY_BYTES_MAX).find(|at| a.byte(*at) != b.byte(*at))?;
-        let difference = a.byte(at) ^ b.byte(at);
+        // A comparison of slices is many times faster than one of bytes, and prefixes are long.
+        const CHUNK: usize = 32;
+        let (a, b) = (self.as_bytes(), other.as_bytes());
+        let chunks = a.chunks_exact(CHUNK).zip(b.chunks_exact(CHUNK));
+        let equal = CHUNK * chunks.take_while(|(a, b)| a == b).count();
+        let differ = |at: &usize| self.bits().byte(*at) != other.bits().byte(*at);
+        let at = (equal..a.len().max(b.len())).find(differ)?;
+        let difference = self.bits().byte(at) ^ other.bits().byte(at);
         Some(Bits::index(at) + difference.leading_zeros())
     }
 }

@@ -7,6 +7,13 @@ use proptest::{collection::vec, prelude::*};
 use super::*;
 use crate::{ProofError, codec::Canonical};
 
+mod batches;
+
+thread_local! {
+    /// Hashes computed on this thread: what work costs, whatever the machine is doing.
+    pub(super) static HASHES: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
 type Entries = Vec<(Key, Arc<[u8]>)>;
 
 fn key(bytes: &[u8]) -> Key {

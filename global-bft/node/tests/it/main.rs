@@ -4,6 +4,7 @@
 
 mod byzantine;
 mod crash;
+mod mempool;
 mod mesh;
 mod quorum;
 mod realm;

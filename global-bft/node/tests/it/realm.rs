@@ -40,7 +40,7 @@ pub fn info(n: u8) -> ValidatorInfo {
 pub fn genesis(validators: u8, rotation: u64, heartbeat: Duration) -> Genesis {
     let public = PublicKey::of(&operator());
     let operator = Operator { public, principal: Label::new("alice").unwrap() };
-    let class = Class { prefix: String::new(), approvals: 1, kind: ClassKind::Opaque };
+    let class = Class::new("", 1, ClassKind::Opaque);
     let governance = Governance {
         version: 0,
         approvals: 1,
@@ -48,6 +48,8 @@ pub fn genesis(validators: u8, rotation: u64, heartbeat: Duration) -> Genesis {
         classes: [(String::new(), class)].into(),
         region_keys: BTreeMap::new(),
         validators: (0..validators).map(info).collect(),
+        retired_version: 0,
+        accounts: [0; 32],
     };
     let policy = Policy {
         heartbeat,
@@ -71,7 +73,7 @@ pub fn govern(genesis: &Genesis, version: u64, validators: Vec<ValidatorInfo>) -
     signed(genesis, Action::Govern(version, GovernanceAct::SetValidators(validators)))
 }
 
-fn signed(genesis: &Genesis, action: Action) -> SignedChange {
+pub fn signed(genesis: &Genesis, action: Action) -> SignedChange {
     let mut change = SignedChange::unsigned(Change::new(genesis.realm(), action));
     change.approve(&operator());
     change

@@ -282,7 +282,17 @@ impl Canonical for Role {
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self { permissions: r.list(limits::ROLE_PERMISSIONS_MAX)? })
+        let permissions: Vec<Permission> = r.list(limits::ROLE_PERMISSIONS_MAX)?;
+        if !permissions.is_sorted_by(|a, b| a.range.start <= b.range.start) {
+            return Err(DecodeError::Invalid("role: permissions out of order"));
+        }
+        let mut ranges: Vec<_> =
+            permissions.iter().map(|p| (&p.range.start, &p.range.end)).collect();
+        ranges.sort();
+        if ranges.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(DecodeError::Invalid("role: two permissions for one range"));
+        }
+        Ok(Self { permissions })
     }
 }
 
@@ -297,5 +307,37 @@ impl Row for Role {
 
     fn decode_key(r: &mut Reader<'_>) -> Result<String, DecodeError> {
         decode_name(r)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::permission::PermissionKind;
+
+    /// E1: a set has one encoding.
+    #[test]
+    fn sets_out_of_order_or_with_repetitions_are_refused() {
+        let permission = |start: &'static str, end: &'static str| Permission {
+            kind: PermissionKind::Read,
+            range: KeyRange { start: start.into(), end: end.into() },
+        };
+        let role = |permissions: &[Permission]| {
+            let role = Role { permissions: permissions.to_vec() };
+            Role::from_canonical(&role.to_canonical()).is_ok_and(|decoded| decoded == role)
+        };
+        let [a, ab, b] = [permission("a", ""), permission("a", "b"), permission("b", "")];
+        assert!(role(&[a.clone(), ab.clone(), b.clone()]));
+        assert!(role(&[ab.clone(), a.clone(), b.clone()]), "as granted");
+        assert!(!role(&[b.clone(), a.clone()]));
+        assert!(!role(&[a.clone(), ab, a]));
+        let user = |roles: &[&str]| {
+            let roles = roles.iter().map(ToString::to_string).collect();
+            let user = User { password: None, roles };
+            User::from_canonical(&user.to_canonical()).is_ok_and(|decoded| decoded == user)
+        };
+        assert!(user(&["a", "b"]));
+        assert!(!user(&["b", "a"]));
+        assert!(!user(&["a", "a"]));
     }
 }

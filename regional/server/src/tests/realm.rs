@@ -53,7 +53,7 @@ impl Realm {
             url: format!("https://127.0.0.1:{n}"),
         });
         let public = PublicKey::of(&operator);
-        let class = Class { prefix: String::new(), approvals: 1, kind: ClassKind::Opaque };
+        let class = Class::new("", 1, ClassKind::Opaque);
         let governance = Governance {
             version: 0,
             approvals: 1,
@@ -61,6 +61,8 @@ impl Realm {
             classes: BTreeMap::from([(String::new(), class)]),
             region_keys: BTreeMap::new(),
             validators: validators.collect(),
+            retired_version: 0,
+            accounts: [0; 32],
         };
         let policy = Policy {
             heartbeat: HEARTBEAT,

@@ -1,0 +1,101 @@
+//! The largest values there can be, encoded: what the sums in `limits.rs` are made of.
+
+use satrap_certify::{
+    BundleName, Class, ClassKind, Delta, Governance, Head, Key, Label, Operator, PublicKey,
+    ValidatorInfo,
+    limits::{
+        BUNDLE_NAME_BYTES_MAX, CLASSES_MAX, ENTRY_WIRE_BYTES, GOVERNANCE_BYTES_MAX,
+        GOVERNANCE_ITEMS_MAX, LABEL_BYTES_MAX, URL_BYTES_MAX, VALIDATORS_MAX,
+    },
+};
+use satrap_merkle::codec::{Canonical as _, DecodeError};
+
+fn label(n: usize) -> Label {
+    Label::new(&format!("{n:0>width$}", width = LABEL_BYTES_MAX)).expect("digits are a label")
+}
+
+fn key(n: usize) -> PublicKey {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&(n as u64).to_be_bytes());
+    PublicKey(bytes)
+}
+
+/// As many items of the largest size as the limits allow.
+fn governance() -> Governance {
+    let operator = |n| (key(n), Operator { public: key(n), principal: label(n) });
+    let class = |n: usize| {
+        let prefix = format!("{n:0>width$}", width = BUNDLE_NAME_BYTES_MAX);
+        (prefix.clone(), Class::new(&prefix, 1, ClassKind::Opaque))
+    };
+    let validator = |n| ValidatorInfo {
+        name: label(n),
+        public: key(n),
+        power: 1,
+        jurisdiction: label(n),
+        url: "x".repeat(URL_BYTES_MAX),
+    };
+    Governance {
+        version: 1,
+        approvals: 1,
+        operators: (0..GOVERNANCE_ITEMS_MAX).map(operator).collect(),
+        classes: (0..CLASSES_MAX).map(class).collect(),
+        // A region takes more bytes than a key.
+        region_keys: (0..GOVERNANCE_ITEMS_MAX / 2).map(|n| (label(n), [key(n)].into())).collect(),
+        validators: (0..VALIDATORS_MAX).map(validator).collect(),
+        retired_version: 0,
+        accounts: [0; 32],
+    }
+}
+
+#[test]
+fn the_largest_governance_state_fits_its_limit_and_one_more_item_does_not_decode() {
+    let full = governance();
+    let bytes = full.to_canonical();
+    assert!(bytes.len() <= GOVERNANCE_BYTES_MAX, "{} bytes", bytes.len());
+    assert!(bytes.len() > GOVERNANCE_BYTES_MAX / 2, "{} bytes: the limit is far off", bytes.len());
+    assert_eq!(Governance::from_canonical(&bytes).as_ref(), Ok(&full));
+
+    let refused = |alter: &dyn Fn(&mut Governance)| {
+        let mut one_more = full.clone();
+        alter(&mut one_more);
+        let decoded = Governance::from_canonical(&one_more.to_canonical());
+        assert!(matches!(decoded, Err(DecodeError::TooLong { .. })), "{decoded:?}");
+    };
+    let n = GOVERNANCE_ITEMS_MAX;
+    refused(&|g| {
+        g.operators.insert(key(n), Operator { public: key(n), principal: label(n) });
+    });
+    refused(&|g| {
+        g.classes.insert("z".into(), Class::new("z", 1, ClassKind::Opaque));
+    });
+    refused(&|g| {
+        g.region_keys.insert(label(n), [key(n)].into());
+    });
+    refused(&|g| {
+        let last = g.region_keys.keys().next_back().expect("there are regions").clone();
+        g.region_keys.get_mut(&last).expect("just found").insert(key(n));
+    });
+    refused(&|g| {
+        let twin = ValidatorInfo { name: label(n), public: key(n), ..g.validators[0].clone() };
+        g.validators.push(twin);
+    });
+}
+
+#[test]
+fn an_entry_costs_on_the_wire_what_the_limits_say() {
+    let bundle = BundleName::new("a").expect("a name");
+    let delta = |puts| Delta { bundle: bundle.clone(), base: 0, puts, deletes: Vec::new() };
+    let entry = (Key::new(b"k").expect("a key"), std::sync::Arc::<[u8]>::from(&b"v"[..]));
+    let empty = delta(Vec::new()).to_canonical().len();
+    let one = delta(vec![entry]).to_canonical().len();
+    assert_eq!((one - empty) as u64, 2 + ENTRY_WIRE_BYTES);
+}
+
+#[test]
+fn the_longest_head_is_as_long_as_the_limits_say() {
+    let name = ["a"; BUNDLE_NAME_BYTES_MAX / 2].join("/") + "b";
+    let name = BundleName::new(&name).expect("128 bytes");
+    let head = Head { name, version: 1, root: [0; 32], entries: 1, bytes: 1, height: 1 };
+    let length = 4 + "satrap/head/v1".len() + 4 + BUNDLE_NAME_BYTES_MAX + 8 + 32 + 3 * 8;
+    assert_eq!(head.to_canonical().len(), length);
+}
