@@ -19,7 +19,9 @@ use satrap_certify::{PublicKey, Replica};
 use satrap_host::{
     TaskGroup, clock, files,
     follow::FollowService,
-    mtls::{CredentialError, Credentials, Limits, Listener, PeerRule, server_builder},
+    mtls::{
+        CredentialError, Credentials, FOREIGN_SCOPES, Limits, Listener, PeerRule, server_builder,
+    },
     pki,
 };
 use satrap_proto::v1::{
@@ -47,8 +49,15 @@ use crate::{
 const DRAIN: Duration = Duration::from_secs(5);
 /// How often the credential files are read again; leaves live for days.
 const CREDENTIALS_PERIOD: Duration = Duration::from_secs(60);
-/// Validators, members of all regions, and operators, with some connections each.
-const LIMITS: Limits = Limits { connections_max: 2_048, ..Limits::PEERS };
+/// Validators, members of all regions, and operators. A region gets three connections for each of 16
+/// members, so that its CA cannot take the connections of others.
+const LIMITS: Limits = Limits {
+    connections_max: 2_048,
+    connections_per_scope_max: 48,
+    connections_own_scope_max: 512,
+    ..Limits::PEERS
+};
+const _: () = assert!(LIMITS.keeps_room_for(FOREIGN_SCOPES));
 
 /// Why a validator cannot start, or stopped.
 #[derive(Debug, thiserror::Error)]
