@@ -6,26 +6,30 @@ mod common;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use common::{ask, authority, bundle, credentials, leaf, run, serve, who};
-use satrap_host::clock;
 use satrap_host::mtls::{
     Credentials, HANDSHAKES_PENDING_MAX, Limits, PeerRule, SILENT_PENDING_MAX, connect,
 };
 use satrap_host::pki::Authority;
+use satrap_host::{clock, runtime};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 const MEMBER: &str = "spiffe://c/region/a/member/m";
 const EDGE: &str = "spiffe://c/region/a/edge/e";
 const STRANGERS: usize = 3_000;
+/// Before a stranger that was dropped comes back: together up to 6 000 connections per second.
+const STRANGER_PAUSE: Duration = Duration::from_millis(500);
 /// Honest connections that are timed, one after the other.
 const CONNECTS: usize = 100;
-/// A handshake among strangers may take this many times as long as without them: both run in this
-/// process, and the attack costs it processor time too. Waiting for a place took a thousand times.
+/// A handshake among strangers may take this many times as long as without them, because the attack
+/// takes processor time from both sides. Waiting for a place took a thousand times as long.
 const SLOWDOWN_MAX: u32 = 40;
 /// A TLS record that announces a ClientHello of 512 bytes, and its first bytes.
 const HALF_A_HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
@@ -37,7 +41,7 @@ fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Connects, says `first_words` and nothing else, and comes back as soon as it is dropped.
+/// Connects, says `first_words` and nothing else, and comes back once it was dropped.
 async fn stranger(address: SocketAddr, first_words: &'static [u8], connected: Arc<Semaphore>) {
     loop {
         let Ok(mut socket) = TcpStream::connect(address).await else { continue };
@@ -45,6 +49,43 @@ async fn stranger(address: SocketAddr, first_words: &'static [u8], connected: Ar
         // The server may have dropped it already.
         if socket.write_all(first_words).await.is_ok() {
             drop(socket.read(&mut [0]).await);
+        }
+        sleep(STRANGER_PAUSE).await;
+    }
+}
+
+/// Strangers on a thread of their own, which ends with this value.
+struct Strangers {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Strangers {
+    /// Returns once all are connected.
+    async fn come(address: SocketAddr, first_words: &'static [u8]) -> Self {
+        let connected = Arc::new(Semaphore::new(0));
+        let (stop, stopped) = oneshot::channel();
+        let counted = connected.clone();
+        let thread = thread::spawn(move || {
+            runtime::current_thread().unwrap().block_on(async {
+                let mut all = JoinSet::new();
+                for _ in 0..STRANGERS {
+                    all.spawn(stranger(address, first_words, counted.clone()));
+                }
+                drop(stopped.await);
+            });
+        });
+        let all = u32::try_from(STRANGERS).unwrap();
+        connected.acquire_many(all).await.unwrap().forget();
+        Self { stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Strangers {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
         }
     }
 }
@@ -71,13 +112,7 @@ fn strangers_delay_nobody(first_words: &'static [u8]) {
         let server = serve(&group, &server_home, PeerRule::Edge("a".into()), Limits::EDGES).await;
         let quiet = connect_p99(&server.url, &edge).await;
         let before = open_files();
-        let mut strangers = JoinSet::new();
-        let connected = Arc::new(Semaphore::new(0));
-        for _ in 0..STRANGERS {
-            strangers.spawn(stranger(server.address, first_words, connected.clone()));
-        }
-        let all = u32::try_from(STRANGERS).unwrap();
-        connected.acquire_many(all).await.unwrap().forget();
+        let strangers = Strangers::come(server.address, first_words).await;
         let flooded = connect_p99(&server.url, &edge).await;
         println!("p99 of a connect: {quiet:?} alone, {flooded:?} among {STRANGERS} strangers");
         assert!(flooded <= quiet * SLOWDOWN_MAX, "{quiet:?} alone, {flooded:?} among strangers");
@@ -85,7 +120,7 @@ fn strangers_delay_nobody(first_words: &'static [u8]) {
         // What both pools hold, and the honest client's sockets that were not closed yet.
         let held_max = SILENT_PENDING_MAX + HANDSHAKES_PENDING_MAX + CONNECTS;
         assert!(held <= held_max, "the server holds {held} sockets of strangers");
-        strangers.shutdown().await;
+        drop(strangers);
         ask(&server.url, &edge, PeerRule::AnyMember).await.unwrap();
     });
 }

@@ -67,6 +67,9 @@ impl Limits {
 /// than so many CAs together can take the connections of others.
 pub const FOREIGN_SCOPES: usize = 32;
 
+/// Connections that wait in the kernel. When it is full, a client tries again only after a second, so
+/// it outlasts a burst of strangers.
+pub(super) const BACKLOG_MAX: u32 = 4_096;
 /// Connections that have not sent their first byte; the oldest gives way (M3). Each takes a socket
 /// and less than 1 KiB.
 pub const SILENT_PENDING_MAX: usize = 1_024;

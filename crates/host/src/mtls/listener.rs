@@ -14,11 +14,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -26,7 +26,9 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 
-use super::limits::{ACCEPT_PAUSE, FIRST_BYTE_TIMEOUT, HANDSHAKES_PENDING_MAX, SILENT_PENDING_MAX};
+use super::limits::{
+    ACCEPT_PAUSE, BACKLOG_MAX, FIRST_BYTE_TIMEOUT, HANDSHAKES_PENDING_MAX, SILENT_PENDING_MAX,
+};
 use super::slots::{Slot, Slots};
 use super::verifier::{agreed_on_h2, server_config};
 use super::{Credentials, Limits, PeerIdentity, PeerRule};
@@ -75,7 +77,7 @@ impl Listener {
     ) -> io::Result<Self> {
         let own_scope = credentials.current().id.scope();
         Ok(Self {
-            tcp: TcpListener::bind(address).await?,
+            tcp: listen(address)?,
             acceptor: TlsAcceptor::from(Arc::new(server_config(credentials, rule))),
             slots: Slots::new(&limits, own_scope),
             limits,
@@ -95,27 +97,25 @@ impl Listener {
         self.tcp.local_addr()
     }
 
-    /// Accepts every connection that waits in the kernel.
-    fn poll_accept(&mut self, cx: &mut Context<'_>) {
+    /// Accepts a connection that waits in the kernel; whether there was one.
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if let Some(pause) = &mut self.pause {
-                if pause.as_mut().poll(cx).is_pending() {
-                    return;
-                }
+                ready!(pause.as_mut().poll(cx));
                 self.pause = None;
             }
-            match self.tcp.poll_accept(cx) {
-                Poll::Pending => return,
-                Poll::Ready(Ok((tcp, _))) => {
+            match ready!(self.tcp.poll_accept(cx)) {
+                Ok((tcp, _)) => {
                     self.silent.spawn(FIRST_BYTE_TIMEOUT, async move {
                         tcp.set_nodelay(true)?;
                         tcp.readable().await?;
                         Ok(tcp)
                     });
+                    return Poll::Ready(());
                 }
                 // The peer gave up while it waited in the backlog.
-                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Poll::Ready(Err(error)) => {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
                     tracing::warn!(%error, "cannot accept connections; pausing");
                     self.pause = Some(Box::pin(sleep(ACCEPT_PAUSE)));
                 }
@@ -123,28 +123,30 @@ impl Listener {
         }
     }
 
-    /// Moves every connection that made progress on to its next stage.
-    fn poll_stages(&mut self, cx: &mut Context<'_>) {
-        while let Poll::Ready(tcp) = self.silent.poll_next(cx) {
-            let handshake = handshake(tcp, self.acceptor.clone(), self.slots.clone());
-            self.handshaking.spawn(self.limits.handshake_timeout, handshake);
-        }
-        while let Poll::Ready(authenticated) = self.handshaking.poll_next(cx) {
+    /// Moves one connection into its next stage, of those farthest ahead; whether there was one.
+    fn poll_stages(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Poll::Ready(authenticated) = self.handshaking.poll_next(cx) {
             let limits = self.limits.clone();
             self.greeting.spawn(async move {
                 timeout(limits.handshake_timeout, greeting(authenticated, &limits)).await?
             });
+            return Poll::Ready(());
         }
+        if let Poll::Ready(tcp) = self.silent.poll_next(cx) {
+            let handshake = handshake(tcp, self.acceptor.clone(), self.slots.clone());
+            self.handshaking.spawn(self.limits.handshake_timeout, handshake);
+            return Poll::Ready(());
+        }
+        self.poll_accept(cx)
     }
 }
 
 impl Stream for Listener {
     type Item = Result<PeerStream, io::Error>;
 
+    /// What is farthest ahead comes first. The runtime lets a task do so much at a time before
+    /// everything looks pending to it; strangers that arrive without end must not use that up.
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.poll_accept(cx);
-        self.poll_stages(cx);
-        // Pending means that the socket and every pool that is not empty hold our waker.
         loop {
             match self.greeting.poll_join_next(cx) {
                 Poll::Ready(Some(Ok(Ok(stream)))) => return Poll::Ready(Some(Ok(stream))),
@@ -152,10 +154,22 @@ impl Stream for Listener {
                 Poll::Ready(Some(Err(error))) => {
                     tracing::error!(%error, "the wait for a peer's first request panicked");
                 }
-                Poll::Ready(None) | Poll::Pending => return Poll::Pending,
+                // Pending means that the socket and every stage that is not empty hold our waker.
+                Poll::Ready(None) | Poll::Pending => ready!(self.poll_stages(cx)),
             }
         }
     }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // A restart takes its port back from connections that linger in the kernel.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG_MAX)
 }
 
 /// At debug, because a stranger decides how often this happens.
