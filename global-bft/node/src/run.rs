@@ -136,7 +136,7 @@ pub async fn start(config: Config, group: &TaskGroup) -> Result<SocketAddr, Node
         credentials: credentials.clone(),
         group: group.clone(),
     };
-    let control = Control(Arc::new(ControlService {
+    let control = Control::new(ControlService {
         name: config.name.clone(),
         realm,
         inbox: inbox.clone(),
@@ -145,7 +145,7 @@ pub async fn start(config: Config, group: &TaskGroup) -> Result<SocketAddr, Node
         store,
         links: links.clone(),
         group: group.clone(),
-    }));
+    });
     let follow = FollowService::new(replicas, Slots::default(), group.shutdown());
     let listener = Listener::bind(config.listen, credentials.clone(), callers(), LIMITS.clone());
     let listener = listener.await.map_err(io(&format!("listen address {}", config.listen)))?;
