@@ -15,6 +15,7 @@ use std::{fs, io, net::SocketAddr, sync::Arc, time::Duration};
 use satrap_certify::Label;
 use satrap_host::{
     Failure, Shutdown, TaskGroup,
+    charges::PeerSeats,
     follow::FollowService,
     mtls::{CredentialError, Credentials, Limits, Listener, PeerRule, server_builder},
     runtime,
@@ -199,7 +200,13 @@ pub async fn start(
     let control = ControlServer::new(control)
         .max_decoding_message_size(SUBMIT_BYTES_MAX)
         .max_encoding_message_size(STATUS_BYTES_MAX);
-    let audience = Audience { genesis: config.genesis.clone(), reports, refusals };
+    let audience = Audience {
+        genesis: config.genesis.clone(),
+        reports,
+        refusals,
+        seats: PeerSeats::default(),
+        own_scope: credentials.current().id.scope(),
+    };
     let sync = FollowService::new(ring.views(), audience, shutdown.clone());
     let sync = SyncServer::new(sync)
         .max_decoding_message_size(FOLLOW_REQUEST_BYTES_MAX)
