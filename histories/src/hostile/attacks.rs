@@ -219,6 +219,7 @@ async fn hold_stream(aim: Aim, channel: Channel) -> Result<Infallible, Ended> {
 
 async fn send_positions(aim: Aim, channel: Channel) -> Result<Infallible, Ended> {
     let (positions, outgoing) = mpsc::channel(1);
+    aim.tally.sent(128);
     positions.send(aim.position(0)).await?;
     let _unread = SyncClient::new(channel).follow(ReceiverStream::new(outgoing)).await?;
     for height in 1.. {
