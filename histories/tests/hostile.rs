@@ -33,7 +33,7 @@ const ATTACK_WITHIN: Duration = Duration::from_secs(60);
 /// What a scheduler of a busy machine adds to a single publish.
 const NOISE: Duration = Duration::from_millis(500);
 /// The most memory that any process may have had.
-const RESIDENT_BYTES_MAX: u64 = 512 * 1024 * 1024;
+const RESIDENT_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// Attacks that hold what others of the same name ask for come later in a list: a name competes with
 /// itself too.
@@ -108,7 +108,13 @@ fn a_stranger_delays_nobody() {
 
 #[test]
 fn an_edge_takes_nothing_from_other_edges() {
-    let all = [attacks::POSITIONS, attacks::CONNECTIONS, attacks::STREAMS, attacks::GARBAGE];
+    let all = [
+        attacks::POSITIONS,
+        attacks::CONNECTIONS,
+        attacks::STREAMS,
+        attacks::GARBAGE,
+        attacks::UNFINISHED,
+    ];
     judge("edge", &all, |realm| Attacker {
         credentials: Some(credentials_of(realm.other_edge()).unwrap()),
         key: None,
@@ -124,6 +130,7 @@ fn a_member_takes_nothing_from_other_regions() {
         attacks::CONNECTIONS,
         attacks::STREAMS,
         attacks::GARBAGE,
+        attacks::UNFINISHED,
         attacks::REFUSED,
         attacks::READS,
         attacks::LIGHT_BLOCKS,
@@ -142,6 +149,7 @@ fn an_operator_takes_nothing_from_other_operators() {
         attacks::CONNECTIONS,
         attacks::STREAMS,
         attacks::GARBAGE,
+        attacks::UNFINISHED,
         attacks::REFUSED,
         attacks::VALID,
         attacks::READS,
@@ -166,6 +174,7 @@ fn a_validator_delays_the_others_within_their_bounds() {
         attacks::CONNECTIONS,
         attacks::STREAMS,
         attacks::GARBAGE,
+        attacks::UNFINISHED,
         attacks::READS,
         attacks::LIGHT_BLOCKS,
     ];

@@ -10,6 +10,8 @@
 //! - **U3** Calls in progress are bounded per scope and per name, and no scope's are another's.
 //! - **U4** A reply is charged by its bytes once they are known; its payer waits them off (P7).
 
+mod requests;
+
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -22,6 +24,8 @@ use crate::{
     clock,
     pki::{PeerIdentity, Scope, SpiffeId},
 };
+
+pub use requests::{RequestSeats, Seated};
 
 /// Payers whose spending is remembered; each takes less than 256 bytes.
 const PAYERS_MAX: usize = 4_096;

@@ -25,6 +25,8 @@ pub const SUBMISSION_BYTES_PER_PAYER_MAX: usize = 2 * 1024 * 1024;
 pub const SUBMISSIONS_MAX: usize = 1_024;
 /// Their canonical bytes.
 pub const SUBMISSION_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Requests in progress: what is read of them before they are whole takes 49 MiB of a scope at most.
+pub const REQUESTS: Quota = Quota { group_max: 64, holder_max: 16 };
 /// Bytes that one payer may submit: a few of the largest changes at once, and less in the long run
 /// than blocks carry.
 pub const SUBMIT_RATE: Rate = Rate { burst: 3 * 1024 * 1024, per_s: 512 * 1024 };
@@ -118,6 +120,7 @@ pub const RESUBMIT_AFTER: Duration = Duration::from_secs(1);
 
 const _: () = assert!(BLOCK_CHANGES_BYTES_MAX + 64 * 1024 <= FRAME_BYTES_MAX);
 const _: () = assert!(INBOX_BYTES_MAX > 4 * FRAME_BYTES_MAX);
+const _: () = assert!(REQUESTS.group_max * CONTROL_BYTES_MAX <= 50 * 1024 * 1024);
 const _: () = assert!(FOLLOWERS_MAX == 1_056);
 const _: () = assert!(SUBMISSION_BYTES_PER_PAYER_MAX >= 2 * CHANGE_BYTES_MAX);
 const _: () = assert!(SUBMIT_RATE.burst as usize > CHANGE_BYTES_MAX + SUBMIT_FLAT_BYTES);

@@ -17,7 +17,9 @@ use std::{
 use ed25519_dalek::SigningKey;
 use satrap_certify::{PublicKey, Replica};
 use satrap_host::{
-    TaskGroup, clock, files,
+    TaskGroup,
+    charges::RequestSeats,
+    clock, files,
     follow::FollowService,
     mtls::{
         CredentialError, Credentials, FOREIGN_SCOPES, Limits, Listener, PeerRule, server_builder,
@@ -33,7 +35,7 @@ use crate::{
     config::Config,
     guard::{Guard, SlotFile},
     inbox::{Inbox, Next, Reply},
-    limits::{CONTROL_BYTES_MAX, FRAME_BYTES_MAX, KEY_BYTES_MAX, TICK},
+    limits::{CONTROL_BYTES_MAX, FRAME_BYTES_MAX, KEY_BYTES_MAX, REQUESTS, TICK},
     malachite::{
         Engine, EngineEffect, EngineInput, Fatal, Setup, Signer as _, SoftSigner, TimerId,
     },
@@ -153,6 +155,7 @@ pub async fn start(config: Config, group: &TaskGroup) -> Result<SocketAddr, Node
 
     let stop = group.shutdown().requested();
     let server = server_builder(&LIMITS)
+        .layer(RequestSeats::new(REQUESTS))
         .add_service(MeshServer::new(mesh.clone()).max_decoding_message_size(FRAME_BYTES_MAX))
         .add_service(ControlServer::new(control).max_decoding_message_size(CONTROL_BYTES_MAX))
         .add_service(SyncServer::new(follow).max_decoding_message_size(FRAME_BYTES_MAX));

@@ -5,7 +5,11 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use futures::future::join_all;
+use futures::{StreamExt as _, future::join_all, stream};
+use http::Request;
+use http_body_util::StreamBody;
+use hyper::body::{Bytes, Frame};
+use satrap_certify::limits::CHANGE_BYTES_MAX;
 use satrap_certify::{Action, BundleName, Change, Interest, Key, Position, Publish, SignedChange};
 use satrap_host::mtls::{Credentials, PeerRule, connect};
 use satrap_merkle::{BundleTree, codec::Canonical as _};
@@ -22,6 +26,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
+use tower::{Service as _, ServiceExt as _};
 
 use super::attack::{Attack, Attacker, Endless, Tally};
 
@@ -37,6 +42,7 @@ const STREAMS_PER_SERVER: usize = 96;
 const POSITION_STREAMS_PER_SERVER: usize = 8;
 const CALLERS_PER_SERVER: usize = 8;
 const SUBMITTERS_PER_SERVER: usize = 4;
+const REQUESTS_PER_CONNECTION: usize = 32;
 /// Keys of a large change that differ in their last bytes only.
 const LARGE_CHANGE_KEYS: usize = 1_500;
 const SHARED_PREFIX_BYTES: usize = 180;
@@ -67,6 +73,11 @@ pub const POSITIONS: Attack = Attack {
 pub const GARBAGE: Attack = Attack {
     name: "submitted garbage",
     run: |a, t| everywhere(a, t, SUBMITTERS_PER_SERVER, submit_garbage),
+};
+/// Submissions that announce the largest change and never send its last byte.
+pub const UNFINISHED: Attack = Attack {
+    name: "unfinished requests",
+    run: |a, t| everywhere(a, t, CONNECTIONS_PER_SERVER, hold_requests),
 };
 /// Large changes that are refused.
 pub const REFUSED: Attack = Attack {
@@ -242,6 +253,32 @@ async fn submit(aim: &Aim, channel: &Channel, change: Vec<u8>) {
 async fn submit_garbage(aim: Aim, channel: Channel) -> Result<Infallible, Ended> {
     loop {
         submit(&aim, &channel, vec![7; 512 * 1024]).await;
+        sleep(PAUSE).await;
+    }
+}
+
+async fn hold_requests(aim: Aim, channel: Channel) -> Result<Infallible, Ended> {
+    const BYTES: u32 = CHANGE_BYTES_MAX as u32;
+    let hold = async |mut channel: Channel| -> Result<(), Ended> {
+        let mut message = vec![0];
+        message.extend(BYTES.to_be_bytes());
+        message.resize(BYTES as usize, 7);
+        aim.tally.sent(message.len());
+        let first = Frame::data(Bytes::from(message));
+        let body = stream::iter([Ok::<_, Infallible>(first)]).chain(stream::pending());
+        let request = Request::post(format!("{}/satrap.v1.Control/Submit", aim.url))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(tonic::body::Body::new(StreamBody::new(body)))?;
+        channel.ready().await?.call(request).await?;
+        aim.tally.refused();
+        Ok(())
+    };
+    loop {
+        let all = (0..REQUESTS_PER_CONNECTION).map(|_| hold(channel.clone()));
+        for held in join_all(all).await {
+            held?;
+        }
         sleep(PAUSE).await;
     }
 }

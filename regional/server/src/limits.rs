@@ -120,6 +120,8 @@ pub const SUBMIT_RATE: Rate = Rate { burst: 2 * 1024 * 1024, per_s: 128 * 1024 }
 pub const SUBMIT_FLAT_BYTES: usize = 1024;
 /// What a refused one costs it besides, as at the validators.
 pub const SUBMIT_REFUSED_BYTES: usize = 64 * 1024;
+/// Requests in progress: what is read of them before they are whole takes 49 MiB of a scope at most.
+pub const REQUESTS: Quota = Quota { group_max: 64, holder_max: 16 };
 /// Submissions that are being forwarded: each holds its bytes until it is decided.
 pub const SUBMITS_AT_ONCE: Quota = Quota { group_max: 32, holder_max: 8 };
 /// `Status` and `Governance`. A reply has at most [`STATUS_BYTES_MAX`], so a scope can make this
@@ -131,6 +133,7 @@ pub const READS: CallLimits = CallLimits {
 };
 
 const _: () = assert!(RING_CHUNK_BYTES < RING_FRAME_BYTES_MAX);
+const _: () = assert!(REQUESTS.group_max * SUBMIT_BYTES_MAX <= 50 * 1024 * 1024);
 const _: () = assert!(FOLLOWERS_MAX == 28_192);
 const _: () = assert!(SUBMIT_RATE.burst as usize > SUBMIT_BYTES_MAX + SUBMIT_FLAT_BYTES);
 const _: () = assert!(READS.rate.burst as usize > STATUS_BYTES_MAX);

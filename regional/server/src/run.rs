@@ -15,7 +15,7 @@ use std::{fs, io, net::SocketAddr, sync::Arc, time::Duration};
 use satrap_certify::Label;
 use satrap_host::{
     Failure, Shutdown, TaskGroup,
-    charges::PeerSeats,
+    charges::{PeerSeats, RequestSeats},
     follow::FollowService,
     mtls::{CredentialError, Credentials, Limits, Listener, PeerRule, server_builder},
     runtime,
@@ -32,7 +32,7 @@ use crate::{
     control::{ControlError, ControlService, Sources},
     etcd::{self, EtcdError, Served},
     limits::{
-        FOLLOW_REQUEST_BYTES_MAX, STATUS_BYTES_MAX, SUBMIT_BYTES_MAX, SUBMIT_TIMEOUT,
+        FOLLOW_REQUEST_BYTES_MAX, REQUESTS, STATUS_BYTES_MAX, SUBMIT_BYTES_MAX, SUBMIT_TIMEOUT,
         UPDATE_MESSAGE_BYTES_MAX,
     },
     raft::{Ring, RingError, serve},
@@ -211,7 +211,10 @@ pub async fn start(
     let sync = SyncServer::new(sync)
         .max_decoding_message_size(FOLLOW_REQUEST_BYTES_MAX)
         .max_encoding_message_size(UPDATE_MESSAGE_BYTES_MAX);
-    let server = server_builder(&limits).add_service(sync).add_service(control);
+    let server = server_builder(&limits)
+        .layer(RequestSeats::new(REQUESTS))
+        .add_service(sync)
+        .add_service(control);
     group.spawn("clients", server.serve_with_incoming_shutdown(listener, shutdown.requested()));
     group.spawn("upstream", upstream.run(shutdown.clone()));
     group.spawn("credentials", reload(credentials, shutdown));
