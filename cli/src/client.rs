@@ -10,16 +10,19 @@
 //! - **O1** A version, root or governance state that a change is built on was verified here.
 //! - **O2** A change whose fate is unknown is sent again as it is. The validators decide it at
 //!   most once, because it names the version it applies to.
+//! - **O3** That a change was decided is believed when certified state shows its effect (`submit.rs`),
+//!   never on the word of the server that says so.
 
 mod connection;
 pub mod etcd;
+mod submit;
 
 pub use connection::{Connection, read_genesis};
 
 use std::{path::PathBuf, time::Duration};
 
 use satrap_certify::{
-    Action, BundleName, Genesis, Governance, Interest, Replica, SignedChange, Timestamp, Update,
+    BundleName, Genesis, Governance, Interest, Replica, Timestamp, Update,
     limits::{CHANGE_BYTES_MAX, EDGE_UPDATE_BYTES_MAX},
 };
 use satrap_host::{
@@ -29,21 +32,19 @@ use satrap_host::{
 };
 use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{
-    FollowRequest, GovernanceRequest, StatusReply, StatusRequest, SubmitReply, SubmitRequest,
-    control_client::ControlClient, follow_request::Body, status_reply::Tier,
+    FollowRequest, GovernanceRequest, StatusReply, StatusRequest, control_client::ControlClient,
+    follow_request::Body, status_reply::Tier,
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Status, transport::Channel};
 
-use crate::{error::CliError, operator, realm::Description};
+use crate::{error::CliError, realm::Description};
 
 /// An update, or a status with all reports of a region, and protobuf around it.
 const MESSAGE_BYTES_MAX: usize = EDGE_UPDATE_BYTES_MAX + 1024;
 /// A server that has an update sends it at once.
 const READ_WITHIN: Duration = Duration::from_secs(5);
-/// A decision takes well under a second; a realm that lost its leader takes a few.
-const DECIDE_WITHIN: Duration = Duration::from_secs(30);
 /// How often a block may overtake the reading of the governance state, which says who has
 /// published how much.
 const GOVERNANCE_READS_MAX: usize = 16;
@@ -84,20 +85,19 @@ pub struct Read {
 /// A decided change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decided {
-    /// The height that decided it; 0 if only its effect was seen (O2).
+    /// The height that decided it, as certified; of a governance change as the server says, or 0 if
+    /// only its effect was seen (O2).
     pub height: u64,
-    /// Version of the bundle after it; 0 if it is not a publish.
+    /// Certified version of the bundle after it; 0 if it is not a publish.
     pub version: u64,
-    /// Who answered.
+    /// Who answered, or showed the effect.
     pub by: Endpoint,
 }
 
-/// How one server's answer ends.
+/// Why one server has no answer.
 enum Ended {
     /// Another may do better.
     AskNext(String),
-    /// The answer is final.
-    Final(CliError),
 }
 
 impl Client {
@@ -219,91 +219,35 @@ impl Client {
     ///
     /// If nobody can serve it, with each server's reason.
     pub async fn governance(&self) -> Result<Governance, CliError> {
-        self.first(async |_, channel| {
-            for _ in 0..GOVERNANCE_READS_MAX {
-                let reply = control(channel.clone()).governance(GovernanceRequest {}).await;
-                let reply = reply.map_err(|s| Ended::AskNext(status_text(&s)))?.into_inner();
-                let found = Governance::from_canonical(&reply.governance)
-                    .map_err(|e| Ended::AskNext(format!("sent no governance state: {e}")))?;
-                let replica =
-                    self.read_from(channel.clone(), &Interest::Bundles(Vec::new())).await?;
-                let certified = match &replica.trusted().certified {
-                    Some((_, commitments)) => commitments.governance_root,
-                    None => self.genesis.governance.root(),
-                };
-                if found.root() == certified {
-                    return Ok(found);
-                }
-            }
-            let why = "its governance state is not the certified one";
-            Err(Ended::AskNext(why.into()))
-        })
-        .await
+        self.first(async |_, channel| self.governance_from(channel).await).await
     }
 
-    /// Submits a change and waits until it is decided.
+    async fn governance_from(&self, channel: Channel) -> Result<Governance, Ended> {
+        for _ in 0..GOVERNANCE_READS_MAX {
+            let mut control = control(channel.clone());
+            let reply = timeout(READ_WITHIN, control.governance(GovernanceRequest {})).await;
+            let reply = reply
+                .map_err(|_| Ended::AskNext(format!("no governance state in {READ_WITHIN:?}")))?;
+            let reply = reply.map_err(|s| Ended::AskNext(status_text(&s)))?.into_inner();
+            let found = Governance::from_canonical(&reply.governance)
+                .map_err(|e| Ended::AskNext(format!("sent no governance state: {e}")))?;
+            let replica = self.read_from(channel.clone(), &Interest::Bundles(Vec::new())).await?;
+            let certified = match &replica.trusted().certified {
+                Some((_, commitments)) => commitments.governance_root,
+                None => self.genesis.governance.root(),
+            };
+            if found.root() == certified {
+                return Ok(found);
+            }
+        }
+        Err(Ended::AskNext("its governance state is not the certified one".into()))
+    }
+
+    /// Asks one server after the other until one answers.
     ///
     /// # Errors
     ///
-    /// The validators' refusal with its rule, or that nobody could be reached.
-    pub async fn submit(&self, change: &SignedChange) -> Result<Decided, CliError> {
-        let bytes = operator::encode(change)?;
-        // Whether some server may have passed the change on without telling us the outcome.
-        let unknown = std::cell::Cell::new(false);
-        let decided = self
-            .first(async |endpoint, channel| {
-                let request = SubmitRequest { change: bytes.clone().into() };
-                let answer = timeout(DECIDE_WITHIN, control(channel).submit(request)).await;
-                let answer = match answer {
-                    Ok(answer) => answer,
-                    Err(_) => Err(Status::deadline_exceeded("it was not decided in time")),
-                };
-                match answer {
-                    Ok(reply) => {
-                        let SubmitReply { height, version, .. } = reply.into_inner();
-                        Ok(Decided { height, version, by: endpoint.clone() })
-                    }
-                    Err(status) => {
-                        let ended = submit_error(&status);
-                        if matches!(ended, Ended::AskNext(_)) {
-                            unknown.set(true);
-                        }
-                        Err(ended)
-                    }
-                }
-            })
-            .await;
-        match decided {
-            Err(error) if unknown.get() && error.rule.as_deref() == Some("V4") => {
-                self.settled(change).await.ok_or(error)
-            }
-            outcome => outcome,
-        }
-    }
-
-    /// O2: whether a change that may have been decided was, seen by its certified effect.
-    async fn settled(&self, change: &SignedChange) -> Option<Decided> {
-        let bundle = change.change.action.bundle()?;
-        let read = self.read(&Interest::Bundles(vec![bundle.clone()])).await.ok()?;
-        let (replica, by) = (&read.replica, read.from);
-        match (&change.change.action, replica.heads().get(bundle)) {
-            (Action::Publish(publish), Some(head)) => {
-                let follows = head.version == publish.expect_version + 1;
-                // A bundle that is created anew starts above every retired version.
-                let is_made = follows || publish.expect_version == 0;
-                let ours = is_made && head.root == publish.root;
-                ours.then_some(Decided { height: head.height, version: head.version, by })
-            }
-            (Action::Retire(_), None) => Some(Decided { height: replica.height(), version: 0, by }),
-            _ => None,
-        }
-    }
-
-    /// Asks one server after the other until one answer is final.
-    ///
-    /// # Errors
-    ///
-    /// A final refusal, or every server's reason.
+    /// Every server's reason.
     async fn first<T>(
         &self,
         ask: impl AsyncFn(&Endpoint, Channel) -> Result<T, Ended>,
@@ -316,15 +260,18 @@ impl Client {
             };
             match ended {
                 Ok(answer) => return Ok(answer),
-                Err(Ended::Final(error)) => return Err(error),
                 Err(Ended::AskNext(why)) => reasons.push(format!("  {}: {why}", endpoint.label)),
             }
         }
-        Err(CliError::unavailable(format!(
-            "no server could answer; check that the realm runs (`satrap status`)\n{}",
-            reasons.join("\n")
-        )))
+        Err(unanswered(&reasons))
     }
+}
+
+fn unanswered(reasons: &[String]) -> CliError {
+    CliError::unavailable(format!(
+        "no server could answer; check that the realm runs (`satrap status`)\n{}",
+        reasons.join("\n")
+    ))
 }
 
 fn control(channel: Channel) -> ControlClient<Channel> {
@@ -367,23 +314,6 @@ async fn open(channel: Channel, replica: &Replica) -> Result<Following, Ended> {
     let stream = follow::client(channel).follow(ReceiverStream::new(requests)).await;
     let stream = stream.map_err(|status| Ended::AskNext(status_text(&status)))?.into_inner();
     Ok(Following { _outgoing: outgoing, replies: Replies::new(stream, EDGE_UPDATE_BYTES_MAX) })
-}
-
-fn submit_error(status: &Status) -> Ended {
-    match status.code() {
-        Code::InvalidArgument
-        | Code::FailedPrecondition
-        | Code::AlreadyExists
-        | Code::Aborted
-        | Code::NotFound
-        | Code::OutOfRange => {
-            let (rule, message) = named_rule(status.message());
-            let message = message.to_owned();
-            let kind = crate::error::Kind::Refused;
-            Ended::Final(CliError { kind, rule: rule.map(str::to_owned), message })
-        }
-        _ => Ended::AskNext(status_text(status)),
-    }
 }
 
 /// Splits `V4: text` or `[C1] text`, the two forms in which servers name a rule.

@@ -28,6 +28,7 @@ pub mod failover;
 pub mod fault;
 pub mod fencing;
 pub mod holder;
+pub mod hostile;
 pub mod nemesis;
 pub mod net;
 pub mod resource;

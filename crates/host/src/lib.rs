@@ -6,9 +6,11 @@
 //!
 //! # Deliberately absent
 //!
-//! No policy: only [`follow`] knows that there are replicas, and it asks its tier whom to serve. No
+//! No policy: only [`follow`] knows that there are replicas, and it asks its tier whom to serve;
+//! [`charges`] knows who pays, and its tier says how much. No
 //! environment variables: configuration arrives from files and flags, parsed once by the binary.
 
+pub mod charges;
 pub mod clock;
 pub mod config;
 pub mod files;

@@ -6,7 +6,8 @@
 //! peer with the right one that floods, stalls or lingers.
 //!
 //! ```text
-//!   accept ─▶ handshake (time and number limited) ─▶ name ─▶ PeerRule ─▶ caps ─▶ gRPC
+//!   accept ─▶ first byte ─▶ handshake ─▶ name ─▶ PeerRule ─▶ caps ─▶ gRPC
+//!             (time and number limited: the oldest stranger gives way)
 //! ```
 //!
 //! # Invariants
@@ -16,12 +17,15 @@
 //!   against the trust anchors of that moment.
 //! - **M2** A name is checked by [`crate::pki::TrustAnchors::verify`] and then by a [`PeerRule`],
 //!   within the handshake. Host names are not compared: they say where a peer is, not who.
-//! - **M3** The accept loop never ends, and a stalled handshake holds one bounded slot for a bounded
-//!   time.
+//! - **M3** The accept loop never ends and accepts at once. A connection without a proven name holds
+//!   one bounded place for a bounded time and gives way to newer ones; a peer that proved its name
+//!   never waits behind one that did not.
 //! - **M4** Every connection ends: asked to after an age, cut after a grace. Distrusting a CA does
 //!   not close connections by itself; this bounds how long that takes to matter.
 //! - **M5** [`Credentials::reload`] takes effect on the next handshake of every listener and channel
 //!   and leaves live connections alone. If it fails, the old credentials stay.
+//! - **M6** The names that one CA can sign take at most the share of connections of their scope,
+//!   however many names are minted, so that the other scopes still connect.
 //!
 //! # Deliberately absent
 //!
@@ -32,11 +36,14 @@ mod client;
 mod credentials;
 mod limits;
 mod listener;
+mod slots;
 mod verifier;
 
 pub use client::{ConnectError, check_url, connect, connect_lazy};
 pub use credentials::{CredentialError, CredentialFiles, Credentials, Identity};
-pub use limits::{Limits, server_builder};
+pub use limits::{
+    FOREIGN_SCOPES, HANDSHAKES_PENDING_MAX, Limits, SILENT_PENDING_MAX, server_builder,
+};
 pub use listener::{Listener, PeerStream};
 pub use verifier::PeerRule;
 

@@ -10,17 +10,19 @@
 //!   pattern of calls.
 //! - **P5** A caller that asks often loses nothing to rounding: unused credit below one token stays.
 //! - **P6** Time that runs backwards earns nothing.
+//! - **P7** A caller owes at most one capacity, so it waits for a bounded time.
 
 use core::time::Duration;
 
-const CREDIT_PER_TOKEN: u128 = 1_000_000_000;
+const CREDIT_PER_TOKEN: i128 = 1_000_000_000;
 
 /// A token bucket over monotonic time.
 #[derive(Clone, Debug)]
 pub struct TokenBucket {
-    capacity: u128,
+    capacity: i128,
     refill_per_s: u32,
-    credit: u128,
+    /// Below zero if the caller owes (P7).
+    credit: i128,
     refilled_at: Duration,
 }
 
@@ -28,7 +30,7 @@ impl TokenBucket {
     /// A full bucket of `capacity` tokens at monotonic time `now`.
     #[must_use]
     pub fn new(capacity: u32, refill_per_s: u32, now: Duration) -> Self {
-        let capacity = u128::from(capacity) * CREDIT_PER_TOKEN;
+        let capacity = i128::from(capacity) * CREDIT_PER_TOKEN;
         Self { capacity, refill_per_s, credit: capacity, refilled_at: now }
     }
 
@@ -40,16 +42,31 @@ impl TokenBucket {
     /// will be, because the request exceeds the capacity or the bucket does not refill.
     pub fn take(&mut self, tokens: u32, now: Duration) -> Result<(), Option<Duration>> {
         self.refill(now);
-        let wanted = u128::from(tokens) * CREDIT_PER_TOKEN;
-        let Some(missing) = wanted.checked_sub(self.credit).filter(|missing| *missing > 0) else {
+        let wanted = i128::from(tokens) * CREDIT_PER_TOKEN;
+        if wanted <= self.credit {
             self.credit -= wanted;
             return Ok(());
-        };
+        }
         if wanted > self.capacity || self.refill_per_s == 0 {
             return Err(None);
         }
+        let missing = (wanted - self.credit).unsigned_abs();
         let nanos = missing.div_ceil(u128::from(self.refill_per_s));
         Err(Some(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))))
+    }
+
+    /// Takes `tokens` whether they are there or not, for a cost that is known only afterwards; the
+    /// caller waits until what it owes was earned (P7).
+    pub fn owe(&mut self, tokens: u32, now: Duration) {
+        self.refill(now);
+        let owed = self.credit - i128::from(tokens) * CREDIT_PER_TOKEN;
+        self.credit = owed.max(-self.capacity);
+    }
+
+    /// The credit at `now`; the more, the less its caller would gain from a new bucket.
+    pub(crate) fn credit(&mut self, now: Duration) -> i128 {
+        self.refill(now);
+        self.credit
     }
 
     fn refill(&mut self, now: Duration) {
@@ -59,6 +76,7 @@ impl TokenBucket {
         };
         self.refilled_at = now;
         let earned = elapsed.as_nanos().saturating_mul(u128::from(self.refill_per_s));
+        let earned = i128::try_from(earned).unwrap_or(i128::MAX);
         self.credit = self.credit.saturating_add(earned).min(self.capacity);
     }
 }
@@ -99,6 +117,17 @@ mod tests {
         assert_eq!(bucket.take(1, Duration::from_secs(11)), Ok(()));
     }
 
+    #[test]
+    fn a_debt_is_waited_off_and_bounded() {
+        let mut bucket = TokenBucket::new(10, 1, Duration::ZERO);
+        bucket.owe(13, Duration::ZERO);
+        assert_eq!(bucket.take(1, Duration::ZERO), Err(Some(Duration::from_secs(4))));
+        assert_eq!(bucket.take(1, Duration::from_secs(4)), Ok(()));
+        bucket.owe(1_000, Duration::from_secs(4));
+        assert_eq!(bucket.take(10, Duration::from_secs(4)), Err(Some(Duration::from_secs(20))));
+        assert_eq!(bucket.take(10, Duration::from_secs(24)), Ok(()), "one capacity was owed");
+    }
+
     proptest! {
         // P4 and P5: a greedy caller gets the bound exactly, however its calls are spaced.
         #[test]
@@ -113,7 +142,7 @@ mod tests {
             for step_ns in steps_ns {
                 now_ns += step_ns;
                 let now = Duration::from_nanos(now_ns);
-                let earned = u128::from(rate) * u128::from(now_ns) / CREDIT_PER_TOKEN;
+                let earned = u128::from(rate) * u128::from(now_ns) / CREDIT_PER_TOKEN.unsigned_abs();
                 let due = u32::try_from(earned - taken).unwrap();
                 prop_assert!(bucket.take(due + 1, now).is_err(), "over the rate");
                 prop_assert_eq!(bucket.take(due, now), Ok(()));

@@ -2,8 +2,9 @@
 //! knocked over by its own clients.
 //!
 //! A region that restarts meets every edge it serves at once. [`FullJitter`] spreads their retries;
-//! [`TokenBucket`] caps what one caller may still ask of the server meanwhile. [`Freshness`] says when a
-//! server that does answer must be left for another. All take time and chance as arguments, so the
+//! [`TokenBucket`] caps what one caller may still ask of the server meanwhile, [`Budgets`] what each of
+//! many may, and [`Seats`] what they may hold at a time. [`Freshness`] says when a server that does
+//! answer must be left for another. All take time and chance as arguments, so the
 //! simulator replays them exactly.
 //!
 //! # Deliberately absent
@@ -13,8 +14,12 @@
 
 mod backoff;
 mod bucket;
+mod budgets;
 mod freshness;
+mod seats;
 
 pub use backoff::FullJitter;
 pub use bucket::TokenBucket;
+pub use budgets::{Budgets, Rate};
 pub use freshness::{Freshness, Seen};
+pub use seats::{Full, Quota, Seat, Seats};

@@ -11,12 +11,14 @@ use std::{
 };
 
 use satrap_certify::{Label, SignedChange};
+use satrap_host::charges::Payer;
 use tokio::sync::oneshot;
 
 use crate::{
-    limits::{INBOX_BYTES_MAX, INBOX_FRAMES_MAX, PEERS_MAX, SUBMISSIONS_MAX},
+    limits::{INBOX_BYTES_MAX, INBOX_FRAMES_MAX, PEERS_MAX},
     malachite::Frame,
     mempool::{Receipt, Refusal},
+    submissions::{Submission, Submissions},
 };
 
 /// How a submission is answered.
@@ -46,7 +48,7 @@ struct State {
     peers: BTreeMap<Label, Queue>,
     /// The peer served last.
     last: Option<Label>,
-    submissions: VecDeque<(SignedChange, Reply)>,
+    submissions: Submissions,
     closed: bool,
 }
 
@@ -82,18 +84,19 @@ impl Inbox {
         room
     }
 
-    /// Queues a submission; `None` if too many wait already.
+    /// Queues a submission of `payer` of so many canonical bytes; `None` if too many wait already.
     #[must_use]
     pub fn submit(
         &self,
+        payer: Payer,
         change: SignedChange,
+        bytes: usize,
     ) -> Option<oneshot::Receiver<Result<Receipt, Refusal>>> {
         let mut state = self.lock();
-        if state.submissions.len() >= SUBMISSIONS_MAX || state.closed {
+        let (reply, answer) = oneshot::channel();
+        if state.closed || !state.submissions.push(payer, Submission { change, bytes, reply }) {
             return None;
         }
-        let (reply, answer) = oneshot::channel();
-        state.submissions.push_back((change, reply));
         self.0.arrived.notify_one();
         Some(answer)
     }
@@ -120,10 +123,8 @@ impl Inbox {
         if let Some((from, frame)) = state.next_frame() {
             return Next::Frame(from, frame);
         }
-        state
-            .submissions
-            .pop_front()
-            .map_or(Next::Idle, |(change, reply)| Next::Submit(change, reply))
+        let next = state.submissions.pop();
+        next.map_or(Next::Idle, |next| Next::Submit(next.change, next.reply))
     }
 }
 

@@ -26,6 +26,7 @@ pub mod run;
 pub mod services;
 pub mod status;
 pub mod store;
+pub mod submissions;
 pub mod sync_service;
 pub mod view;
 

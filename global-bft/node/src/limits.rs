@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use satrap_certify::limits::{BLOCK_CHANGES_BYTES_MAX, CHANGE_BYTES_MAX, VALIDATORS_MAX};
+use satrap_host::{charges::CallLimits, mtls::FOREIGN_SCOPES};
+use satrap_pressure::{Quota, Rate};
 
 /// One mesh frame: a proposal with a full block, its header and signature.
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
@@ -26,8 +28,23 @@ const HEIGHT_BYTES_MAX: usize = 2 * (FRAME_BYTES_MAX + CERTIFICATES_BYTES_MAX) +
 /// A polka and a round certificate of the largest set: an address, a signature, a vote type and a
 /// block id each.
 const CERTIFICATES_BYTES_MAX: usize = 2 * VALIDATORS_MAX * 256;
-/// Submissions waiting for the consensus thread.
-pub const SUBMISSIONS_MAX: usize = 256;
+/// Submissions of one payer that wait for the consensus thread.
+pub const SUBMISSIONS_PER_PAYER_MAX: usize = 32;
+/// Their canonical bytes.
+pub const SUBMISSION_BYTES_PER_PAYER_MAX: usize = 2 * 1024 * 1024;
+/// Submissions of all payers: 32 of them can fill their queues.
+pub const SUBMISSIONS_MAX: usize = 1_024;
+/// Their canonical bytes.
+pub const SUBMISSION_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Requests in progress: what is read of them before they are whole takes 49 MiB of a scope at most.
+pub const REQUESTS: Quota = Quota { group_max: 64, holder_max: 16 };
+/// Bytes that one payer may submit: a few of the largest changes at once, and less in the long run
+/// than blocks carry.
+pub const SUBMIT_RATE: Rate = Rate { burst: 3 * 1024 * 1024, per_s: 512 * 1024 };
+/// What any submission costs its payer besides its bytes: the signatures are checked.
+pub const SUBMIT_FLAT_BYTES: usize = 1024;
+/// What a refused one costs it besides: it was checked for nothing, and leaves nothing to others.
+pub const SUBMIT_REFUSED_BYTES: usize = 64 * 1024;
 /// Names of validators that may have a mesh stream here at one time.
 pub const PEERS_MAX: usize = 256;
 
@@ -84,8 +101,24 @@ pub const GUARD_RECORDS_MAX: usize = 64;
 pub const EVIDENCE_SHOWN_MAX: usize = 64;
 /// Light blocks in one reply stream.
 pub const LIGHT_BLOCKS_MAX: u64 = 10_000;
-/// Concurrent `Follow` streams; a realm has tens of regions with a handful of members.
-pub const FOLLOWERS_MAX: usize = 512;
+/// `Status` and `Governance`. A status names 4 096 bundles at most and takes about 0.7 MiB then, the
+/// governance state about as much: a scope can make this process hold 12 MiB of replies.
+pub const READS: CallLimits = CallLimits {
+    at_once: Quota { group_max: 16, holder_max: 4 },
+    rate: Rate { burst: 8 * 1024 * 1024, per_s: 4 * 1024 * 1024 },
+    flat_bytes: 4 * 1024,
+};
+/// `LightBlocks`, which are slowed down to the rate. A stream holds two blocks that were not sent,
+/// each with its light block at most [`LIGHT_BLOCK_BYTES_MAX`].
+pub const LIGHT_BLOCK_STREAMS: CallLimits =
+    CallLimits { at_once: Quota { group_max: 4, holder_max: 2 }, ..READS };
+/// A block with all its changes, its light block and its commit.
+pub const LIGHT_BLOCK_BYTES_MAX: usize = 1024 * 1024;
+/// `Follow` streams of one name, and of all names of one scope: a region has a handful of members,
+/// and the operators run a few programs each. No scope can use the streams of another.
+pub const FOLLOWERS_PER_SCOPE: Quota = Quota { group_max: 32, holder_max: 4 };
+/// `Follow` streams of all scopes that a listener keeps room for, and its own.
+pub const FOLLOWERS_MAX: usize = (FOREIGN_SCOPES + 1) * FOLLOWERS_PER_SCOPE.group_max;
 /// A signing key file.
 pub const KEY_BYTES_MAX: u64 = 4 * 1024;
 
@@ -111,3 +144,9 @@ const _: () = assert!(BLOCK_CHANGES_BYTES_MAX + 64 * 1024 <= FRAME_BYTES_MAX);
 const _: () = assert!(INBOX_BYTES_MAX > 4 * FRAME_BYTES_MAX);
 // A full height fits beside whatever changes wait.
 const _: () = assert!(HEIGHT_BYTES_MAX <= OUTBOX_RESERVED_BYTES);
+const _: () = assert!(REQUESTS.group_max * CONTROL_BYTES_MAX <= 50 * 1024 * 1024);
+const _: () = assert!(FOLLOWERS_MAX == 1_056);
+const _: () = assert!(SUBMISSION_BYTES_PER_PAYER_MAX >= 2 * CHANGE_BYTES_MAX);
+const _: () = assert!(SUBMIT_RATE.burst as usize > CHANGE_BYTES_MAX + SUBMIT_FLAT_BYTES);
+const _: () = assert!(SUBMISSIONS_MAX == 32 * SUBMISSIONS_PER_PAYER_MAX);
+const _: () = assert!(SUBMISSION_BYTES_MAX == 32 * SUBMISSION_BYTES_PER_PAYER_MAX);

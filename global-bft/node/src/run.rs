@@ -17,9 +17,13 @@ use std::{
 use ed25519_dalek::SigningKey;
 use satrap_certify::{PublicKey, Replica};
 use satrap_host::{
-    TaskGroup, clock, files,
+    TaskGroup,
+    charges::RequestSeats,
+    clock, files,
     follow::FollowService,
-    mtls::{CredentialError, Credentials, Limits, Listener, PeerRule, server_builder},
+    mtls::{
+        CredentialError, Credentials, FOREIGN_SCOPES, Limits, Listener, PeerRule, server_builder,
+    },
     pki,
 };
 use satrap_proto::v1::{
@@ -31,7 +35,7 @@ use crate::{
     config::Config,
     guard::{Guard, SlotFile},
     inbox::{Inbox, Next, Reply},
-    limits::{CONTROL_BYTES_MAX, FRAME_BYTES_MAX, KEY_BYTES_MAX, PEERS_MAX, TICK},
+    limits::{CONTROL_BYTES_MAX, FRAME_BYTES_MAX, KEY_BYTES_MAX, PEERS_MAX, REQUESTS, TICK},
     malachite::{
         Engine, EngineEffect, EngineInput, Fatal, Setup, Signer as _, SoftSigner, TimerId,
     },
@@ -47,15 +51,23 @@ use crate::{
 const DRAIN: Duration = Duration::from_secs(5);
 /// How often the credential files are read again; leaves live for days.
 const CREDENTIALS_PERIOD: Duration = Duration::from_secs(60);
-/// Members of all regions, operators, and validators that look at each other's status.
-const CLIENT_LIMITS: Limits = Limits { connections_max: 2_048, ..Limits::PEERS };
+/// Members of all regions, operators, and validators that look at each other's status. A region gets
+/// three connections for each of 16 members, so that its CA cannot take the connections of others.
+const CLIENT_LIMITS: Limits = Limits {
+    connections_max: 2_048,
+    connections_per_scope_max: 48,
+    connections_own_scope_max: 512,
+    ..Limits::PEERS
+};
 /// Each validator has one stream here, and a second one while it replaces the first.
 const MESH_LIMITS: Limits = Limits {
     connections_max: 2 * PEERS_MAX,
+    connections_own_scope_max: 2 * PEERS_MAX,
     connections_per_identity_max: 4,
     streams_per_connection_max: 2,
     ..Limits::PEERS
 };
+const _: () = assert!(CLIENT_LIMITS.keeps_room_for(FOREIGN_SCOPES));
 
 /// Where a validator listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,7 +156,7 @@ pub async fn start(config: Config, group: &TaskGroup) -> Result<Addresses, NodeE
         credentials: credentials.clone(),
         group: group.clone(),
     };
-    let control = Control(Arc::new(ControlService {
+    let control = Control::new(ControlService {
         name: config.name.clone(),
         realm,
         inbox: inbox.clone(),
@@ -153,10 +165,11 @@ pub async fn start(config: Config, group: &TaskGroup) -> Result<Addresses, NodeE
         store,
         links: links.clone(),
         group: group.clone(),
-    }));
+    });
     let follow = FollowService::new(replicas, Slots::default(), group);
     let (listener, clients) = bind(config.listen, &credentials, callers(), &CLIENT_LIMITS).await?;
     let server = server_builder(&CLIENT_LIMITS)
+        .layer(RequestSeats::new(REQUESTS))
         .add_service(ControlServer::new(control).max_decoding_message_size(CONTROL_BYTES_MAX))
         .add_service(SyncServer::new(follow).max_decoding_message_size(FRAME_BYTES_MAX));
     let stop = group.shutdown().requested();

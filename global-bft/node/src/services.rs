@@ -1,7 +1,8 @@
 //! The control service: submit a change, see how this validator stands, read what was decided.
 //!
 //! Authority comes from signatures inside what is submitted, never from the connection. The roles
-//! admitted per call only keep strangers from spending this process's time.
+//! admitted per call, and what each payer may cost ([`satrap_host::charges`]: U1 to U4), only keep
+//! callers from spending this process's time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,8 +11,13 @@ use std::{
     sync::Arc,
 };
 
+use prost::Message as _;
 use satrap_certify::{Address, Label, Realm, Replica, SignedChange, light_block::light_block};
-use satrap_host::{TaskGroup, mtls::PeerRule};
+use satrap_host::{
+    TaskGroup,
+    charges::{Calls, Charges, Payer},
+    mtls::PeerRule,
+};
 use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{
     BundleStatus, Evidence, GovernanceReply, GovernanceRequest, LightBlockReply,
@@ -24,7 +30,11 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     inbox::Inbox,
-    limits::LIGHT_BLOCKS_MAX,
+    limits::{
+        LIGHT_BLOCK_STREAMS, LIGHT_BLOCKS_MAX, READS, SUBMIT_FLAT_BYTES, SUBMIT_RATE,
+        SUBMIT_REFUSED_BYTES,
+    },
+    mempool::Refusal,
     mesh::Links,
     status,
     store::{DiskError, Storage as _, Store},
@@ -32,7 +42,7 @@ use crate::{
 };
 
 /// Light blocks read ahead of a slow reader.
-const LIGHT_BLOCKS_AHEAD: usize = 4;
+const LIGHT_BLOCKS_AHEAD: usize = 1;
 
 /// Who may call the control and sync services.
 #[must_use]
@@ -129,9 +139,27 @@ impl ControlService {
     }
 }
 
-/// A control service shared by all its streams.
+/// A control service shared by all its streams, and what its callers have spent.
 #[derive(Clone)]
-pub struct Control(pub Arc<ControlService>);
+pub struct Control {
+    service: Arc<ControlService>,
+    submissions: Charges,
+    reads: Calls,
+    light_blocks: Calls,
+}
+
+impl Control {
+    /// Serves `service`; no caller has spent anything.
+    #[must_use]
+    pub fn new(service: ControlService) -> Self {
+        Self {
+            service: Arc::new(service),
+            submissions: Charges::new("submissions", SUBMIT_RATE),
+            reads: Calls::new("calls of Status and Governance", READS),
+            light_blocks: Calls::new("streams of light blocks", LIGHT_BLOCK_STREAMS),
+        }
+    }
+}
 
 #[tonic::async_trait]
 impl control_server::Control for Control {
@@ -139,14 +167,24 @@ impl control_server::Control for Control {
         &self,
         request: Request<SubmitRequest>,
     ) -> Result<Response<SubmitReply>, Status> {
-        status::peer(&request, &callers())?;
+        let payer = Payer::of(&status::peer(&request, &callers())?);
         let bytes = request.into_inner().change;
-        let change = SignedChange::from_canonical(&bytes).map_err(status::malformed)?;
-        let answer = self.0.inbox.submit(change);
-        let answer =
-            answer.ok_or_else(|| status::busy("too many submissions wait; retry later"))?;
+        self.submissions.charge(&payer, SUBMIT_FLAT_BYTES + bytes.len())?;
+        let refused = || self.submissions.owe(&payer, SUBMIT_REFUSED_BYTES);
+        let change = SignedChange::from_canonical(&bytes).inspect_err(|_| refused());
+        let change = change.map_err(status::malformed)?;
+        let answer = self.service.inbox.submit(payer.clone(), change, bytes.len());
+        // The wait for a decision may be long, and the inbox bounds what waits.
+        drop(bytes);
+        let answer = answer.ok_or_else(|| {
+            status::busy("too many submissions of this caller wait for a decision; retry later")
+        })?;
         let answer = answer.await.map_err(|_| status::unavailable("this validator is stopping"))?;
-        let receipt = answer.map_err(|refusal| status::refused(&refusal))?;
+        let receipt = answer.inspect_err(|refusal| match refusal {
+            Refusal::Rejected(_) => refused(),
+            Refusal::Full { .. } => {}
+        });
+        let receipt = receipt.map_err(|refusal| status::refused(&refusal))?;
         Ok(Response::new(SubmitReply {
             height: receipt.height,
             block_hash: receipt.block.hash.to_vec().into(),
@@ -158,22 +196,25 @@ impl control_server::Control for Control {
         &self,
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusReply>, Status> {
-        status::peer(&request, &callers())?;
-        let view = self.0.view.borrow().clone();
+        let call = self.reads.begin(&status::peer(&request, &callers())?)?;
+        let service = &self.service;
+        let view = service.view.borrow().clone();
         let disk = |error: DiskError| status::internal(&error);
         let validator = ValidatorStatus {
-            name: self.0.name.to_string(),
+            name: service.name.to_string(),
             height: view.height,
             block_hash: view.last.as_ref().map_or_else(Vec::new, |(_, id)| id.hash.to_vec()).into(),
             time_unix_ns: view.last.as_ref().map_or(0, |(checkpoint, _)| checkpoint.time.0),
             round: view.round,
             in_set: view.in_set,
-            validators: self.0.validators(&view).map_err(disk)?,
-            bundles: self.0.bundles(),
-            evidence: self.0.evidence(&view).map_err(disk)?,
+            validators: service.validators(&view).map_err(disk)?,
+            bundles: service.bundles(),
+            evidence: service.evidence(&view).map_err(disk)?,
             mempool_changes: view.mempool as u64,
         };
-        Ok(Response::new(StatusReply { tier: Some(Tier::Validator(validator)) }))
+        let reply = StatusReply { tier: Some(Tier::Validator(validator)) };
+        call.replied(reply.encoded_len());
+        Ok(Response::new(reply))
     }
 
     type LightBlocksStream = Pin<Box<dyn Stream<Item = Result<LightBlockReply, Status>> + Send>>;
@@ -182,18 +223,21 @@ impl control_server::Control for Control {
         &self,
         request: Request<LightBlocksRequest>,
     ) -> Result<Response<Self::LightBlocksStream>, Status> {
-        status::peer(&request, &callers())?;
+        let call = self.light_blocks.begin(&status::peer(&request, &callers())?)?;
         let LightBlocksRequest { from_height, to_height } = request.into_inner();
-        let newest = self.0.view.borrow().height;
+        let newest = self.service.view.borrow().height;
         let to = if to_height == 0 { newest } else { to_height.min(newest) };
         let from = from_height.max(1);
         let to = to.min(from.saturating_add(LIGHT_BLOCKS_MAX - 1));
         let (replies, stream) = mpsc::channel(LIGHT_BLOCKS_AHEAD);
-        let service = self.0.clone();
-        self.0.group.spawn_transient("light blocks", async move {
+        let service = self.service.clone();
+        self.service.group.spawn_transient("light blocks", async move {
             for height in from..=to {
                 let reply = match service.read_light_block(height) {
-                    Ok(Some(reply)) => Ok(reply),
+                    Ok(Some(reply)) => {
+                        call.paid(reply.encoded_len()).await;
+                        Ok(reply)
+                    }
                     Ok(None) => break,
                     Err(error) => Err(status::internal(&error)),
                 };
@@ -211,9 +255,10 @@ impl control_server::Control for Control {
         &self,
         request: Request<GovernanceRequest>,
     ) -> Result<Response<GovernanceReply>, Status> {
-        status::peer(&request, &callers())?;
-        let view = self.0.view.borrow().clone();
-        let governance = view.governance.to_canonical().into();
-        Ok(Response::new(GovernanceReply { governance, height: view.height }))
+        let call = self.reads.begin(&status::peer(&request, &callers())?)?;
+        let view = self.service.view.borrow().clone();
+        let governance = view.governance.to_canonical();
+        call.replied(governance.len());
+        Ok(Response::new(GovernanceReply { governance: governance.into(), height: view.height }))
     }
 }

@@ -1,37 +1,37 @@
 //! Whom a validator serves the sync protocol, and how many. The protocol itself is
 //! [`satrap_host::follow`]'s.
 
-use std::sync::Arc;
+//!
+//! # Invariants
+//!
+//! - **U6** A region can follow whatever the others do: every scope has streams of its own, and the
+//!   names that its CA mints share them.
 
 use satrap_certify::{Interest, Rejection, Replica};
-use satrap_host::{follow::Followers, mtls::PeerIdentity};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use satrap_host::{
+    charges::{PeerSeat, PeerSeats, take_seat},
+    follow::Followers,
+    mtls::PeerIdentity,
+};
 use tonic::Status;
 
-use crate::{limits::FOLLOWERS_MAX, services::callers, status};
+use crate::{limits::FOLLOWERS_PER_SCOPE, services::callers, status};
 
-/// Room for [`FOLLOWERS_MAX`] of those who may call a validator.
-#[derive(Clone)]
-pub struct Slots(Arc<Semaphore>);
-
-impl Default for Slots {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(FOLLOWERS_MAX)))
-    }
-}
+/// Room for those who may call a validator (U6).
+#[derive(Clone, Default)]
+pub struct Slots(PeerSeats);
 
 impl Followers for Slots {
     type View = Replica;
-    type Guard = OwnedSemaphorePermit;
+    type Guard = PeerSeat;
 
     fn replica(view: &Replica) -> &Replica {
         view
     }
 
-    fn admit(&self, peer: &PeerIdentity) -> Result<OwnedSemaphorePermit, Status> {
+    fn admit(&self, peer: &PeerIdentity) -> Result<PeerSeat, Status> {
         status::admit(peer, &callers())?;
-        let slot = self.0.clone().try_acquire_owned();
-        slot.map_err(|_| status::busy("too many followers; ask another server"))
+        take_seat(&self.0, peer, FOLLOWERS_PER_SCOPE, "follow streams")
     }
 
     /// Regions and validators relay all of it, and operators may read all of it.
@@ -42,5 +42,41 @@ impl Followers for Slots {
     /// Reports are for regions; this tier has no edges.
     fn report(&self, _: &PeerIdentity, _: &[u8]) -> Result<(), Rejection> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn peer(id: &str) -> PeerIdentity {
+        let id = Arc::new(format!("spiffe://c/{id}").parse().unwrap());
+        PeerIdentity { id, leaf_der: Arc::from([]), public_key: [0; 32] }
+    }
+
+    /// One member's certificate used to take all streams of a validator.
+    #[test]
+    fn a_region_takes_its_own_streams_and_no_others() {
+        let slots = Slots::default();
+        let mut held = Vec::new();
+        let mut minted = 0;
+        for n in 0..2 * FOLLOWERS_PER_SCOPE.group_max {
+            let one = (0..=FOLLOWERS_PER_SCOPE.holder_max)
+                .map(|_| slots.admit(&peer(&format!("region/evil/member/m{n}"))));
+            held.extend(one.filter_map(Result::ok));
+            minted += 1;
+        }
+        assert_eq!(held.len(), FOLLOWERS_PER_SCOPE.group_max, "by {minted} minted names");
+        for other in ["region/good/member/a", "operator/alice", "validator/v2"] {
+            let own = (0..FOLLOWERS_PER_SCOPE.holder_max).map(|_| slots.admit(&peer(other)));
+            let own: Result<Vec<_>, _> = own.collect();
+            assert!(own.is_ok(), "{other}");
+            assert!(slots.admit(&peer(other)).is_err(), "{other} over its limit");
+        }
+        assert!(slots.admit(&peer("region/good/edge/e")).is_err(), "edges follow their region");
+        held.pop();
+        slots.admit(&peer("region/evil/member/m")).unwrap();
     }
 }

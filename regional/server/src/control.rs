@@ -2,6 +2,9 @@
 //!
 //! A member has no say in a change: validators judge it, and their verdict is passed on word for
 //! word. Only when a validator could not answer is the next one asked.
+//!
+//! The validators charge what a member forwards to its region (U1 and U2 of [`satrap_host::charges`]),
+//! so a member charges each operator first: one that floods spends its own budget, not its region's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,8 +17,10 @@ use std::{
 };
 
 use futures::{Stream, future::join_all};
+use prost::Message as _;
 use satrap_certify::{SignedReport, Timestamp};
 use satrap_host::{
+    charges::{Calls, Charges, Payer, PeerSeats, take_seat},
     clock,
     mtls::{self, ConnectError, Credentials, PeerRule},
     pki::{PeerIdentity, PkiError, Role, SpiffeId},
@@ -32,7 +37,10 @@ use tonic::{Code, Request, Response, Status, transport::Channel};
 
 use crate::{
     config::{Config, Endpoint},
-    limits::{STATUS_BYTES_MAX, STATUS_TIMEOUT, SUBMIT_BYTES_MAX, SUBMIT_TIMEOUT},
+    limits::{
+        READS, STATUS_BYTES_MAX, STATUS_TIMEOUT, SUBMIT_BYTES_MAX, SUBMIT_FLAT_BYTES, SUBMIT_RATE,
+        SUBMIT_REFUSED_BYTES, SUBMIT_TIMEOUT, SUBMITS_AT_ONCE,
+    },
     raft::Ring,
     refusals::Refusals,
     reports::{EdgeKey, Kept, Reports, merge},
@@ -59,6 +67,9 @@ struct Inner {
     reports: Reports,
     refusals: Refusals,
     snapshots: Option<Watched>,
+    submissions: Charges,
+    forwarding: PeerSeats,
+    reads: Calls,
 }
 
 /// An address or name in the configuration is not one.
@@ -96,13 +107,19 @@ fn is_retryable(code: Code) -> bool {
     )
 }
 
-fn check_role<T>(request: &Request<T>) -> Result<(), Status> {
+/// The caller, if it is an operator or a member.
+fn caller<T>(request: &Request<T>) -> Result<PeerIdentity, Status> {
     let peer = request.extensions().get::<PeerIdentity>();
-    match peer.map(|peer| (peer.id.role(), &peer.id)) {
-        Some((Role::Operator { .. } | Role::Member { .. }, _)) => Ok(()),
-        Some((_, id)) => Err(status::denied(&format!("{id} is neither operator nor member"))),
-        None => Err(status::denied("no authenticated peer")),
+    let peer = peer.ok_or_else(|| status::denied("no authenticated peer"))?;
+    match peer.id.role() {
+        Role::Operator { .. } | Role::Member { .. } => Ok(peer.clone()),
+        _ => Err(status::denied(&format!("{} is neither operator nor member", peer.id))),
     }
+}
+
+/// Whether a validator judged what it was sent and found it wrong.
+fn is_verdict(code: Code) -> bool {
+    !is_retryable(code) && code != Code::ResourceExhausted
 }
 
 impl ControlService {
@@ -147,6 +164,9 @@ impl ControlService {
             reports,
             refusals,
             snapshots,
+            submissions: Charges::new("submissions", SUBMIT_RATE),
+            forwarding: PeerSeats::default(),
+            reads: Calls::new("calls of Status and Governance", READS),
         })))
     }
 
@@ -308,34 +328,43 @@ impl control_server::Control for ControlService {
         &self,
         request: Request<SubmitRequest>,
     ) -> Result<Response<SubmitReply>, Status> {
-        check_role(&request)?;
-        let request = request.into_inner();
-        self.forward(|client| {
+        let peer = caller(&request)?;
+        let (request, payer) = (request.into_inner(), Payer::of(&peer));
+        let inner = &*self.0;
+        let _seat = take_seat(&inner.forwarding, &peer, SUBMITS_AT_ONCE, "submissions")?;
+        inner.submissions.charge(&payer, SUBMIT_FLAT_BYTES + request.change.len())?;
+        let answer = self.forward(|client| {
             let request = request.clone();
             async move { client.max_encoding_message_size(SUBMIT_BYTES_MAX).submit(request).await }
+        });
+        answer.await.inspect_err(|status| {
+            if is_verdict(status.code()) {
+                inner.submissions.owe(&payer, SUBMIT_REFUSED_BYTES);
+            }
         })
-        .await
     }
 
     async fn status(
         &self,
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusReply>, Status> {
-        check_role(&request)?;
+        let call = self.0.reads.begin(&caller(&request)?)?;
         let status = if request.into_inner().local_only {
             self.local()
         } else {
             let others = self.ask_members().await;
             merge_status(self.local(), &others)
         };
-        Ok(Response::new(StatusReply { tier: Some(Tier::Region(status)) }))
+        let reply = StatusReply { tier: Some(Tier::Region(status)) };
+        call.replied(reply.encoded_len());
+        Ok(Response::new(reply))
     }
 
     async fn light_blocks(
         &self,
         request: Request<LightBlocksRequest>,
     ) -> Result<Response<Self::LightBlocksStream>, Status> {
-        check_role(&request)?;
+        caller(&request)?;
         let why = "regions keep no blocks; ask a validator";
         Err(status::refused(Code::Unimplemented, &why))
     }
@@ -344,8 +373,12 @@ impl control_server::Control for ControlService {
         &self,
         request: Request<GovernanceRequest>,
     ) -> Result<Response<GovernanceReply>, Status> {
-        check_role(&request)?;
-        self.forward(|mut client| async move { client.governance(GovernanceRequest {}).await })
-            .await
+        let call = self.0.reads.begin(&caller(&request)?)?;
+        let ask = |mut client: ControlClient<Channel>| async move {
+            client.governance(GovernanceRequest {}).await
+        };
+        let reply = self.forward(ask).await?;
+        call.replied(reply.get_ref().governance.len());
+        Ok(reply)
     }
 }

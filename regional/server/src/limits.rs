@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use satrap_certify::limits::UPDATE_BYTES_MAX;
+use satrap_certify::limits::{CHANGE_BYTES_MAX, UPDATE_BYTES_MAX};
+use satrap_host::{charges::CallLimits, mtls::FOREIGN_SCOPES};
+use satrap_pressure::{Quota, Rate};
 
 /// One `RingFrame` on the wire; longer messages are split over a stream.
 pub const RING_FRAME_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -82,6 +84,15 @@ pub const DISK_RECLAIM_PIECES: usize = 8;
 /// One message from a follower: a position that names every bundle there can be, or a report.
 pub const FOLLOW_REQUEST_BYTES_MAX: usize = 1024 * 1024;
 
+/// `Follow` streams of this region's edges: as many as it has room for reports.
+pub const OWN_FOLLOWERS: Quota = Quota { group_max: REPORTS_MAX, holder_max: 4 };
+/// `Follow` streams of another region's edges and members, or of the operators. No scope can use the
+/// streams of another.
+pub const FOREIGN_FOLLOWERS: Quota = Quota { group_max: 256, holder_max: 4 };
+/// All of them, of as many scopes as a listener keeps room for.
+pub const FOLLOWERS_MAX: usize =
+    OWN_FOLLOWERS.group_max + FOREIGN_SCOPES * FOREIGN_FOLLOWERS.group_max;
+
 /// Edges whose newest report is kept.
 pub const REPORTS_MAX: usize = 20_000;
 /// Bytes of reports in one status reply, which must stay below the common 4 MiB message limit.
@@ -96,7 +107,29 @@ pub const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 /// A submit waits for a decision: three message delays, some rounds, and a validator that is away.
 pub const SUBMIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// A forwarded change and its envelope.
-pub const SUBMIT_BYTES_MAX: usize = satrap_certify::limits::CHANGE_BYTES_MAX + 1024;
+pub const SUBMIT_BYTES_MAX: usize = CHANGE_BYTES_MAX + 1024;
+/// Bytes that one payer may have forwarded. The validators charge the whole region, so an operator
+/// gets a quarter of that in the long run.
+pub const SUBMIT_RATE: Rate = Rate { burst: 2 * 1024 * 1024, per_s: 128 * 1024 };
+/// What any submission costs its payer besides its bytes.
+pub const SUBMIT_FLAT_BYTES: usize = 1024;
+/// What a refused one costs it besides, as at the validators.
+pub const SUBMIT_REFUSED_BYTES: usize = 64 * 1024;
+/// Requests in progress: what is read of them before they are whole takes 49 MiB of a scope at most.
+pub const REQUESTS: Quota = Quota { group_max: 64, holder_max: 16 };
+/// Submissions that are being forwarded: each holds its bytes until it is decided.
+pub const SUBMITS_AT_ONCE: Quota = Quota { group_max: 32, holder_max: 8 };
+/// `Status` and `Governance`. A reply has at most [`STATUS_BYTES_MAX`], so a scope can make this
+/// member hold 64 MiB of them; each asks the other members too.
+pub const READS: CallLimits = CallLimits {
+    at_once: Quota { group_max: 16, holder_max: 4 },
+    rate: Rate { burst: 8 * 1024 * 1024, per_s: 4 * 1024 * 1024 },
+    flat_bytes: 4 * 1024,
+};
 
 const _: () = assert!(RING_CHUNK_BYTES < RING_FRAME_BYTES_MAX);
+const _: () = assert!(REQUESTS.group_max * SUBMIT_BYTES_MAX <= 50 * 1024 * 1024);
+const _: () = assert!(FOLLOWERS_MAX == 28_192);
+const _: () = assert!(SUBMIT_RATE.burst as usize > SUBMIT_BYTES_MAX + SUBMIT_FLAT_BYTES);
+const _: () = assert!(READS.rate.burst as usize > STATUS_BYTES_MAX);
 const _: () = assert!(LOG_KEEP_BYTES < LOG_BYTES_MAX);

@@ -15,6 +15,7 @@ use std::{fs, io, net::SocketAddr, sync::Arc, time::Duration};
 use satrap_certify::Label;
 use satrap_host::{
     Failure, Shutdown, TaskGroup,
+    charges::{PeerSeats, RequestSeats},
     follow::FollowService,
     mtls::{CredentialError, Credentials, Limits, Listener, PeerRule, server_builder},
     runtime,
@@ -30,7 +31,9 @@ use crate::{
     config::Config,
     control::{ControlError, ControlService, Sources},
     etcd::{self, EtcdError, Served},
-    limits::{FOLLOW_REQUEST_BYTES_MAX, STATUS_BYTES_MAX, SUBMIT_BYTES_MAX, SUBMIT_TIMEOUT},
+    limits::{
+        FOLLOW_REQUEST_BYTES_MAX, REQUESTS, STATUS_BYTES_MAX, SUBMIT_BYTES_MAX, SUBMIT_TIMEOUT,
+    },
     raft::{Ring, RingError, serve},
     refusals::Refusals,
     reports::Reports,
@@ -196,10 +199,19 @@ pub async fn start(
     let control = ControlServer::new(control)
         .max_decoding_message_size(SUBMIT_BYTES_MAX)
         .max_encoding_message_size(STATUS_BYTES_MAX);
-    let audience = Audience { genesis: config.genesis.clone(), reports, refusals };
+    let audience = Audience {
+        genesis: config.genesis.clone(),
+        reports,
+        refusals,
+        seats: PeerSeats::default(),
+        own_scope: credentials.current().id.scope(),
+    };
     let sync = FollowService::new(ring.views(), audience, group);
     let sync = SyncServer::new(sync).max_decoding_message_size(FOLLOW_REQUEST_BYTES_MAX);
-    let server = server_builder(&limits).add_service(sync).add_service(control);
+    let server = server_builder(&limits)
+        .layer(RequestSeats::new(REQUESTS))
+        .add_service(sync)
+        .add_service(control);
     group.spawn("clients", server.serve_with_incoming_shutdown(listener, shutdown.requested()));
     group.spawn("upstream", upstream.run(shutdown.clone()));
     group.spawn("credentials", reload(credentials, shutdown));

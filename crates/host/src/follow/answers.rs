@@ -281,5 +281,4 @@ fn size_at_most(update: &Update) -> usize {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a helper that fails fails the test that called it")]
 mod tests;

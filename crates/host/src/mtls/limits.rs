@@ -14,9 +14,14 @@ pub struct Limits {
     pub connections_max: usize,
     /// Connections of one name, so that one compromised peer cannot take every slot.
     pub connections_per_identity_max: usize,
+    /// Connections of all names that one CA can sign, except the listener's own (M6): another
+    /// region, or all operators.
+    pub connections_per_scope_max: usize,
+    /// Connections of the names that the CA of this listener's own name can sign (M6).
+    pub connections_own_scope_max: usize,
     /// Concurrent requests on one connection.
     pub streams_per_connection_max: u32,
-    /// From accept to the first byte of HTTP/2.
+    /// From the first byte to a proven name, and from there to the first byte of HTTP/2 (M3).
     pub handshake_timeout: Duration,
     /// From a request's headers to the response's; a stream may go on for longer.
     pub request_timeout: Duration,
@@ -31,27 +36,50 @@ impl Limits {
     pub const EDGES: Self = Self {
         connections_max: 20_000,
         connections_per_identity_max: 16,
+        connections_per_scope_max: 125,
+        connections_own_scope_max: 16_000,
         streams_per_connection_max: 128,
         handshake_timeout: Duration::from_secs(5),
         request_timeout: Duration::from_secs(5),
         connection_age_max: Duration::from_mins(30),
         connection_grace: Duration::from_secs(60),
     };
-    /// For a listener that serves operators and workloads.
-    pub const CLIENTS: Self =
-        Self { connections_max: 4_096, streams_per_connection_max: 256, ..Self::EDGES };
     /// For a listener that serves its equals: Raft members, or validators. Snapshots take longer
     /// than other requests, and few peers exist.
     pub const PEERS: Self = Self {
         connections_max: 256,
+        connections_per_scope_max: 0,
+        connections_own_scope_max: 256,
         streams_per_connection_max: 32,
         request_timeout: Duration::from_secs(60),
         ..Self::EDGES
     };
+
+    /// Whether the listener's own scope and `scopes` others fit when each takes all it may (M6).
+    #[must_use]
+    pub const fn keeps_room_for(&self, scopes: usize) -> bool {
+        self.connections_own_scope_max + scopes * self.connections_per_scope_max
+            <= self.connections_max
+    }
 }
 
-/// Handshakes at once; beyond these, connections wait in the kernel's backlog (M3).
-pub(super) const HANDSHAKES_PENDING_MAX: usize = 512;
+/// Scopes besides its own that a listener keeps room for: 31 regions and the operators. Only more
+/// than so many CAs together can take the connections of others.
+pub const FOREIGN_SCOPES: usize = 32;
+
+/// Connections that wait in the kernel. When it is full, a client tries again only after a second, so
+/// it outlasts a burst of strangers.
+pub(super) const BACKLOG_MAX: u32 = 4_096;
+/// Connections that have not sent their first byte; the oldest gives way (M3). Each takes a socket
+/// and less than 1 KiB.
+pub const SILENT_PENDING_MAX: usize = 1_024;
+/// Connections in a TLS handshake; the oldest gives way (M3). Each takes a socket and at most
+/// [`HANDSHAKE_BYTES_MAX`].
+pub const HANDSHAKES_PENDING_MAX: usize = 512;
+/// The TLS library buffers at most 64 KiB of a handshake message; the rest is its state.
+pub const HANDSHAKE_BYTES_MAX: usize = 96 * 1024;
+/// From accept to the first byte. A client sends its ClientHello as soon as it is connected.
+pub(super) const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(1);
 /// After an error such as "too many open files", which would otherwise spin the accept loop.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -68,6 +96,10 @@ const PENDING_ACCEPT_RESET_STREAMS_MAX: usize = 20;
 /// Streams that we had to reset because of the peer's errors; made-you-reset.
 pub(super) const LOCAL_ERROR_RESET_STREAMS_MAX: usize = 256;
 
+const _: () = assert!(Limits::EDGES.keeps_room_for(FOREIGN_SCOPES));
+const _: () = assert!(Limits::PEERS.keeps_room_for(FOREIGN_SCOPES));
+/// What strangers can make a listener hold.
+const _: () = assert!(HANDSHAKES_PENDING_MAX * HANDSHAKE_BYTES_MAX <= 48 * 1024 * 1024);
 const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
 const _: () = assert!(FRAME_BYTES_MAX <= STREAM_WINDOW_BYTES);
 

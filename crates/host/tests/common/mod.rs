@@ -1,5 +1,7 @@
 //! A realm on disk and a service that tells callers who they are.
 
+#![allow(dead_code, reason = "each test file uses a part")]
+
 use std::convert::Infallible;
 use std::path::Path;
 use std::pin::Pin;

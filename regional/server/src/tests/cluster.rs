@@ -159,10 +159,10 @@ impl World {
             block_on(async {
                 let any = "127.0.0.1:0".parse().unwrap();
                 let rule = PeerRule::AnyMember;
-                let listener = Listener::bind(any, credentials, rule, Limits::PEERS).await.unwrap();
+                let listener = Listener::bind(any, credentials, rule, Limits::EDGES).await.unwrap();
                 started.send(listener.local_address().unwrap()).unwrap();
                 let validator = TestValidator { views, follows, honesty, stop: stop.clone() };
-                let server = server_builder(&Limits::PEERS)
+                let server = server_builder(&Limits::EDGES)
                     .add_service(sync_server::SyncServer::new(validator))
                     .add_service(control_server::ControlServer::new(Judge));
                 server.serve_with_incoming_shutdown(listener, stop.requested()).await.unwrap();

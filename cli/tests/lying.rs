@@ -1,0 +1,167 @@
+//! A server that swallows a change and says that it was decided is not believed.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod realm;
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use satrap_certify::{Action, Change, GovernanceAct, Operator, PublicKey, SignedChange};
+use satrap_cli::{client::Client, error::Kind};
+use satrap_host::{
+    TaskGroup,
+    mtls::{CredentialFiles, Credentials, Limits, Listener, PeerRule, server_builder},
+};
+use satrap_merkle::BundleTree;
+use satrap_proto::v1::{
+    GovernanceReply, GovernanceRequest, LightBlockReply, LightBlocksRequest, StatusReply,
+    StatusRequest, SubmitReply, SubmitRequest, ValidatorStatus,
+    control_server::{self, ControlServer},
+    status_reply::Tier,
+};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+
+use self::realm::{TestRealm, plan};
+
+const MADE_UP_HEIGHT: u64 = 77;
+
+/// Takes every change, keeps it to itself, and claims a decision.
+#[derive(Clone, Default)]
+struct Liar(Arc<AtomicUsize>);
+
+#[tonic::async_trait]
+impl control_server::Control for Liar {
+    type LightBlocksStream = Pin<Box<dyn Stream<Item = Result<LightBlockReply, Status>> + Send>>;
+
+    async fn submit(&self, _: Request<SubmitRequest>) -> Result<Response<SubmitReply>, Status> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        let block_hash = vec![7; 32].into();
+        Ok(Response::new(SubmitReply { height: MADE_UP_HEIGHT, block_hash, version: 1 }))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+        let status = ValidatorStatus { height: MADE_UP_HEIGHT, ..ValidatorStatus::default() };
+        Ok(Response::new(StatusReply { tier: Some(Tier::Validator(status)) }))
+    }
+
+    async fn light_blocks(
+        &self,
+        _: Request<LightBlocksRequest>,
+    ) -> Result<Response<Self::LightBlocksStream>, Status> {
+        Err(Status::unimplemented("it has no blocks"))
+    }
+
+    async fn governance(
+        &self,
+        _: Request<GovernanceRequest>,
+    ) -> Result<Response<GovernanceReply>, Status> {
+        Err(Status::unimplemented("it has no governance state"))
+    }
+}
+
+/// A realm of one honest validator, and a liar with that validator's credentials.
+struct World {
+    realm: TestRealm,
+    liar: Liar,
+    liar_url: String,
+    group: TaskGroup,
+}
+
+impl World {
+    async fn start() -> Self {
+        let realm = TestRealm::start(plan(1, &[], 0));
+        let dir = &realm.files.validators[0].dir;
+        let credentials = Credentials::load(CredentialFiles {
+            certificate: dir.join("tls.crt"),
+            key: dir.join("tls.key"),
+            trust: dir.join("trust.pem"),
+        })
+        .unwrap();
+        let (group, liar) = (TaskGroup::new(), Liar::default());
+        let any = ([127, 0, 0, 1], 0).into();
+        let listener = Listener::bind(any, credentials, PeerRule::Operator, Limits::EDGES);
+        let listener = listener.await.unwrap();
+        let liar_url = format!("https://{}", listener.local_address().unwrap());
+        let server = server_builder(&Limits::EDGES).add_service(ControlServer::new(liar.clone()));
+        let stop = group.shutdown().requested();
+        group.spawn("liar", server.serve_with_incoming_shutdown(listener, stop));
+        let world = Self { realm, liar, liar_url, group };
+        world.realm.read(&world.realm.client(world.realm.validator_urls())).await;
+        world
+    }
+
+    /// Asks the liar first.
+    fn client(&self) -> Client {
+        let liar = [self.liar_url.clone()].into_iter();
+        self.realm.client(liar.chain(self.realm.validator_urls()).collect())
+    }
+
+    fn govern(&self, version: u64, act: GovernanceAct) -> SignedChange {
+        let change = Change::new(self.realm.genesis.realm(), Action::Govern(version, act));
+        let mut signed = SignedChange::unsigned(change);
+        self.realm.keys.iter().for_each(|key| signed.approve(key));
+        signed
+    }
+
+    async fn stop(self) {
+        self.group.shutdown().request();
+        self.group.run(Duration::from_secs(10)).await.unwrap();
+    }
+}
+
+fn content(value: &str) -> BundleTree {
+    let mut tree = BundleTree::default();
+    let key = satrap_certify::Key::new(b"greeting.txt").unwrap();
+    tree.insert(&key, value.as_bytes().into());
+    tree
+}
+
+#[tokio::test]
+async fn a_swallowed_publish_goes_to_the_next_server() {
+    let world = World::start().await;
+    let client = world.client();
+    let change = world.realm.publish(0, &BundleTree::default(), &content("hello"));
+    let decided = client.submit(&change).await.unwrap();
+    assert_eq!(world.liar.0.load(Ordering::SeqCst), 1, "the liar was asked first");
+    assert_eq!((decided.version, &decided.by), (1, &client.endpoints[1]));
+    assert!(decided.height > 0 && decided.height != MADE_UP_HEIGHT, "{decided:?}");
+    assert_eq!(world.realm.read(&client).await, (1, content("hello")));
+
+    // With nobody else to ask, the error says who claimed what.
+    let only_liar = world.realm.client(vec![world.liar_url.clone()]);
+    let next = world.realm.publish(1, &content("hello"), &content("bye"));
+    let error = only_liar.submit(&next).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Unavailable);
+    let claim = format!("{}: it says that height {MADE_UP_HEIGHT} decided", world.liar_url);
+    assert!(error.message.contains(&claim), "{error}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_swallowed_revocation_goes_to_the_next_server() {
+    let world = World::start().await;
+    let client = world.client();
+    let mallory =
+        PublicKey(ed25519_dalek::SigningKey::from_bytes(&[9; 32]).verifying_key().to_bytes());
+    let principal = satrap_certify::Label::new("mallory").unwrap();
+    let operator = Operator { public: mallory, principal };
+    let honest = world.realm.client(world.realm.validator_urls());
+    let authorize = world.govern(0, GovernanceAct::AuthorizeOperator(operator));
+    honest.submit(&authorize).await.unwrap();
+    assert!(honest.governance().await.unwrap().operators.contains_key(&mallory));
+
+    let revoke = world.govern(1, GovernanceAct::RevokeOperator(mallory));
+    client.submit(&revoke).await.unwrap();
+    let governance = honest.governance().await.unwrap();
+    assert!(!governance.operators.contains_key(&mallory), "the revocation was swallowed");
+    assert_eq!(governance.version, 2);
+    world.stop().await;
+}

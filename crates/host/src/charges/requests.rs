@@ -1,0 +1,134 @@
+//! Bounds the requests of a scope that have not been answered, before anything of them is read.
+//!
+//! A handler runs only when its request was read whole, so no check in it sees a request whose last
+//! byte never comes. On all streams of all connections of a scope those are a gigabyte.
+
+use std::{
+    future::ready,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use satrap_pressure::{Quota, Seats};
+use tonic::{Status, body::Body, codegen::http};
+use tower::{Layer, Service};
+
+use super::{PeerSeats, take_seat};
+use crate::pki::PeerIdentity;
+
+/// For `Server::layer`: requests in progress, from their headers to the answer's (U3). A stream that
+/// has been answered counts no more.
+#[derive(Clone)]
+pub struct RequestSeats {
+    seats: PeerSeats,
+    quota: Quota,
+}
+
+impl RequestSeats {
+    /// At most `quota` for each scope.
+    #[must_use]
+    pub fn new(quota: Quota) -> Self {
+        Self { seats: Seats::default(), quota }
+    }
+}
+
+/// A service whose requests each need a seat.
+#[derive(Clone)]
+pub struct Seated<S> {
+    inner: S,
+    requests: RequestSeats,
+}
+
+impl<S> Layer<S> for RequestSeats {
+    type Service = Seated<S>;
+
+    fn layer(&self, inner: S) -> Seated<S> {
+        Seated { inner, requests: self.clone() }
+    }
+}
+
+impl<S, B> Service<http::Request<B>> for Seated<S>
+where
+    S: Service<http::Request<B>, Response = http::Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let refuse = |status: Status| Box::pin(ready(Ok(status.into_http())));
+        let Some(peer) = request.extensions().get::<PeerIdentity>() else {
+            return refuse(Status::permission_denied("no authenticated peer"));
+        };
+        let RequestSeats { seats, quota } = &self.requests;
+        let seat = match take_seat(seats, peer, *quota, "requests in progress") {
+            Ok(seat) => seat,
+            Err(status) => return refuse(status),
+        };
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let answer = answer.await;
+            drop(seat);
+            answer
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, sync::Arc};
+
+    use tokio::sync::Semaphore;
+    use tower::service_fn;
+
+    use super::*;
+
+    fn request(id: &str) -> http::Request<()> {
+        let id = Arc::new(format!("spiffe://c/{id}").parse().unwrap());
+        let peer = PeerIdentity { id, leaf_der: Arc::from([]), public_key: [0; 32] };
+        let mut request = http::Request::new(());
+        request.extensions_mut().insert(peer);
+        request
+    }
+
+    #[tokio::test]
+    async fn requests_in_progress_at_the_limit_and_over_it() {
+        let answers = Arc::new(Semaphore::new(0));
+        let waits = answers.clone();
+        let inner = service_fn(move |_: http::Request<()>| {
+            let waits = waits.clone();
+            async move {
+                waits.acquire().await.unwrap().forget();
+                Ok::<_, Infallible>(http::Response::new(Body::empty()))
+            }
+        });
+        let quota = Quota { group_max: 3, holder_max: 2 };
+        let mut service = RequestSeats::new(quota).layer(inner);
+        let mut clone = service.clone();
+        let mut refused = async |request| {
+            let answer: Result<http::Response<Body>, Infallible> = clone.call(request).await;
+            answer.unwrap().headers().contains_key(Status::GRPC_STATUS)
+        };
+        assert!(refused(http::Request::new(())).await, "no name");
+        // The inner service answers one request for each permit, and none before.
+        answers.add_permits(1);
+        assert!(!refused(request("operator/alice")).await);
+        let mut held = Vec::new();
+        for id in ["region/eu/member/a", "region/eu/member/a", "region/eu/edge/e"] {
+            held.push(service.call(request(id)));
+        }
+        assert!(refused(request("region/eu/member/a")).await, "over the limit of a name");
+        assert!(refused(request("region/eu/edge/minted")).await, "over the limit of a scope");
+        answers.add_permits(1);
+        assert!(!refused(request("region/us/member/a")).await);
+        held.clear();
+        answers.add_permits(1);
+        assert!(!refused(request("region/eu/edge/minted")).await);
+    }
+}

@@ -1,0 +1,146 @@
+//! An honest operator that publishes and honest edges that follow, and how long both take.
+
+use std::{fs, time::Duration};
+
+use ed25519_dalek::SigningKey;
+use satrap_certify::{Action, BundleName, Change, Interest, Key, Publish, SignedChange};
+use satrap_cli::{
+    client::{Client, Endpoint, version_of},
+    operator,
+};
+use satrap_edge_agent::status::Status;
+use satrap_host::clock;
+use satrap_merkle::BundleTree;
+use tokio::time::{sleep, timeout};
+
+use super::realm::{BUNDLE, EDGES, Realm, credentials_of_operator};
+use crate::Trouble;
+
+/// A realm that has just started elects a leader and certifies its first block.
+const START_WITHIN: Duration = Duration::from_secs(60);
+/// What an attack may not even come near to.
+const EDGE_WITHIN: Duration = Duration::from_secs(30);
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
+
+/// The operator, and what it has published.
+pub struct Honest {
+    client: Client,
+    key: SigningKey,
+    status_files: Vec<std::path::PathBuf>,
+    version: u64,
+    tree: BundleTree,
+}
+
+/// How long publishing took, and until every edge ran it; one for each publish, ascending.
+#[derive(Clone, Debug, Default)]
+pub struct Times {
+    /// Until the operator saw it certified.
+    pub decided: Vec<Duration>,
+    /// Until the last edge had it active.
+    pub active: Vec<Duration>,
+}
+
+impl Times {
+    /// The percentile of a sorted list.
+    #[must_use]
+    pub fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+        let last = sorted.len().saturating_sub(1);
+        sorted.get(last * percent / 100).copied().unwrap_or_default()
+    }
+}
+
+fn bundle() -> BundleName {
+    BundleName::new(BUNDLE).expect("a bundle name")
+}
+
+impl Honest {
+    /// An operator that asks members first and then validators, once the realm answers.
+    ///
+    /// # Errors
+    ///
+    /// If it does not start.
+    pub async fn start(realm: &Realm) -> Result<Self, Trouble> {
+        let files = &realm.files.operators[0];
+        let urls = realm.member_urls().into_iter().chain(realm.validator_urls());
+        let client = Client {
+            genesis: realm.genesis.clone(),
+            credentials: credentials_of_operator(files)?,
+            endpoints: urls.map(|url| Endpoint { label: url.clone(), url }).collect(),
+            description: None,
+            operator_key: files.operator_key.clone(),
+        };
+        let key = operator::read_key(&files.operator_key)
+            .map_err(|error| Trouble::Worthless(format!("the operator's key: {error}")))?;
+        let edges = realm.files.edges.iter().take(EDGES);
+        let status_files = edges.map(|edge| edge.dir.join("data/status.json")).collect();
+        let mut honest =
+            Self { client, key, status_files, version: 0, tree: BundleTree::default() };
+        let first = async {
+            // The change is the same until it is decided, so it is decided once.
+            while let Err(trouble) = honest.publish("first").await {
+                drop(trouble);
+                sleep(LOOK_PAUSE).await;
+            }
+        };
+        timeout(START_WITHIN, first).await.map_err(|_| Trouble::Ring("start in time".into()))?;
+        Ok(honest)
+    }
+
+    /// Publishes `count` versions one after the other, each when all edges run the last.
+    ///
+    /// # Errors
+    ///
+    /// If a publish is not decided, or does not reach the edges in time.
+    pub async fn publish_many(&mut self, count: usize, phase: &str) -> Result<Times, Trouble> {
+        let mut times = Times::default();
+        for n in 0..count {
+            let (decided, active) = self.publish(&format!("{phase} {n}")).await?;
+            times.decided.push(decided);
+            times.active.push(active);
+        }
+        times.decided.sort();
+        times.active.sort();
+        Ok(times)
+    }
+
+    async fn publish(&mut self, value: &str) -> Result<(Duration, Duration), Trouble> {
+        let mut tree = self.tree.clone();
+        let key = Key::new(b"greeting.txt").expect("a key");
+        tree.insert(&key, value.as_bytes().into());
+        let publish = Publish::between(bundle(), self.version, &self.tree, &tree);
+        let change = Change::new(self.client.genesis.realm(), Action::Publish(publish));
+        let mut signed = SignedChange::unsigned(change);
+        signed.approve(&self.key);
+        let started = clock::monotonic();
+        let decided = self.client.submit(&signed).await;
+        let version = decided.map_err(|error| Trouble::Ring(format!("decide: {error}")))?.version;
+        let decided = clock::monotonic() - started;
+        let (expected, all) = (version, self.status_files.clone());
+        let active = async {
+            while !all.iter().all(|file| runs(file) >= Some(expected)) {
+                sleep(LOOK_PAUSE).await;
+            }
+        };
+        self.version = version;
+        self.tree = tree;
+        timeout(EDGE_WITHIN, active).await.map_err(|_| Trouble::Ring("reach its edges".into()))?;
+        Ok((decided, clock::monotonic() - started))
+    }
+
+    /// The certified version, which is the last one that was published.
+    ///
+    /// # Errors
+    ///
+    /// If no server can be read.
+    pub async fn certified(&self) -> Result<(u64, u64), Trouble> {
+        let read = self.client.read(&Interest::Bundles(vec![bundle()])).await;
+        let read = read.map_err(|error| Trouble::Ring(format!("answer: {error}")))?;
+        Ok((version_of(&read.replica, &bundle()), self.version))
+    }
+}
+
+/// The version that an edge has active.
+fn runs(status: &std::path::Path) -> Option<u64> {
+    let status: Status = serde_json::from_slice(&fs::read(status).ok()?).ok()?;
+    status.active.iter().find(|active| active.bundle == BUNDLE).map(|active| active.version)
+}
