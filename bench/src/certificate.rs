@@ -2,7 +2,9 @@
 
 use std::{error::Error, time::Duration};
 
-use satrap_certify::{BundleName, Interest, Replica, Trusted, light_block};
+use satrap_certify::{
+    BundleName, Clock, Interest, Linkage, Replica, StepRules, Trusted, light_block,
+};
 use satrap_host::clock;
 use satrap_merkle::codec::Canonical as _;
 use satrap_sim::SimRealm;
@@ -48,7 +50,7 @@ fn realm(validators: usize) -> Result<(SimRealm, Replica, Replica), Box<dyn Erro
         let advance = relay.verify(&update, realm.now)?;
         relay.advance(advance);
         if value == "one" {
-            let update = relay.update_for(&edge.position())?.ok_or("the edge is behind")?;
+            let update = relay.answer(&edge.position())?.ok_or("the edge is behind")?.update;
             let advance = edge.verify(&update, realm.now)?;
             edge.advance(advance);
         }
@@ -58,7 +60,7 @@ fn realm(validators: usize) -> Result<(SimRealm, Replica, Replica), Box<dyn Erro
 
 fn sizes(validators: usize) -> Result<(), Box<dyn Error>> {
     let (realm, relay, edge) = realm(validators)?;
-    let update = relay.update_for(&edge.position())?.ok_or("the edge is behind")?;
+    let update = relay.answer(&edge.position())?.ok_or("the edge is behind")?.update;
     let step = update.steps.last().ok_or("a step")?;
     let certificate = step.checkpoint.to_canonical().len() + step.commit.to_canonical().len();
     let proof = update.heads.as_ref().map_or(0, |heads| heads.to_canonical().len());
@@ -71,7 +73,7 @@ fn sizes(validators: usize) -> Result<(), Box<dyn Error>> {
 
 fn times(validators: usize) -> Result<(), Box<dyn Error>> {
     let (realm, relay, edge) = realm(validators)?;
-    let update = relay.update_for(&edge.position())?.ok_or("the edge is behind")?;
+    let update = relay.answer(&edge.position())?.ok_or("the edge is behind")?.update;
     let step = update.steps.last().ok_or("a step")?;
     let trusted: &Trusted = edge.trusted();
     let (context, policy) = (realm.genesis.realm(), realm.genesis.policy);
@@ -100,11 +102,12 @@ fn times(validators: usize) -> Result<(), Box<dyn Error>> {
         next_validators: None,
     };
     let now = realm.now.to_tendermint();
+    let rules = StepRules { clock: Clock::Now(realm.now), linkage: Linkage::Overlap };
     let (mut ours, mut whole, mut theirs) =
         (Samples::default(), Samples::default(), Samples::default());
     for _ in 0..ROUNDS {
         // In turn, so that the machine's moods hit both alike.
-        ours.push(timed(|| trusted.step(context, &policy, step, realm.now).is_ok())?);
+        ours.push(timed(|| trusted.step(context, &policy, step, rules).is_ok())?);
         whole.push(timed(|| edge.verify(&update, realm.now).is_ok())?);
         theirs.push(timed(|| {
             let verifier = ProdVerifier::default();

@@ -7,12 +7,16 @@ use std::{error::Error, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use satrap_certify::{
     Action, BundleName, Change, Interest, Key, Publish, Replica, SignedChange, Timestamp, Update,
+    limits::EDGE_UPDATE_BYTES_MAX,
 };
 use satrap_cli::{client::Client, operator};
 use satrap_edge_agent::status::Status;
-use satrap_host::{TaskGroup, clock};
+use satrap_host::{
+    TaskGroup, clock,
+    follow::{self, Replies},
+};
 use satrap_merkle::{BundleTree, codec::Canonical as _};
-use satrap_proto::v1::{FollowRequest, follow_request::Body, sync_client::SyncClient};
+use satrap_proto::v1::{FollowRequest, follow_request::Body};
 use tokio::{sync::mpsc, time};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -213,15 +217,17 @@ async fn follow_once(
     let (requests, outgoing) = mpsc::channel(1);
     let body = Some(Body::Position(replica.position().to_canonical().into()));
     requests.send(FollowRequest { body }).await?;
-    let mut sync = SyncClient::new(channel);
-    let mut stream = sync.follow(ReceiverStream::new(outgoing)).await?.into_inner();
-    while let Some(reply) = stream.message().await? {
+    let stream = follow::client(channel).follow(ReceiverStream::new(outgoing)).await?.into_inner();
+    let mut replies = Replies::new(stream, EDGE_UPDATE_BYTES_MAX);
+    while let Some(update) = replies.next().await? {
         let at = clock::monotonic();
-        let update = Update::from_canonical(&reply.update)?;
+        let update = Update::from_canonical(&update)?;
         let advance = replica.verify(&update, Timestamp(clock::now()))?;
         replica.advance(advance);
-        let version = replica.heads().get(&bundle()).map_or(0, |head| head.version);
-        sender.send(Arrival { tier, index, version, at }).await?;
+        if replica.is_complete() {
+            let version = replica.heads().get(&bundle()).map_or(0, |head| head.version);
+            sender.send(Arrival { tier, index, version, at }).await?;
+        }
     }
     Ok(())
 }

@@ -58,15 +58,15 @@ fn ports(count: usize) -> io::Result<impl Iterator<Item = SocketAddr>> {
 
 /// A region of three members and one edge at each of `regions` sites, and four validators.
 fn plan(regions: usize) -> io::Result<RealmPlan> {
-    let mut ports = ports(VALIDATOR_SITES.len() + 6 * regions)?;
+    let mut ports = ports(2 * VALIDATOR_SITES.len() + 6 * regions)?;
     let mut port = move || {
         let address = ports.next().expect("as many ports were taken as are used");
         (address, format!("https://{address}"))
     };
     let mut validator = |i: usize| {
-        let (listen, url) = port();
-        let name = label(&format!("v{i}"));
-        ValidatorPlan { name, listen, url, jurisdiction: label("zz"), power: 1 }
+        let ((listen, url), (mesh_listen, mesh_url)) = (port(), port());
+        let (name, jurisdiction) = (label(&format!("v{i}")), label("zz"));
+        ValidatorPlan { name, listen, url, mesh_listen, mesh_url, jurisdiction, power: 1 }
     };
     let validators = (0..VALIDATOR_SITES.len()).map(&mut validator).collect();
     let mut member = |zone: &str| {
@@ -196,7 +196,7 @@ async fn separate(tasks: &TaskGroup, plan: &RealmPlan, files: &RealmFiles) -> io
         let mut urls = toml::Table::new();
         for (to, other) in plan.validators.iter().enumerate().filter(|(to, _)| *to != from) {
             let delay = matrix::one_way(VALIDATOR_SITES[from], VALIDATOR_SITES[to]);
-            let near = proxy::start(tasks, other.listen, delay).await?;
+            let near = proxy::start(tasks, other.mesh_listen, delay).await?;
             urls.insert(other.name.to_string(), format!("https://{near}").into());
         }
         edit(&process.config, |config| {

@@ -27,17 +27,17 @@ use satrap_certify::{
 };
 use satrap_host::{
     clock,
+    follow::{self, Replies},
     mtls::{self, CredentialFiles, Credentials, PeerRule},
 };
 use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{
-    FollowReply, FollowRequest, GovernanceRequest, StatusReply, StatusRequest,
-    control_client::ControlClient, follow_request::Body, status_reply::Tier,
-    sync_client::SyncClient,
+    FollowRequest, GovernanceRequest, StatusReply, StatusRequest, control_client::ControlClient,
+    follow_request::Body, status_reply::Tier,
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming, transport::Channel};
+use tonic::{Status, transport::Channel};
 
 use crate::{error::CliError, realm::Description};
 
@@ -193,19 +193,23 @@ impl Client {
             // A server that lies here only makes the validators refuse what is built on it.
             return Ok(replica);
         }
-        let mut following = follow(channel, &replica).await?;
-        let reply = timeout(READ_WITHIN, following.stream.message())
-            .await
-            .map_err(|_| Ended::AskNext(format!("no update within {READ_WITHIN:?}")))?
-            .map_err(|status| Ended::AskNext(status_text(&status)))?
-            .ok_or_else(|| Ended::AskNext("it closed the stream".into()))?;
-        let update = Update::from_canonical(&reply.update)
-            .map_err(|e| Ended::AskNext(format!("sent no update: {e}")))?;
-        let advance = replica
-            .verify(&update, Timestamp(clock::now()))
-            .map_err(|e| Ended::AskNext(format!("refused by rule {}: {e}", e.rule())))?;
-        replica.advance(advance);
-        Ok(replica)
+        let mut following = open(channel, &replica).await?;
+        loop {
+            let update = timeout(READ_WITHIN, following.replies.next())
+                .await
+                .map_err(|_| Ended::AskNext(incomplete(&replica)))?
+                .map_err(|error| Ended::AskNext(error.to_string()))?
+                .ok_or_else(|| Ended::AskNext("it closed the stream".into()))?;
+            let update = Update::from_canonical(&update)
+                .map_err(|e| Ended::AskNext(format!("sent no update: {e}")))?;
+            let advance = replica
+                .verify(&update, Timestamp(clock::now()))
+                .map_err(|e| Ended::AskNext(format!("refused by rule {}: {e}", e.rule())))?;
+            replica.advance(advance);
+            if replica.is_complete() {
+                return Ok(replica);
+            }
+        }
     }
 
     /// Reads the governance state and checks it against a certified root (O1).
@@ -290,20 +294,25 @@ async fn at_genesis(channel: Channel) -> Result<bool, Status> {
 /// An open stream. A server may take the end of our side for the end of our interest.
 struct Following {
     _outgoing: mpsc::Sender<FollowRequest>,
-    stream: Streaming<FollowReply>,
+    replies: Replies,
 }
 
-async fn follow(channel: Channel, replica: &Replica) -> Result<Following, Ended> {
+/// Why a server that sends no more is left.
+fn incomplete(replica: &Replica) -> String {
+    match replica.withheld() {
+        Some(why) => format!("incomplete after {READ_WITHIN:?}: {why}"),
+        None => format!("no update within {READ_WITHIN:?}"),
+    }
+}
+
+async fn open(channel: Channel, replica: &Replica) -> Result<Following, Ended> {
     let (outgoing, requests) = mpsc::channel(1);
     let body = Some(Body::Position(replica.position().to_canonical().into()));
     let asked = outgoing.try_send(FollowRequest { body });
     asked.expect("the channel is empty and its receiver is alive");
-    let stream = SyncClient::new(channel)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .follow(ReceiverStream::new(requests))
-        .await;
+    let stream = follow::client(channel).follow(ReceiverStream::new(requests)).await;
     let stream = stream.map_err(|status| Ended::AskNext(status_text(&status)))?.into_inner();
-    Ok(Following { _outgoing: outgoing, stream })
+    Ok(Following { _outgoing: outgoing, replies: Replies::new(stream, EDGE_UPDATE_BYTES_MAX) })
 }
 
 /// Splits `V4: text` or `[C1] text`, the two forms in which servers name a rule.

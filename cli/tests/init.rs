@@ -34,8 +34,9 @@ fn every_daemon_loads_what_was_made_for_it() {
     for (v, at) in plan.validators.iter().zip(&files.validators) {
         let config = satrap_global_node::Config::load(&at.config).unwrap();
         assert_eq!((&config.name, config.listen), (&v.name, v.listen));
+        assert_eq!(config.mesh_listen, v.mesh_listen);
         assert!(config.data_dir.is_dir());
-        assert!(config.genesis.governance.validators.iter().any(|info| info.name == v.name));
+        assert!(config.genesis.governance.validators.iter().any(|info| info.url == v.mesh_url));
         let seed = hex::decode(fs::read_to_string(config.signing_key).unwrap().trim()).unwrap();
         let key = ed25519_dalek::SigningKey::from_bytes(&seed.try_into().unwrap());
         let public = satrap_certify::PublicKey::of(&key);

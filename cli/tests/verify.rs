@@ -27,7 +27,7 @@ fn files(dir: &Path) -> (SimRealm, Vec<u8>) {
         relay.advance(relay.verify(&update, realm.now).unwrap());
     }
     let mut edge = Replica::genesis(&realm.genesis, interest);
-    let update = relay.update_for(&edge.position()).unwrap().unwrap();
+    let update = relay.answer(&edge.position()).unwrap().unwrap().update;
     edge.advance(edge.verify(&update, realm.now).unwrap());
     let certificate = edge.snapshot().unwrap().to_canonical();
     fs::write(dir.join("certificate"), &certificate).unwrap();

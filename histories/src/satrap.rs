@@ -67,7 +67,8 @@ fn member(slot: usize) -> Result<MemberPlan, Trouble> {
 
 fn plan() -> Result<RealmPlan, Trouble> {
     let chain_id = ChainId::new("histories");
-    let validator = SocketAddr::from(([10, 77, 0, 254], 7000));
+    let listen = |port| SocketAddr::from(([10, 77, 0, 254], port));
+    let (validator, mesh) = (listen(7000), listen(7001));
     Ok(RealmPlan {
         chain_id: chain_id.map_err(|error| wrong("a name")(error.to_string()))?,
         policy: Policy {
@@ -82,6 +83,8 @@ fn plan() -> Result<RealmPlan, Trouble> {
             name: label("v")?,
             listen: validator,
             url: format!("https://{validator}"),
+            mesh_listen: mesh,
+            mesh_url: format!("https://{mesh}"),
             jurisdiction: label("here")?,
             power: 1,
         }],

@@ -191,6 +191,6 @@ fn foreign(truth: Truth<'_>) -> LieBytes {
     step.checkpoint.last_block = newest.last_block;
     step.commit = realm.commit_in(truth.realm, &step.checkpoint, realm.ledger.validators().len());
     step.sets = vec![realm.ledger.validators().clone()];
-    update.history = HistoryUpdate::Proof(Default::default());
+    update.history = Some(HistoryUpdate::Proof(Default::default()));
     update.to_canonical()
 }

@@ -41,7 +41,7 @@ fn world() -> World {
         let advance = relay.verify(&update, realm.now).unwrap();
         relay.advance(advance);
     }
-    let update = relay.update_for(&edge.position()).unwrap().unwrap();
+    let update = relay.answer(&edge.position()).unwrap().unwrap().update;
     let advance = edge.verify(&update, realm.now).unwrap();
     edge.advance(advance);
     World { realm, relay, edge }
@@ -53,7 +53,7 @@ impl World {
         let update = self.realm.decide(&[]).unwrap();
         let advance = self.relay.verify(&update, self.realm.now).unwrap();
         self.relay.advance(advance);
-        self.relay.update_for(&self.edge.position()).unwrap().unwrap()
+        self.relay.answer(&self.edge.position()).unwrap().unwrap().update
     }
 
     /// `update` with these heads in the directory, signed by all validators.
@@ -81,7 +81,7 @@ impl World {
 }
 
 #[test]
-fn b1_no_bundle_goes_back_or_away_inside_a_newer_directory() {
+fn b1_no_bundle_goes_back_inside_a_newer_directory_even_after_it_was_retired() {
     let mut world = world();
     let update = world.heartbeat();
     let mut heads = world.heads();
@@ -89,8 +89,25 @@ fn b1_no_bundle_goes_back_or_away_inside_a_newer_directory() {
     assert_eq!(world.verdict(&world.certify(update.clone(), &heads)), Ok(()));
     heads[1].version = 1;
     assert_eq!(world.verdict(&world.certify(update.clone(), &heads)), Err("B1"));
+    // A bundle that is proven absent was retired. Its floor stays: nothing older comes back.
     heads.pop();
-    assert_eq!(world.verdict(&world.certify(update, &heads)), Err("B1"), "it vanished");
+    let retired = world.certify(update.clone(), &heads);
+    let advance = world.edge.verify(&retired, world.realm.now).unwrap();
+    world.edge.advance(advance);
+    assert_eq!(world.edge.content(&bundle("config/b")), None);
+    let resumed = Replica::resume(
+        &world.realm.genesis,
+        Interest::Bundles(["config/a", "config/b"].map(bundle).to_vec()),
+        world.edge.memory(),
+        Default::default(),
+    )
+    .unwrap();
+    let update = world.heartbeat();
+    let old = Head { version: 1, ..resumed.memory().floors[&bundle("config/b")].clone() };
+    heads.push(old);
+    let revived = world.certify(update, &heads);
+    assert_eq!(world.verdict(&revived), Err("B1"), "older than what was retired");
+    assert_eq!(rule(resumed.verify(&revived, world.realm.now)), Err("B1"), "also after a restart");
 }
 
 #[test]
@@ -138,15 +155,14 @@ fn h1_the_history_cannot_be_rewritten_or_shortened() {
     assert_eq!(offer(&|u| commitments(u).history_size -= 1), Err("H1"), "a shorter past");
     assert_eq!(offer(&|u| commitments(u).history_size += 1), Err("H1"), "not a continuation");
     // A relay recomputes the root from the leaves it is sent.
-    let mut relay = world
-        .relay
-        .update_for(&Replica::genesis(&world.realm.genesis, Interest::Everything).position());
-    let update = relay.as_mut().unwrap().as_mut().unwrap();
     let fresh = Replica::genesis(&world.realm.genesis, Interest::Everything);
-    assert_eq!(rule(fresh.verify(update, world.realm.now)), Ok(()));
-    let HistoryUpdate::Leaves(leaves) = &mut update.history else { panic!("relays get leaves") };
+    let mut update = world.relay.answer(&fresh.position()).unwrap().unwrap().update;
+    assert_eq!(rule(fresh.verify(&update, world.realm.now)), Ok(()));
+    let Some(HistoryUpdate::Leaves(leaves)) = &mut update.history else {
+        panic!("relays get leaves")
+    };
     leaves[0][0] ^= 1;
-    assert_eq!(rule(fresh.verify(update, world.realm.now)), Err("H1"));
+    assert_eq!(rule(fresh.verify(&update, world.realm.now)), Err("H1"));
 }
 
 #[test]
@@ -156,7 +172,7 @@ fn d1_d2_heads_are_the_certified_directory_and_none_is_left_open() {
     let update = world.realm.decide(&[change]).unwrap();
     let advance = world.relay.verify(&update, world.realm.now).unwrap();
     world.relay.advance(advance);
-    let mut update = world.relay.update_for(&world.edge.position()).unwrap().unwrap();
+    let mut update = world.relay.answer(&world.edge.position()).unwrap().unwrap().update;
     assert_eq!(world.verdict(&update), Ok(()));
     // A true proof of other heads says nothing about those that were asked for.
     let directory = directory_of(world.relay.heads().values());
@@ -178,7 +194,7 @@ fn c11_an_update_has_so_many_steps_and_no_more() {
     let relay_of = |steps: &[Step]| Update {
         genesis_hash: *realm.genesis.realm().genesis_hash(),
         steps: steps.to_vec(),
-        history: HistoryUpdate::Proof(Default::default()),
+        history: Some(HistoryUpdate::Proof(Default::default())),
         heads: Some(directory_of([].into_iter()).prove_all()),
         contents: Vec::new(),
     };

@@ -24,7 +24,7 @@ fn in_flight() -> (SimRealm, Acceptor, Event) {
     let interest = Interest::Bundles(vec![BundleName::new("config/a").unwrap()]);
     let replica = Replica::genesis(&realm.genesis, interest);
     let mut edge = Acceptor::new(replica, BTreeMap::new(), BTreeSet::new());
-    let update = Box::new(relay.update_for(&edge.position()).unwrap().unwrap());
+    let update = Box::new(relay.answer(&edge.position()).unwrap().unwrap().update);
     let effect = edge.step(realm.now, Event::Offered(update.clone())).unwrap();
     assert!(matches!(effect, Effect::Stage(_)) && !edge.is_idle());
     (realm, edge, Event::Offered(update))

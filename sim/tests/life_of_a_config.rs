@@ -7,7 +7,9 @@
 
 use std::{collections::BTreeMap, collections::BTreeSet, time::Duration};
 
-use satrap_certify::{BundleName, Commit, Interest, Replica, Report, Timestamp, Update, keys};
+use satrap_certify::{
+    BundleName, Commit, Interest, Replica, Report, Snapshot, Timestamp, Update, keys,
+};
 use satrap_edge_core::{Acceptor, Active, Effect, Event};
 use satrap_global_core::Ledger;
 use satrap_merkle::codec::Canonical as _;
@@ -82,7 +84,7 @@ fn one_config_travels_from_an_operator_to_an_edge() {
     //    regional/core/src/lib.rs.
     let mut members: Vec<Region> = (0..3).map(|_| Region::genesis(genesis)).collect();
     let position = members[0].replica().position();
-    let update = validator.update_for(&position).unwrap().unwrap();
+    let update = validator.answer(&position).unwrap().unwrap().update;
     members[0].replica().verify(&update, now).map(drop).unwrap();
     let entry = Command::Adopt { update: Box::new(update), now }.to_canonical();
     let snapshots: BTreeSet<Vec<u8>> = members
@@ -102,7 +104,7 @@ fn one_config_travels_from_an_operator_to_an_edge() {
     let replica = Replica::genesis(genesis, interest.clone());
     let mut edge = Acceptor::new(replica, BTreeMap::new(), BTreeSet::new());
     assert!(matches!(edge.resume(), Effect::Settled));
-    let update = members[1].replica().update_for(&edge.position()).unwrap().unwrap();
+    let update = members[1].replica().answer(&edge.position()).unwrap().unwrap().update;
 
     // 7. It verifies, stores, activates: edge-agent/core/src/accept.rs.
     let wire = update.to_canonical();
@@ -130,7 +132,7 @@ fn one_config_travels_from_an_operator_to_an_edge() {
     signed.verify(genesis.realm().genesis_hash(), &public).unwrap();
 
     // With every server gone, a restart verifies the disk and comes up with the same config.
-    let disk = Update::from_canonical(&disk).unwrap();
+    let disk = Snapshot::from_canonical(&disk).unwrap();
     let replica = Replica::restore(genesis, interest, &disk).unwrap();
     let active = BTreeMap::from([(bundle.clone(), running)]);
     let mut restarted = Acceptor::new(replica, active, BTreeSet::new());
@@ -151,7 +153,7 @@ fn edge_at_one() -> (SimRealm, Acceptor, Update, BundleName) {
         let update = realm.decide(&[change]).unwrap();
         let advance = relay.verify(&update, realm.now).unwrap();
         relay.advance(advance);
-        let update = relay.update_for(&edge.position()).unwrap().unwrap();
+        let update = relay.answer(&edge.position()).unwrap().unwrap().update;
         if value == "one" {
             let effect = edge.step(realm.now, Event::Offered(Box::new(update))).unwrap();
             assert_eq!(settle(&mut edge, effect, realm.now), [1]);
@@ -204,7 +206,7 @@ fn a_version_that_fails_here_is_quarantined_and_the_last_known_good_stays() {
         let advance = relay.verify(&update, realm.now).unwrap();
         relay.advance(advance);
     }
-    let update = relay.update_for(&restarted.position()).unwrap().unwrap();
+    let update = relay.answer(&restarted.position()).unwrap().unwrap().update;
     let effect = restarted.step(realm.now, Event::Offered(Box::new(update))).unwrap();
     assert_eq!(settle(&mut restarted, effect, realm.now), [3]);
     assert!(restarted.quarantine().is_empty());

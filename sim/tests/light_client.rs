@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
 use satrap_certify::{
-    Checkpoint, Commit, PublicKey, Realm, Timestamp, Trusted, Validator, ValidatorSet,
-    light_block::signed_header,
+    Checkpoint, Clock, Commit, Linkage, PublicKey, Realm, StepRules, Timestamp, Trusted, Validator,
+    ValidatorSet, light_block::signed_header,
 };
 use satrap_sim::{
     CertifiedBlock, SimRealm,
@@ -98,7 +98,8 @@ impl Judges {
     ) -> (Result<Trusted, &'static str>, Verdict) {
         let realm = self.realm.genesis.realm();
         let policy = &self.realm.genesis.policy;
-        let ours = trusted.trusted(realm).step(realm, policy, &block.step(), now);
+        let rules = StepRules { clock: Clock::Now(now), linkage: Linkage::Overlap };
+        let ours = trusted.trusted(realm).step(realm, policy, &block.step(), rules);
         let trusted = Light::of(trusted, realm);
         let reference = if block.commit.signatures.len() == block.validators.len() {
             Light::of(block, realm).verify_from(&trusted, &self.options, now)
@@ -156,7 +157,9 @@ fn every_block_verifies_adjacent_across_both_set_changes() {
     // Ours starts at the genesis, where the reference wants a first trusted block.
     let (realm, policy) = (judges.realm.genesis.realm(), &judges.realm.genesis.policy);
     for block in &blocks {
-        first = first.step(realm, policy, &block.step(), block.checkpoint.time).unwrap();
+        let clock = Clock::Now(block.checkpoint.time);
+        let rules = StepRules { clock, linkage: Linkage::Announced };
+        first = first.step(realm, policy, &block.step(), rules).unwrap();
     }
     assert_eq!(first.height, HEIGHTS);
 }

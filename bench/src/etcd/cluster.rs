@@ -250,9 +250,9 @@ fn etcd(program: &Path, dir: &Path) -> Bench<Commands> {
 }
 
 fn satrap(program: &Path, dir: &Path) -> Bench<Commands> {
-    let all = ports(4 + 3 * MEMBERS.len())?;
+    let all = ports(8 + 3 * MEMBERS.len())?;
     let url = |address: &SocketAddr| format!("https://{address}");
-    let (validators, rest) = all.split_at(4);
+    let (validators, rest) = all.split_at(8);
     let (clients, rest) = rest.split_at(MEMBERS.len());
     let (peers, etcds) = rest.split_at(MEMBERS.len());
     let member = |n: usize| MemberPlan {
@@ -263,10 +263,12 @@ fn satrap(program: &Path, dir: &Path) -> Bench<Commands> {
         peer_url: url(&peers[n]),
         etcd: None,
     };
-    let validator = |(n, listen): (usize, &SocketAddr)| ValidatorPlan {
+    let validator = |(n, listens): (usize, &[SocketAddr])| ValidatorPlan {
         name: label(&format!("v{n}")),
-        listen: *listen,
-        url: url(listen),
+        listen: listens[0],
+        url: url(&listens[0]),
+        mesh_listen: listens[1],
+        mesh_url: url(&listens[1]),
         jurisdiction: label("here"),
         power: 1,
     };
@@ -280,7 +282,7 @@ fn satrap(program: &Path, dir: &Path) -> Bench<Commands> {
         },
         governance_approvals: 1,
         lifetimes: Lifetimes { authority: 30 * DAY, leaf: 7 * DAY },
-        validators: validators.iter().enumerate().map(validator).collect(),
+        validators: validators.chunks(2).enumerate().map(validator).collect(),
         regions: vec![RegionPlan {
             name: label("eu"),
             members: (0..MEMBERS.len()).map(member).collect(),

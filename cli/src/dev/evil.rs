@@ -19,13 +19,13 @@ use satrap_certify::{
 };
 use satrap_host::{
     TaskGroup, clock,
+    follow::{self, Replies},
     mtls::{self, Credentials, Limits, Listener, PeerIdentity, PeerRule, server_builder},
 };
 use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{
     FollowReply, FollowRequest,
     follow_request::Body,
-    sync_client::SyncClient,
     sync_server::{Sync, SyncServer},
 };
 use satrap_sim::lies::{Lie, Truth};
@@ -101,8 +101,8 @@ impl Conspiracy {
     /// The next lie for an edge at `position`.
     fn lie(&self, knowledge: &Knowledge, update: &Update, edge: &str, member: &str) -> Vec<u8> {
         let nothing = Replica::genesis(&self.genesis, Interest::Bundles(vec![self.bundle.clone()]));
-        let old = knowledge.earlier.update_for(&nothing.position());
-        let old = old.ok().flatten().expect("liars lie only after the third version");
+        let old = knowledge.earlier.answer(&nothing.position());
+        let old = old.ok().flatten().expect("liars lie only after the third version").update;
         let whole = |replica: &Replica| {
             let tree = replica.content(&self.bundle).expect("liars lie about what exists");
             Delta::whole(self.bundle.clone(), tree)
@@ -199,19 +199,21 @@ async fn learn_once(
     let channel = mtls::connect(upstream, credentials, PeerRule::AnyValidator);
     let channel = channel.await.map_err(|e| text(&e))?;
     let (requests, outgoing) = mpsc::channel(1);
-    let position = publish.borrow().now.position().to_canonical();
-    let body = Some(Body::Position(position.into()));
+    let mut building = publish.borrow().now.clone();
+    let body = Some(Body::Position(building.position().to_canonical().into()));
     requests.send(FollowRequest { body }).await.map_err(|e| text(&e))?;
-    let mut client = SyncClient::new(channel).max_decoding_message_size(UPDATE_BYTES_MAX);
-    let stream = client.follow(ReceiverStream::new(outgoing)).await.map_err(|e| text(&e))?;
-    let mut stream = stream.into_inner();
-    while let Some(reply) = stream.message().await.map_err(|e| text(&e))? {
-        let update = Update::from_canonical(&reply.update).map_err(|e| text(&e))?;
+    let stream = follow::client(channel).follow(ReceiverStream::new(outgoing)).await;
+    let stream = stream.map_err(|e| text(&e))?.into_inner();
+    let mut replies = Replies::new(stream, UPDATE_BYTES_MAX);
+    while let Some(update) = replies.next().await.map_err(|e| text(&e))? {
+        let update = Update::from_canonical(&update).map_err(|e| text(&e))?;
+        let advance = building.verify(&update, Timestamp(clock::now())).map_err(|e| text(&e))?;
+        building.advance(advance);
+        if !building.is_complete() {
+            continue;
+        }
         let mut knowledge = Knowledge::clone(&publish.borrow());
-        let advance =
-            knowledge.now.verify(&update, Timestamp(clock::now())).map_err(|e| text(&e))?;
-        let before = knowledge.now.clone();
-        knowledge.now.advance(advance);
+        let before = core::mem::replace(&mut knowledge.now, building.clone());
         if conspiracy.version(&before) < conspiracy.version(&knowledge.now) {
             knowledge.earlier = core::mem::replace(&mut knowledge.before, before);
         }
@@ -270,7 +272,8 @@ impl Answer {
     async fn run(mut self, mut position: Position, mut requests: Streaming<FollowRequest>) {
         loop {
             let knowledge = self.knowledge.borrow_and_update().clone();
-            if let Ok(Some(update)) = knowledge.now.update_for(&position) {
+            if let Ok(Some(answer)) = knowledge.now.answer(&position) {
+                let update = answer.update;
                 let news = !update.contents.is_empty();
                 let lying = self.conspiracy.lying.load(Ordering::SeqCst) && news;
                 let bytes = if lying {
@@ -278,11 +281,16 @@ impl Answer {
                 } else {
                     update.to_canonical()
                 };
-                let reply = FollowReply { update: bytes.into() };
-                if self.replies.send(Ok(reply)).await.is_err() || lying {
+                for piece in follow::pieces(bytes.into()) {
+                    if self.replies.send(Ok(piece)).await.is_err() {
+                        return;
+                    }
+                }
+                if lying {
                     break;
                 }
-                position = knowledge.now.position_of(&position.interest);
+                position = answer.leads_to;
+                continue;
             }
             tokio::select! {
                 changed = self.knowledge.changed() => if changed.is_err() { return },

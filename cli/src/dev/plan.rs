@@ -51,17 +51,19 @@ fn free_ports(count: usize) -> io::Result<impl Iterator<Item = SocketAddr>> {
 /// If there are no free ports.
 pub fn new_realm(state_dir: &Path, evil: bool) -> io::Result<RealmPlan> {
     let members = REGIONS.len() * ZONES.len();
-    let mut ports = free_ports(VALIDATORS.len() + 4 * members)?;
+    let mut ports = free_ports(2 * VALIDATORS.len() + 4 * members)?;
     let mut port = move || ports.next().expect("as many ports were taken as are used");
     let url = |address: SocketAddr| format!("https://{address}");
-    let validator = |(name, jurisdiction): &(&str, &str), listen| ValidatorPlan {
+    let validator = |(name, jurisdiction): &(&str, &str), listen, mesh_listen| ValidatorPlan {
         name: label(name),
         listen,
         url: url(listen),
+        mesh_listen,
+        mesh_url: url(mesh_listen),
         jurisdiction: label(jurisdiction),
         power: 1,
     };
-    let validators = VALIDATORS.iter().map(|v| validator(v, port())).collect();
+    let validators = VALIDATORS.iter().map(|v| validator(v, port(), port())).collect();
     let mut member = |region: &str, zone: &str| {
         let (client_listen, peer_listen, liar, etcd) = (port(), port(), port(), port());
         let reached = if evil && region == EVIL_REGION { liar } else { client_listen };

@@ -6,15 +6,18 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use satrap_certify::{BundleName, Genesis, Interest, Replica, Timestamp, Update};
+use satrap_certify::{
+    BundleName, Genesis, Interest, Replica, Timestamp, Update, limits::EDGE_UPDATE_BYTES_MAX,
+};
 use satrap_edge_agent::status::Status;
 use satrap_host::{
     clock, files,
+    follow::{self, Replies},
     mtls::{self, Credentials, PeerRule},
     pki::SpiffeId,
 };
 use satrap_merkle::codec::Canonical as _;
-use satrap_proto::v1::{FollowRequest, follow_request::Body, sync_client::SyncClient};
+use satrap_proto::v1::{FollowRequest, follow_request::Body};
 use tokio::{sync::mpsc, time};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -94,16 +97,17 @@ async fn follow_once(
     let (requests, outgoing) = mpsc::channel(1);
     let body = Some(Body::Position(replica.position().to_canonical().into()));
     requests.send(FollowRequest { body }).await.map_err(|e| text(&e))?;
-    let mut client = SyncClient::new(channel)
-        .max_decoding_message_size(satrap_certify::limits::UPDATE_BYTES_MAX);
-    let stream = client.follow(ReceiverStream::new(outgoing)).await.map_err(|e| text(&e))?;
-    let mut stream = stream.into_inner();
+    let stream = follow::client(channel).follow(ReceiverStream::new(outgoing)).await;
+    let stream = stream.map_err(|e| text(&e))?.into_inner();
+    let mut replies = Replies::new(stream, EDGE_UPDATE_BYTES_MAX);
     loop {
-        let version = replica.heads().get(bundle).map_or(0, |head| head.version);
-        let (tier, name, at) = (server.tier, server.name.clone(), clock::monotonic());
-        sightings.send(Sighting { tier, name, version, at }).await.map_err(|e| text(&e))?;
-        let reply = stream.message().await.map_err(|e| text(&e))?.ok_or("stream closed")?;
-        let update = Update::from_canonical(&reply.update).map_err(|e| text(&e))?;
+        if replica.is_complete() {
+            let version = replica.heads().get(bundle).map_or(0, |head| head.version);
+            let (tier, name, at) = (server.tier, server.name.clone(), clock::monotonic());
+            sightings.send(Sighting { tier, name, version, at }).await.map_err(|e| text(&e))?;
+        }
+        let update = replies.next().await.map_err(|e| text(&e))?.ok_or("stream closed")?;
+        let update = Update::from_canonical(&update).map_err(|e| text(&e))?;
         let now = Timestamp(clock::now());
         let advance = replica.verify(&update, now).map_err(|e| text(&e))?;
         replica.advance(advance);

@@ -29,11 +29,12 @@ struct ValidatorToml<'a> {
     genesis: &'static str,
     data_dir: &'static str,
     listen: String,
+    mesh_listen: String,
     signing_key: &'static str,
     tls: Tls,
 }
 
-/// `validator.toml`. Where the other validators are stands in the genesis.
+/// `validator.toml`. The genesis says where the other validators are.
 #[must_use]
 pub fn validator(v: &ValidatorPlan) -> String {
     text(
@@ -43,6 +44,7 @@ pub fn validator(v: &ValidatorPlan) -> String {
             genesis: GENESIS_FROM_VALIDATOR,
             data_dir: "data",
             listen: v.listen.to_string(),
+            mesh_listen: v.mesh_listen.to_string(),
             signing_key: "signing.key",
             tls: TLS,
         },

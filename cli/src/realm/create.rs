@@ -254,7 +254,7 @@ impl Signers {
                     public: PublicKey::of(key),
                     power: v.power,
                     jurisdiction: v.jurisdiction.clone(),
-                    url: v.url.clone(),
+                    url: v.mesh_url.clone(),
                 })
                 .collect(),
         };

@@ -56,10 +56,14 @@ pub struct Lifetimes {
 pub struct ValidatorPlan {
     /// Name in its SPIFFE id.
     pub name: Label,
-    /// The address it binds.
+    /// The address it binds for regions and operators.
     pub listen: SocketAddr,
-    /// Where the others reach it.
+    /// Where regions and operators reach it.
     pub url: String,
+    /// The address it binds for the other validators.
+    pub mesh_listen: SocketAddr,
+    /// Where the other validators reach it; the genesis holds this one.
+    pub mesh_url: String,
     /// The legal area it operates in.
     pub jurisdiction: Label,
     /// Voting power.
@@ -172,14 +176,14 @@ impl RealmPlan {
             unique("regions.members.name", region.members.iter().map(|m| &m.name))?;
         }
         let members = || self.regions.iter().flat_map(|r| &r.members);
-        let urls = self.validators.iter().map(|v| &v.url);
+        let urls = self.validators.iter().flat_map(|v| [&v.url, &v.mesh_url]);
         let urls: Vec<_> =
             urls.chain(members().flat_map(|m| [&m.client_url, &m.peer_url])).collect();
         let etcds = || members().filter_map(|m| m.etcd.as_ref());
         let urls: Vec<_> = urls.into_iter().chain(etcds().map(|etcd| &etcd.url)).collect();
         urls.iter().try_for_each(|url| check_url(url))?;
         unique("url", urls)?;
-        let listens = self.validators.iter().map(|v| v.listen);
+        let listens = self.validators.iter().flat_map(|v| [v.listen, v.mesh_listen]);
         let listens = listens.chain(members().flat_map(|m| [m.client_listen, m.peer_listen]));
         let listens = listens.chain(etcds().map(|etcd| etcd.listen));
         // The same wildcard address on different machines is what a real deployment looks like.

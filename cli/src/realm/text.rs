@@ -93,6 +93,8 @@ struct RawValidator {
     name: String,
     listen: std::net::SocketAddr,
     url: String,
+    mesh_listen: std::net::SocketAddr,
+    mesh_url: String,
     jurisdiction: String,
     #[serde(default = "default_power")]
     power: u64,
@@ -238,6 +240,8 @@ impl RawValidator {
             name: label("validators.name", &self.name)?,
             listen: self.listen,
             url: self.url,
+            mesh_listen: self.mesh_listen,
+            mesh_url: self.mesh_url,
             jurisdiction: label("validators.jurisdiction", &self.jurisdiction)?,
             power: self.power,
         })
@@ -248,6 +252,8 @@ impl RawValidator {
             name: v.name.to_string(),
             listen: v.listen,
             url: v.url.clone(),
+            mesh_listen: v.mesh_listen,
+            mesh_url: v.mesh_url.clone(),
             jurisdiction: v.jurisdiction.to_string(),
             power: v.power,
         }

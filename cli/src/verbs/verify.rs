@@ -9,8 +9,8 @@
 use std::{fmt, path::PathBuf};
 
 use satrap_certify::{
-    BundleName, Genesis, Interest, Replica, Step, Timestamp, Update, ValidatorSet,
-    limits::UPDATE_BYTES_MAX, update::HistoryUpdate,
+    BundleName, Genesis, Interest, Replica, Snapshot, Step, Timestamp, Update, ValidatorSet,
+    limits::SNAPSHOT_BYTES_MAX, update::HistoryUpdate,
 };
 use satrap_host::{clock, files};
 use satrap_merkle::{Key, codec::Canonical as _};
@@ -90,20 +90,22 @@ struct HeadRow {
 /// The rule that refuses the certificate, or how the content differs.
 pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
     let genesis = read_genesis(&args.genesis)?;
-    let bytes = files::read(&args.certificate, UPDATE_BYTES_MAX as u64)
+    let bytes = files::read(&args.certificate, SNAPSHOT_BYTES_MAX as u64)
         .map_err(|e| CliError::file("certificate", &args.certificate, &e))?;
-    let update = Update::from_canonical(&bytes).map_err(satrap_certify::Rejection::from)?;
-    let replica = Replica::restore(&genesis, interest(&update, args.bundle.as_ref()), &update)?;
+    let snapshot = Snapshot::from_canonical(&bytes).map_err(satrap_certify::Rejection::from)?;
+    let Snapshot(update) = &snapshot;
+    let interest = interest(update, args.bundle.as_ref());
+    let replica = Replica::restore(&genesis, interest, &snapshot)?;
     if let Some(bundle) = &args.bundle {
         check_content(args, &replica, bundle)?;
     }
-    output.show(&describe(&genesis, &update, &replica, args.dir.clone()))
+    output.show(&describe(&genesis, update, &replica, args.dir.clone()))
 }
 
 /// What a certificate is about: what its maker asked for. A maker that leaves content out only
 /// makes it certify less, and `--bundle` says what it must certify.
 fn interest(update: &Update, wanted: Option<&BundleName>) -> Interest {
-    if let HistoryUpdate::Leaves(_) = update.history {
+    if let Some(HistoryUpdate::Leaves(_)) = update.history {
         return Interest::Everything;
     }
     let names = update.contents.iter().map(|delta| &delta.bundle).chain(wanted);

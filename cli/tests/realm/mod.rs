@@ -58,7 +58,7 @@ fn label(text: &str) -> Label {
 
 /// A plan with free loopback ports.
 pub fn plan(validators: usize, regions: &[&str], edges_per_region: usize) -> RealmPlan {
-    let ports = validators + 6 * regions.len();
+    let ports = 2 * validators + 6 * regions.len();
     let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let listeners: Vec<_> = (0..ports).map(bind).collect();
     let mut addresses = listeners.iter().map(|l| l.local_addr().unwrap());
@@ -66,14 +66,12 @@ pub fn plan(validators: usize, regions: &[&str], edges_per_region: usize) -> Rea
         let address = addresses.next().unwrap();
         (address, format!("https://{address}"))
     };
-    let validator = |i: usize, (listen, url)| ValidatorPlan {
-        name: label(&format!("v{i}")),
-        listen,
-        url,
-        jurisdiction: label("zz"),
-        power: 1,
+    let mut validator = |i: usize| {
+        let ((listen, url), (mesh_listen, mesh_url)) = (address(), address());
+        let (name, jurisdiction) = (label(&format!("v{i}")), label("zz"));
+        ValidatorPlan { name, listen, url, mesh_listen, mesh_url, jurisdiction, power: 1 }
     };
-    let validators = (0..validators).map(|i| validator(i, address())).collect();
+    let validators = (0..validators).map(&mut validator).collect();
     let mut region = |name: &&str| RegionPlan {
         name: label(name),
         members: ["a", "b", "c"]

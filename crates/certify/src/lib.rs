@@ -52,13 +52,13 @@ pub use directory::Head;
 pub use genesis::{Genesis, Policy, Realm};
 pub use governance::{Class, ClassKind, Governance, GovernanceAct, Operator, ValidatorInfo};
 pub use keys::{Address, PublicKey, SignatureBytes};
-pub use light::Trusted;
+pub use light::{Clock, Linkage, StepRules, Trusted};
 pub use names::{BundleName, ChainId, Label};
 pub use rejection::Rejection;
-pub use replica::{Advance, Replica};
+pub use replica::{Advance, Answer, Memory, Replica};
 pub use report::{Report, SignedReport};
 pub use timestamp::Timestamp;
-pub use update::{Delta, Interest, Position, Step, Update};
+pub use update::{Delta, Interest, Position, Snapshot, Step, Update};
 pub use validators::{Validator, ValidatorSet};
 
 pub use satrap_merkle::{Digest, Key};

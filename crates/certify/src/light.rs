@@ -6,6 +6,11 @@
 //! one third of the announced set must be among the signers (C7), so at least one honest
 //! validator of a set we trust vouches for it. Keys of a set are believed only for the trusting
 //! period (C8).
+//!
+//! A relay proves each change of the set to its own followers, so it takes no skip that leaves one
+//! out: every step it takes is signed by the set that was announced (C12).
+
+use satrap_merkle::codec::{Canonical, DecodeError, Reader, Writer};
 
 use crate::{
     checkpoint::{BlockId, Checkpoint, Commitments},
@@ -16,6 +21,34 @@ use crate::{
     update::Step,
     validators::ValidatorSet,
 };
+
+/// Whether the clock rules (C8, C9) apply. They judge strangers; a process that goes on from what
+/// it decided or stored itself must not depend on how long it was off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// They do, by this clock.
+    Now(Timestamp),
+    /// They do not.
+    Ignored,
+}
+
+/// Whose signature on a step that skips heights is enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Linkage {
+    /// The announced set (C12): for relays, which miss no change of the set.
+    Announced,
+    /// Any set of which a third of the announced power is part (C7): for edges.
+    Overlap,
+}
+
+/// How a step is judged beyond its signatures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepRules {
+    /// By the caller's clock, or by none.
+    pub clock: Clock,
+    /// Who may have signed it.
+    pub linkage: Linkage,
+}
 
 /// The newest verified checkpoint and the set it announces.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,17 +77,15 @@ impl Trusted {
 
     /// Verifies one step and returns the state after it.
     ///
-    /// `now` is the caller's clock, used for C8 and C9 alone.
-    ///
     /// # Errors
     ///
-    /// [`Rejection`] C2 to C10.
+    /// [`Rejection`] C2 to C10, and C12.
     pub fn step(
         &self,
         realm: &Realm,
         policy: &Policy,
         step: &Step,
-        now: Timestamp,
+        rules: StepRules,
     ) -> Result<Self, Rejection> {
         let Step { checkpoint, commit, sets } = step;
         let height = checkpoint.height;
@@ -80,10 +111,17 @@ impl Trusted {
             let (time, before) = (checkpoint.time, self.time);
             return Err(Rejection::Time { height, time, before });
         }
-        self.check_clock(policy, checkpoint, now)?;
+        if let Clock::Now(now) = rules.clock {
+            self.check_clock(policy, checkpoint, now)?;
+        }
         let adjacent = height == self.height + 1;
-        if adjacent && checkpoint.validators_hash != self.next_validators.hash() {
-            return Err(Rejection::UnknownSet { height, set: checkpoint.validators_hash });
+        if checkpoint.validators_hash != self.next_validators.hash() {
+            let set = checkpoint.validators_hash;
+            match rules.linkage {
+                _ if adjacent => return Err(Rejection::UnknownSet { height, set }),
+                Linkage::Announced => return Err(Rejection::Unannounced { height, set }),
+                Linkage::Overlap => {}
+            }
         }
         let set = find(checkpoint.validators_hash)?;
         commit.verify(realm, checkpoint, set)?;
@@ -116,6 +154,7 @@ impl Trusted {
         Ok(())
     }
 
+    /// C7
     fn check_overlap(
         &self,
         height: u64,
@@ -128,5 +167,25 @@ impl Trusted {
             return Err(Rejection::Overlap { height, signed, needed });
         }
         Ok(())
+    }
+}
+
+impl Canonical for Trusted {
+    fn encode(&self, w: &mut Writer) {
+        w.u64(self.height);
+        self.time.encode(w);
+        w.option(self.certified.as_ref().map(|(id, _)| id));
+        w.option(self.certified.as_ref().map(|(_, commitments)| commitments));
+        self.next_validators.encode(w);
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let (height, time) = (r.u64()?, Timestamp::decode(r)?);
+        let (id, commitments): (Option<BlockId>, Option<Commitments>) = (r.option()?, r.option()?);
+        if id.is_some() != (height > 0) || commitments.is_some() != (height > 0) {
+            return Err(DecodeError::Invalid("trusted checkpoint: certified above height 0 only"));
+        }
+        let next_validators = ValidatorSet::decode(r)?;
+        Ok(Self { height, time, certified: id.zip(commitments), next_validators })
     }
 }

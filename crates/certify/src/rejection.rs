@@ -67,8 +67,18 @@ pub enum Rejection {
     #[error("checkpoint {height} has time {time}, not after its predecessor's {before}")]
     Time { height: u64, time: Timestamp, before: Timestamp },
     /// C11
-    #[error("update has no checkpoint, or more than {0} steps")]
+    #[error("update has more than {0} steps, or none although nothing is certified here yet")]
     Steps(usize),
+    /// C12
+    #[error(
+        "checkpoint {height} is signed by validator set {}, which was not announced: a change of \
+         the set was left out, and a relay needs each of them to serve others",
+        hex::encode(set)
+    )]
+    Unannounced { height: u64, set: Digest },
+    /// C13
+    #[error("the update brings nothing that is not held at height {0}")]
+    NoProgress(u64),
     /// H1
     #[error("history at height {height} does not extend the history verified before: {why}")]
     History { height: u64, why: String },
@@ -99,7 +109,9 @@ pub enum Rejection {
     #[error("`{bundle}` version {version} is certified, but its content is withheld")]
     ContentWithheld { bundle: BundleName, version: u64 },
     /// B6
-    #[error("content for `{0}` was not asked for, not certified, or sent twice")]
+    #[error(
+        "content for `{0}` was not asked for, is not certified, is held already, or came twice"
+    )]
     Unasked(BundleName),
     /// B7
     #[error("`{bundle}` exceeds a limit: {what}")]
@@ -126,6 +138,8 @@ impl Rejection {
             Self::Future { .. } => "C9",
             Self::Time { .. } => "C10",
             Self::Steps(_) => "C11",
+            Self::Unannounced { .. } => "C12",
+            Self::NoProgress(_) => "C13",
             Self::History { .. } => "H1",
             Self::Directory(_) => "D1",
             Self::Withheld(_) => "D2",

@@ -4,49 +4,58 @@
 //! adopted, edges what a region sent. [`Replica::verify`] decides whether an update may become
 //! state, against a sender that may lie in every field; [`Replica::advance`] makes it so.
 //!
+//! ```text
+//!   steps alone ──▶ steps, history, heads, some content ──▶ more content … ──▶ complete
+//!   (far behind)              (the newest checkpoint)       (same checkpoint)
+//! ```
+//!
 //! # Invariants
 //!
 //! - **R1** `verify` borrows the replica: a refused update cannot have changed anything.
-//! - **R2** Height, history size and the version of every bundle never decrease.
-//! - **R3** The content of every bundle has the root that its head certifies; one update moves all
-//!   bundles to the same directory, so versions are never mixed.
-//! - **R4** A bundle asked for is either proven absent, or held at the certified version. A server
-//!   that leaves a newer version out is refused (D2, B5), it cannot pass for "nothing new".
+//! - **R2** Height, history size and the version of every bundle never decrease. The highest
+//!   version of a bundle is remembered as its floor, whether or not the bundle is still wanted.
+//! - **R3** The content of every bundle has the root that its head certifies.
+//! - **R4** A replica [is complete](Replica::is_complete) only if every bundle asked for is proven
+//!   absent, or held at the version that the newest checkpoint certifies. Followers act on complete
+//!   replicas, so versions are never mixed, and a server that leaves a newer version out cannot
+//!   pass for "nothing new" (D2, B5).
 //!
 //! # Deliberately absent
 //!
-//! When to ask and whom: that is the follower's `pull`. How stale is too stale: the follower
-//! knows [`Replica::certified_time`] and its own policy.
+//! When to ask and whom, and how long a server may take to complete its answer: that is the
+//! follower's `pull`. How stale is too stale: the follower knows [`Replica::certified_time`] and its
+//! own policy.
 
 mod heads;
+mod journal;
+mod memory;
 mod serve;
-
-pub use serve::directory_of;
+mod verify;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
 };
 
+use journal::Journal;
+pub use memory::Memory;
 use satrap_merkle::{
     BundleTree, Digest,
-    directory::DirectoryProof,
-    history::{self, History},
+    directory::{Directory, DirectoryProof},
+    history::History,
 };
+pub use serve::{Answer, directory_of};
 
 use crate::{
     certified::Certified,
-    checkpoint::Commitments,
     directory::Head,
     genesis::{Genesis, Policy, Realm},
-    light::Trusted,
-    limits::{
-        BUNDLE_BYTES_MAX, BUNDLE_ENTRIES_MAX, JOURNAL_BYTES_MAX, JOURNAL_DELTAS_MAX, STEPS_MAX,
-    },
+    light::{Clock, Trusted},
     names::BundleName,
     rejection::Rejection,
     timestamp::Timestamp,
-    update::{Delta, HistoryUpdate, Interest, Position, Step, Update},
+    update::{Delta, Interest, Position, Snapshot, Step, Update},
+    validators::ValidatorSet,
 };
 
 /// Verified state, and what is needed to prove it to others.
@@ -56,15 +65,25 @@ pub struct Replica {
     policy: Policy,
     interest: Interest,
     trusted: Trusted,
-    /// How `trusted` was certified; `None` at the genesis.
+    /// The set that signs height 1, where every path begins.
+    first_validators: ValidatorSet,
+    /// How `trusted` was certified; `None` at the genesis and after [`Replica::resume`].
     newest: Option<Step>,
-    /// Every verified step that changed the validator set, oldest first.
-    set_changes: Vec<Step>,
+    /// Every verified step that changed the announced set, with the set it announced; oldest first.
+    path: Arc<Vec<(Step, ValidatorSet)>>,
     history: HistoryView,
+    /// The directory that `heads` belong to; `None` if they may be older than `trusted`.
+    heads_root: Option<Digest>,
     heads: BTreeMap<BundleName, Head>,
-    /// Proof of `heads` under the newest directory root.
+    /// Proof of `heads` under `heads_root`.
     heads_proof: Option<DirectoryProof>,
+    /// R2
+    floors: BTreeMap<BundleName, Head>,
     contents: BTreeMap<BundleName, Content>,
+    /// Relays only.
+    journal: Journal,
+    /// Built when the first follower asks for heads.
+    directory: Arc<OnceLock<Directory>>,
 }
 
 /// What a follower keeps of the history.
@@ -76,26 +95,21 @@ enum HistoryView {
     Root(Digest, u64),
 }
 
-/// A bundle's content, and how it came about lately.
+/// A bundle's content, and the version it is of.
 #[derive(Clone, Debug, Default)]
 struct Content {
+    version: u64,
     tree: BundleTree,
-    journal: VecDeque<JournalEntry>,
-}
-
-#[derive(Clone, Debug)]
-struct JournalEntry {
-    base_root: Digest,
-    delta: Arc<Delta>,
 }
 
 /// A verified move of a replica, ready to be made.
 #[derive(Clone, Debug)]
 pub struct Advance {
     trusted: Trusted,
-    newest: Step,
-    set_changes: Vec<Step>,
-    history: HistoryAdvance,
+    /// The last step, if there were any.
+    newest: Option<Step>,
+    path: Vec<(Step, ValidatorSet)>,
+    history: Option<HistoryAdvance>,
     heads: Option<ProvenHeads>,
     contents: Vec<(Head, BundleTree, Delta)>,
 }
@@ -110,6 +124,7 @@ enum HistoryAdvance {
 /// Heads and their proof under one directory root.
 #[derive(Clone, Debug)]
 struct ProvenHeads {
+    root: Digest,
     heads: BTreeMap<BundleName, Head>,
     proof: DirectoryProof,
 }
@@ -140,12 +155,17 @@ impl Replica {
             policy: genesis.policy,
             interest,
             trusted: Trusted::genesis(genesis),
+            first_validators: genesis.validators().clone(),
             newest: None,
-            set_changes: Vec::new(),
+            path: Arc::default(),
             history,
+            heads_root: None,
             heads: BTreeMap::new(),
             heads_proof: None,
+            floors: BTreeMap::new(),
             contents: BTreeMap::new(),
+            journal: Journal::default(),
+            directory: Arc::default(),
         }
     }
 
@@ -159,11 +179,14 @@ impl Replica {
     pub fn restore(
         genesis: &Genesis,
         interest: Interest,
-        snapshot: &Update,
+        snapshot: &Snapshot,
     ) -> Result<Self, Rejection> {
         let mut replica = Self::genesis(genesis, interest);
-        let advance = replica.check(snapshot, Clock::Ignored)?;
+        let advance = replica.check(&snapshot.0, Clock::Ignored)?;
         replica.make(advance);
+        if let Some(withheld) = replica.withheld() {
+            return Err(withheld);
+        }
         Ok(replica)
     }
 
@@ -191,7 +214,8 @@ impl Replica {
         &self.trusted
     }
 
-    /// How the newest checkpoint was certified.
+    /// How the newest checkpoint was certified; `None` at the genesis and right after
+    /// [`Replica::resume`].
     #[must_use]
     pub fn newest(&self) -> Option<&Step> {
         self.newest.as_ref()
@@ -203,10 +227,35 @@ impl Replica {
         &self.heads
     }
 
-    /// The verified content of a bundle.
+    /// The verified content of a bundle: of the version in its head, or of an older one while the
+    /// replica is not complete.
     #[must_use]
     pub fn content(&self, bundle: &BundleName) -> Option<&BundleTree> {
         self.contents.get(bundle).map(|content| &content.tree)
+    }
+
+    /// R4: heads and content are those that the newest checkpoint certifies. True at the genesis,
+    /// which certifies nothing.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.withheld().is_none()
+    }
+
+    /// Says which head or content is certified but not held.
+    #[must_use]
+    pub fn withheld(&self) -> Option<Rejection> {
+        let (_, commitments) = self.trusted.certified.as_ref()?;
+        if self.heads_root != Some(commitments.directory_root) {
+            let why = format!("the heads at height {} are withheld", self.height());
+            return Some(Rejection::Directory(why));
+        }
+        let missing = self.heads.values().find(|head| !self.holds(head))?;
+        let (bundle, version) = (missing.name.clone(), missing.version);
+        Some(Rejection::ContentWithheld { bundle, version })
+    }
+
+    fn holds(&self, head: &Head) -> bool {
+        self.contents.get(&head.name).is_some_and(|content| content.version == head.version)
     }
 
     /// Decides whether `update` may become state. `now` is the caller's clock.
@@ -218,6 +267,19 @@ impl Replica {
         self.check(update, Clock::Now(now)).map(Certified::by_verification)
     }
 
+    /// [`Replica::verify`] for what this process itself decided: no clock judges it.
+    ///
+    /// A clock protects against strangers who show an old state. What a process decided, or holds in
+    /// its own store, is no older than the process; were its age judged, a realm that was down for
+    /// longer than the trusting period could never store its next block.
+    ///
+    /// # Errors
+    ///
+    /// The [`Rejection`] names the rule. None of them depends on the time of day.
+    pub fn verify_own(&self, update: &Update) -> Result<Certified<Advance>, Rejection> {
+        self.check(update, Clock::Ignored).map(Certified::by_verification)
+    }
+
     /// Makes a verified move.
     ///
     /// # Panics
@@ -225,227 +287,72 @@ impl Replica {
     /// If the replica has moved since `advance` was verified; the caller must not interleave.
     pub fn advance(&mut self, advance: Certified<Advance>) {
         let advance = advance.into_inner();
-        assert!(advance.height() > self.height(), "BUG: a verified advance was overtaken");
+        assert!(advance.height() >= self.height(), "BUG: a verified advance was overtaken");
         self.make(advance);
-    }
-
-    fn check(&self, update: &Update, clock: Clock) -> Result<Advance, Rejection> {
-        // C1
-        if update.genesis_hash != *self.realm.genesis_hash() {
-            let (offered, expected) = (update.genesis_hash, *self.realm.genesis_hash());
-            return Err(Rejection::Realm { offered, expected });
-        }
-        let (trusted, set_changes) = self.check_steps(&update.steps, clock)?;
-        let (_, commitments) = trusted.certified.as_ref().expect("a step certifies a block");
-        let history = self.check_history(&update.history, commitments, trusted.height)?;
-        let heads = self.check_heads(update.heads.as_ref(), commitments)?;
-        let current = heads.as_ref().map_or(&self.heads, |proven| &proven.heads);
-        let contents = self.check_contents(&update.contents, current)?;
-        let newest = update.steps.last().expect("check_steps refused an empty list").clone();
-        Ok(Advance { trusted, newest, set_changes, history, heads, contents })
-    }
-
-    /// C2 to C11
-    fn check_steps(&self, steps: &[Step], clock: Clock) -> Result<(Trusted, Vec<Step>), Rejection> {
-        if !(1..=STEPS_MAX).contains(&steps.len()) {
-            return Err(Rejection::Steps(STEPS_MAX));
-        }
-        let mut trusted = self.trusted.clone();
-        let mut set_changes = Vec::new();
-        for step in steps {
-            let now = match clock {
-                Clock::Now(now) => now,
-                Clock::Ignored => trusted.time,
-            };
-            let policy = match clock {
-                Clock::Now(_) => self.policy,
-                Clock::Ignored => Policy { clock_drift: core::time::Duration::MAX, ..self.policy },
-            };
-            trusted = trusted.step(&self.realm, &policy, step, now)?;
-            if step.checkpoint.validators_hash != step.checkpoint.next_validators_hash {
-                set_changes.push(step.clone());
-            }
-        }
-        Ok((trusted, set_changes))
-    }
-
-    /// H1
-    fn check_history(
-        &self,
-        update: &HistoryUpdate,
-        commitments: &Commitments,
-        height: u64,
-    ) -> Result<HistoryAdvance, Rejection> {
-        let refuse =
-            |why: &dyn core::fmt::Display| Rejection::History { height, why: why.to_string() };
-        let (root, size) = (commitments.history_root, commitments.history_size);
-        match (&self.history, update) {
-            (HistoryView::Log(log), HistoryUpdate::Leaves(leaves)) => {
-                if log.size() + leaves.len() as u64 != size || log.root_after(leaves) != root {
-                    return Err(refuse(&"the appended leaves do not give the certified root"));
-                }
-                Ok(HistoryAdvance::Append(leaves.clone()))
-            }
-            (HistoryView::Root(held_root, held_size), HistoryUpdate::Proof(proof)) => {
-                history::verify_consistency(held_root, *held_size, &root, size, proof)
-                    .map_err(|e| refuse(&e))?;
-                Ok(HistoryAdvance::Root(root, size))
-            }
-            _ => Err(refuse(&"relays need leaves, edges need a proof")),
-        }
-    }
-
-    /// D1, D2, B1, B2
-    fn check_heads(
-        &self,
-        proof: Option<&DirectoryProof>,
-        commitments: &Commitments,
-    ) -> Result<Option<ProvenHeads>, Rejection> {
-        let held_root = self.directory_root();
-        let Some(proof) = proof else {
-            if held_root == Some(commitments.directory_root) {
-                return Ok(None);
-            }
-            return Err(Rejection::Directory("it changed, but no heads were sent".into()));
-        };
-        let proven = proof
-            .verify(&commitments.directory_root, commitments.directory_size, Head::name_of)
-            .map_err(|e| Rejection::Directory(e.to_string()))?;
-        let heads = match &self.interest {
-            Interest::Everything => heads::all_heads(&proven, commitments.directory_size)?,
-            Interest::Bundles(names) => heads::wanted_heads(&proven, names)?,
-        };
-        for (name, held) in &self.heads {
-            match heads.get(name) {
-                Some(head) if head.version > held.version || head == held => {}
-                Some(head) if head.version == held.version => {
-                    let (bundle, version) = (name.clone(), held.version);
-                    return Err(Rejection::Fork { bundle, version });
-                }
-                offered => {
-                    let offered = offered.map_or(0, |head| head.version);
-                    let (bundle, held) = (name.clone(), held.version);
-                    return Err(Rejection::Rollback { bundle, held, offered });
-                }
-            }
-        }
-        Ok(Some(ProvenHeads { heads, proof: proof.clone() }))
-    }
-
-    /// B3 to B7
-    fn check_contents(
-        &self,
-        deltas: &[Delta],
-        heads: &BTreeMap<BundleName, Head>,
-    ) -> Result<Vec<(Head, BundleTree, Delta)>, Rejection> {
-        let mut offered = BTreeMap::new();
-        for delta in deltas {
-            if offered.insert(&delta.bundle, delta).is_some() {
-                return Err(Rejection::Unasked(delta.bundle.clone()));
-            }
-        }
-        let mut contents = Vec::new();
-        for (name, head) in heads {
-            let held = self.heads.get(name).map_or(0, |held| held.version);
-            if held == head.version {
-                continue;
-            }
-            let delta = offered.remove(name).ok_or_else(|| Rejection::ContentWithheld {
-                bundle: name.clone(),
-                version: head.version,
-            })?;
-            contents.push((head.clone(), self.rebuild(head, held, delta)?, delta.clone()));
-        }
-        match offered.keys().next() {
-            Some(name) => Err(Rejection::Unasked((*name).clone())),
-            None => Ok(contents),
-        }
-    }
-
-    fn rebuild(&self, head: &Head, held: u64, delta: &Delta) -> Result<BundleTree, Rejection> {
-        let bundle = || head.name.clone();
-        if head.bytes > BUNDLE_BYTES_MAX || head.entries > BUNDLE_ENTRIES_MAX as u64 {
-            let what = format!("{} bytes in {} entries", head.bytes, head.entries);
-            return Err(Rejection::Limit { bundle: bundle(), what });
-        }
-        if delta.base != 0 && delta.base != held {
-            return Err(Rejection::DeltaBase { bundle: bundle(), base: delta.base, held });
-        }
-        let empty = BundleTree::default();
-        let tree = delta.apply(self.content(&head.name).unwrap_or(&empty));
-        if !head.describes(&tree) {
-            return Err(Rejection::Content {
-                bundle: bundle(),
-                version: head.version,
-                computed: tree.root(),
-                certified: head.root,
-            });
-        }
-        Ok(tree)
     }
 
     fn make(&mut self, advance: Advance) {
         self.trusted = advance.trusted;
-        self.newest = Some(advance.newest);
-        self.set_changes.extend(advance.set_changes);
+        self.newest = advance.newest.or(self.newest.take());
+        if !advance.path.is_empty() {
+            Arc::make_mut(&mut self.path).extend(advance.path);
+        }
         match (&mut self.history, advance.history) {
-            (HistoryView::Log(_), HistoryAdvance::Append(leaves)) if leaves.is_empty() => {}
-            (HistoryView::Log(log), HistoryAdvance::Append(leaves)) => {
+            (_, None) => {}
+            (HistoryView::Log(log), Some(HistoryAdvance::Append(leaves))) => {
                 let log = Arc::make_mut(log);
                 leaves.into_iter().for_each(|leaf| log.append(leaf));
             }
-            (view, HistoryAdvance::Root(root, size)) => *view = HistoryView::Root(root, size),
-            (HistoryView::Root(..), HistoryAdvance::Append(_)) => {
+            (view, Some(HistoryAdvance::Root(root, size))) => *view = HistoryView::Root(root, size),
+            (HistoryView::Root(..), Some(HistoryAdvance::Append(_))) => {
                 unreachable!("check_history refuses leaves for an edge")
             }
         }
         if let Some(proven) = advance.heads {
-            self.heads = proven.heads;
-            self.heads_proof = Some(proven.proof);
+            self.take_heads(proven);
         }
         for (head, tree, delta) in advance.contents {
             let content = self.contents.entry(head.name).or_default();
             if self.interest == Interest::Everything {
-                content.remember(delta);
+                self.journal.remember(delta, content.tree.root());
             }
-            content.tree = tree;
+            *content = Content { version: head.version, tree };
         }
     }
 
-    fn directory_root(&self) -> Option<Digest> {
-        self.trusted.certified.as_ref().map(|(_, commitments)| commitments.directory_root)
+    fn take_heads(&mut self, proven: ProvenHeads) {
+        self.directory = Arc::default();
+        self.heads_root = Some(proven.root);
+        self.heads = proven.heads;
+        self.heads_proof = Some(proven.proof);
+        // A bundle that is proven absent was retired.
+        self.contents.retain(|name, _| self.heads.contains_key(name));
+        match self.interest {
+            // A relay serves what there is; versions of retired names rise by rule V28.
+            Interest::Everything => self.floors.clone_from(&self.heads),
+            Interest::Bundles(_) => {
+                let heads = self.heads.iter().map(|(name, head)| (name.clone(), head.clone()));
+                self.floors.extend(heads);
+            }
+        }
     }
 
     /// Where this replica stands, for asking a server.
     #[must_use]
     pub fn position(&self) -> Position {
-        self.position_of(&self.interest)
-    }
-
-    /// Where a follower with `interest` stands that has taken everything this replica has.
-    #[must_use]
-    pub fn position_of(&self, interest: &Interest) -> Position {
-        let wanted = |name: &BundleName| match interest {
-            Interest::Everything => true,
-            Interest::Bundles(names) => names.binary_search(name).is_ok(),
-        };
-        let held = |(name, head): (&BundleName, &Head)| (name.clone(), head.version, head.root);
+        let held = self.contents.iter().map(|(name, content)| {
+            let root = content.tree.root();
+            (name.clone(), content.version, root)
+        });
         Position {
             genesis_hash: *self.realm.genesis_hash(),
             height: self.height(),
-            directory_root: self.directory_root().unwrap_or([0; 32]),
+            directory_root: self.heads_root.unwrap_or([0; 32]),
             history_size: self.history.size(),
-            interest: interest.clone(),
-            held: self.heads.iter().filter(|(name, _)| wanted(name)).map(held).collect(),
+            interest: self.interest.clone(),
+            held: held.collect(),
         }
     }
-}
-
-/// Whether the clock rules (C8, C9) apply.
-#[derive(Clone, Copy)]
-enum Clock {
-    Now(Timestamp),
-    Ignored,
 }
 
 impl HistoryView {
@@ -455,22 +362,11 @@ impl HistoryView {
             Self::Root(_, size) => *size,
         }
     }
-}
 
-impl Content {
-    /// Keeps the step that leads away from the present content, within bounds.
-    fn remember(&mut self, delta: Delta) {
-        if delta.base == 0 {
-            self.journal.clear();
-            return;
-        }
-        let base_root = self.tree.root();
-        self.journal.push_back(JournalEntry { base_root, delta: Arc::new(delta) });
-        let bytes = |journal: &VecDeque<JournalEntry>| -> u64 {
-            journal.iter().map(|entry| entry.delta.bytes()).sum()
-        };
-        while self.journal.len() > JOURNAL_DELTAS_MAX || bytes(&self.journal) > JOURNAL_BYTES_MAX {
-            self.journal.pop_front();
+    fn root(&self) -> Digest {
+        match self {
+            Self::Log(log) => log.root(),
+            Self::Root(root, _) => *root,
         }
     }
 }

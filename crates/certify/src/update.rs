@@ -1,9 +1,12 @@
 //! The messages of the sync protocol: what a follower holds, and what brings it up to date.
 //!
 //! An [`Update`] carries everything needed to verify it against a [`Position`]: the light-client
-//! steps, the history proof, the heads with their directory proof, and the content. It is at once
-//! the wire message, the entry in the Raft log, the ring's snapshot and the edge's cache file, so
+//! steps, the history proof, the heads with their directory proof, and content. It is at once the
+//! wire message, the entry in the Raft log and, as a [`Snapshot`], the ring's checkpoint, so
 //! whatever is read back is verified by the same code as what comes from a stranger.
+//!
+//! An answer can be divided over several updates: steps alone, then the newest state with as much
+//! content as fits, then more content at the same height. Each is verified by itself.
 
 use satrap_merkle::{
     BundleTree, Digest, Key,
@@ -16,7 +19,9 @@ use crate::{
     change::{Entry, decode_deletes, decode_puts, encode_puts},
     checkpoint::Checkpoint,
     commit::Commit,
-    limits::{HEADS_MAX, HISTORY_LEAVES_MAX, INTEREST_MAX, STEPS_MAX},
+    limits::{
+        ENTRY_WIRE_BYTES, HEADS_MAX, HISTORY_LEAVES_MAX, INTEREST_MAX, PATH_STEPS_MAX, STEPS_MAX,
+    },
     names::BundleName,
     validators::ValidatorSet,
 };
@@ -37,13 +42,14 @@ pub struct Position {
     pub genesis_hash: Digest,
     /// Highest verified checkpoint; 0 for the genesis.
     pub height: u64,
-    /// Directory verified there; the server leaves the heads out if it is still current.
+    /// The directory whose heads are held, zeros if none: the server leaves the heads out if it is
+    /// still current.
     pub directory_root: Digest,
-    /// History verified there.
+    /// Size of the verified history.
     pub history_size: u64,
     /// What to send.
     pub interest: Interest,
-    /// Bundles held: version and root. Strictly ascending by name.
+    /// Content held: version and root. Strictly ascending by name.
     pub held: Vec<(BundleName, u64, Digest)>,
 }
 
@@ -80,20 +86,25 @@ pub struct Delta {
     pub deletes: Vec<Key>,
 }
 
-/// Everything that brings a follower from one position to the newest checkpoint.
+/// What brings a follower from one position closer to the newest checkpoint, or there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Update {
     /// The sender's realm.
     pub genesis_hash: Digest,
-    /// Steps in ascending height; the last one is the newest checkpoint.
+    /// Steps in ascending height; none if the follower's checkpoint is the newest.
     pub steps: Vec<Step>,
-    /// The history up to there.
-    pub history: HistoryUpdate,
+    /// The history up to the last step; `None` if the follower holds it already, or if more steps
+    /// follow in the next update.
+    pub history: Option<HistoryUpdate>,
     /// The heads asked for, proven; `None` if the follower's directory is still current.
     pub heads: Option<DirectoryProof>,
-    /// Content of the bundles whose version changed.
+    /// Content of bundles whose version changed: all of it, or what fits one update.
     pub contents: Vec<Delta>,
 }
+
+/// A whole replica: an update from the genesis that takes any number of validator-set changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot(pub Update);
 
 impl Delta {
     /// All of `tree`, for a follower that holds nothing.
@@ -120,6 +131,12 @@ impl Delta {
             tree.insert(key, value.clone());
         }
         tree
+    }
+
+    /// Bytes of the entries on the wire, with their lengths.
+    #[must_use]
+    pub fn wire_bytes(&self) -> u64 {
+        self.bytes() + ENTRY_WIRE_BYTES * (self.puts.len() + self.deletes.len()) as u64
     }
 
     /// Bytes of keys and values.
@@ -183,6 +200,11 @@ impl Canonical for Position {
         if !held.is_sorted_by(|a, b| a.0 < b.0) {
             return Err(DecodeError::Invalid("order of held bundles"));
         }
+        if let Interest::Bundles(names) = &interest
+            && held.iter().any(|(name, ..)| names.binary_search(name).is_err())
+        {
+            return Err(DecodeError::Invalid("held bundles: one was not asked for"));
+        }
         Ok(Self { genesis_hash, height, directory_root, history_size, interest, held })
     }
 }
@@ -242,22 +264,38 @@ impl Canonical for Delta {
     }
 }
 
+impl Update {
+    fn decode_within(r: &mut Reader<'_>, steps_max: usize) -> Result<Self, DecodeError> {
+        Ok(Self {
+            genesis_hash: r.array()?,
+            steps: r.list(steps_max)?,
+            history: r.option()?,
+            heads: r.option()?,
+            contents: r.list(HEADS_MAX)?,
+        })
+    }
+}
+
 impl Canonical for Update {
     fn encode(&self, w: &mut Writer) {
         w.array(&self.genesis_hash);
         w.list(&self.steps);
-        self.history.encode(w);
+        w.option(self.history.as_ref());
         w.option(self.heads.as_ref());
         w.list(&self.contents);
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self {
-            genesis_hash: r.array()?,
-            steps: r.list(STEPS_MAX)?,
-            history: HistoryUpdate::decode(r)?,
-            heads: r.option()?,
-            contents: r.list(HEADS_MAX)?,
-        })
+        Self::decode_within(r, STEPS_MAX)
+    }
+}
+
+impl Canonical for Snapshot {
+    fn encode(&self, w: &mut Writer) {
+        self.0.encode(w);
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Update::decode_within(r, PATH_STEPS_MAX).map(Self)
     }
 }

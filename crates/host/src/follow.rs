@@ -8,23 +8,24 @@
 //!
 //! - **Y1** A follower costs one update at most: the next one is made when the last was taken, from
 //!   where that one led. A slow follower skips versions, it does not queue them.
-//! - **Y2** Followers at the same position share one encoded update.
+//! - **Y2** Followers at the same position share one encoded update. It is encoded once, and no
+//!   lock is held meanwhile.
 //! - **Y3** A report reaches [`Followers::report`] together with the peer that sent it, and a tier
 //!   keeps it only if that peer made it.
+//! - **Y4** What is encoded and not taken is charged to the identity that asked, within a budget per
+//!   identity and one for all, and is dropped when it is not taken in time. Positions are charged to
+//!   a rate. So made-up positions cost whoever makes them up.
 
-use std::{
-    collections::HashMap,
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+mod answers;
+pub mod limits;
+mod replies;
 
-use bytes::Bytes;
+use std::{pin::Pin, sync::Arc};
+
+use answers::{Answers, Sending};
 use futures::{Stream, StreamExt as _, stream};
-use satrap_certify::{
-    Interest, Position, Rejection, Replica,
-    limits::{EDGE_UPDATE_BYTES_MAX, UPDATE_BYTES_MAX},
-};
+pub use replies::{Replies, ReplyError, client, pieces};
+use satrap_certify::{Interest, Position, Rejection, Replica};
 use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{
     FollowReply, FollowRequest, follow_request::Body, sync_server::Sync as Serve,
@@ -32,14 +33,8 @@ use satrap_proto::v1::{
 use tokio::{sync::watch, time::timeout};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{Shutdown, pki::PeerIdentity};
-
-/// Encoded updates kept for followers that stand at the same position.
-const UPDATE_CACHE_ENTRIES_MAX: usize = 64;
-/// Bytes of those.
-const UPDATE_CACHE_BYTES_MAX: usize = 2 * UPDATE_BYTES_MAX;
-/// How long a follower may take to say where it stands.
-const FIRST_POSITION_TIMEOUT: Duration = Duration::from_secs(5);
+use self::limits::FIRST_POSITION_TIMEOUT;
+use crate::{Shutdown, TaskGroup, pki::PeerIdentity};
 
 /// What a tier decides about those who follow it.
 pub trait Followers: Clone + Send + Sync + 'static {
@@ -48,7 +43,7 @@ pub trait Followers: Clone + Send + Sync + 'static {
     /// Lives as long as the stream: a slot, an entry among the connected, or nothing.
     type Guard: Send + 'static;
 
-    /// What of `view` is served; a relay, since followers choose their interest.
+    /// What of `view` is served; a complete relay, since followers choose their interest.
     fn replica(view: &Self::View) -> &Replica;
 
     /// Whether `peer` may follow now.
@@ -57,6 +52,13 @@ pub trait Followers: Clone + Send + Sync + 'static {
     ///
     /// The status says whether it is never or not now.
     fn admit(&self, peer: &PeerIdentity) -> Result<Self::Guard, Status>;
+
+    /// Whether `peer` may ask for this: all of a realm is for relays.
+    ///
+    /// # Errors
+    ///
+    /// The status says why it may not.
+    fn may_ask(&self, peer: &PeerIdentity, interest: &Interest) -> Result<(), Status>;
 
     /// Takes the report that `peer` sent (Y3).
     ///
@@ -72,16 +74,18 @@ pub trait Followers: Clone + Send + Sync + 'static {
 /// `satrap.v1.Sync` over views that somebody else advances.
 pub struct FollowService<F: Followers> {
     views: watch::Receiver<Arc<F::View>>,
-    updates: UpdateCache,
+    answers: Answers,
     followers: F,
     shutdown: Shutdown,
 }
 
 impl<F: Followers> FollowService<F> {
-    /// Serves what `views` shows to whom `followers` admits, until `shutdown`.
+    /// Serves what `views` shows to whom `followers` admits, as long as `group` runs.
     #[must_use]
-    pub fn new(views: watch::Receiver<Arc<F::View>>, followers: F, shutdown: Shutdown) -> Self {
-        Self { views, updates: UpdateCache::default(), followers, shutdown }
+    pub fn new(views: watch::Receiver<Arc<F::View>>, followers: F, group: &TaskGroup) -> Self {
+        let answers = Answers::default();
+        group.spawn("answers that nobody takes", answers.clone().sweep(group.shutdown()));
+        Self { views, answers, followers, shutdown: group.shutdown() }
     }
 }
 
@@ -90,7 +94,7 @@ impl<F: Followers> Clone for FollowService<F> {
     fn clone(&self) -> Self {
         Self {
             views: self.views.clone(),
-            updates: self.updates.clone(),
+            answers: self.answers.clone(),
             followers: self.followers.clone(),
             shutdown: self.shutdown.clone(),
         }
@@ -117,6 +121,7 @@ impl<F: Followers> Serve for FollowService<F> {
             peer,
             inbound: Some(request.into_inner()),
             position: None,
+            sending: None,
             _guard: guard,
         };
         // The views are polled from the first position on, so nothing is missed in between.
@@ -140,6 +145,8 @@ struct Follower<F: Followers> {
     inbound: Option<Streaming<FollowRequest>>,
     /// Where the follower stands after what it was sent (Y1).
     position: Option<Position>,
+    /// What is on its way.
+    sending: Option<Sending>,
     _guard: F::Guard,
 }
 
@@ -150,11 +157,18 @@ enum Woken {
 }
 
 impl<F: Followers> Follower<F> {
-    /// The next update, or `None` when the stream ends well.
+    /// The next piece of an update, or `None` when the stream ends well.
     async fn next(&mut self) -> Result<Option<FollowReply>, Status> {
         loop {
-            if let Some(reply) = self.answer()? {
-                return Ok(Some(reply));
+            if let Some(sending) = &mut self.sending {
+                if let Some(reply) = sending.next()? {
+                    return Ok(Some(reply));
+                }
+                self.sending = None;
+            }
+            if let Some(sending) = self.answer().await? {
+                self.sending = Some(sending);
+                continue;
             }
             match self.woken().await? {
                 Woken::Message(Some(message)) => self.take(message?)?,
@@ -195,9 +209,10 @@ impl<F: Followers> Follower<F> {
 
     fn take(&mut self, request: FollowRequest) -> Result<(), Status> {
         let taken = match request.body {
-            Some(Body::Position(bytes)) => Position::from_canonical(&bytes)
-                .map(|position| self.position = Some(position))
-                .map_err(Rejection::from),
+            Some(Body::Position(bytes)) => match Position::from_canonical(&bytes) {
+                Ok(position) => return self.go_on_from(position),
+                Err(error) => Err(Rejection::from(error)),
+            },
             Some(Body::Report(bytes)) => self.service.followers.report(&self.peer, &bytes),
             None => Err(Rejection::Report("a message that is neither a position nor a report")),
         };
@@ -208,64 +223,26 @@ impl<F: Followers> Follower<F> {
         })
     }
 
-    fn answer(&mut self) -> Result<Option<FollowReply>, Status> {
+    /// Y4
+    fn go_on_from(&mut self, position: Position) -> Result<(), Status> {
+        self.service.followers.may_ask(&self.peer, &position.interest)?;
+        self.service.answers.charge_position(&self.peer.id)?;
+        self.position = Some(position);
+        Ok(())
+    }
+
+    async fn answer(&mut self) -> Result<Option<Sending>, Status> {
         let Some(position) = &self.position else { return Ok(None) };
         let view = self.service.views.borrow_and_update().clone();
         let replica = F::replica(&view);
-        let update = self.service.updates.update_for(replica, position);
-        let Some(update) = update.map_err(|rejection| rejected(&rejection))? else {
-            return Ok(None);
+        let answer = replica.answer(position).map_err(|rejection| rejected(&rejection))?;
+        let Some(answer) = answer else { return Ok(None) };
+        let sending = self.service.answers.sending(&self.peer, replica, position, answer.update);
+        let sending = tokio::select! {
+            () = self.service.shutdown.requested() => return Ok(None),
+            sending = sending => sending?,
         };
-        if position.interest != Interest::Everything && update.len() > EDGE_UPDATE_BYTES_MAX {
-            let why = format!(
-                "the bundles asked for take {} bytes, at most {EDGE_UPDATE_BYTES_MAX} fit one \
-                 update; ask for fewer",
-                update.len()
-            );
-            return Err(Status::resource_exhausted(why));
-        }
-        self.position = Some(replica.position_of(&position.interest));
-        Ok(Some(FollowReply { update }))
-    }
-}
-
-/// Y2: encoded updates by the position they start from, for the newest height. Clones share them.
-#[derive(Clone, Default)]
-pub struct UpdateCache(Arc<Mutex<Cached>>);
-
-#[derive(Default)]
-struct Cached {
-    height: u64,
-    bytes: usize,
-    updates: HashMap<Vec<u8>, Bytes>,
-}
-
-impl UpdateCache {
-    /// What brings a follower at `position` to `replica`, encoded.
-    ///
-    /// # Errors
-    ///
-    /// [`Rejection::Realm`] if the follower belongs to another realm.
-    pub fn update_for(
-        &self,
-        replica: &Replica,
-        position: &Position,
-    ) -> Result<Option<Bytes>, Rejection> {
-        let key = position.to_canonical();
-        let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if cached.height != replica.height() {
-            *cached = Cached { height: replica.height(), ..Cached::default() };
-        }
-        if let Some(update) = cached.updates.get(&key) {
-            return Ok(Some(update.clone()));
-        }
-        let Some(update) = replica.update_for(position)? else { return Ok(None) };
-        let update = Bytes::from(update.to_canonical());
-        let bytes = cached.bytes + update.len();
-        if cached.updates.len() < UPDATE_CACHE_ENTRIES_MAX && bytes <= UPDATE_CACHE_BYTES_MAX {
-            cached.bytes = bytes;
-            cached.updates.insert(key, update.clone());
-        }
-        Ok(Some(update))
+        self.position = Some(answer.leads_to);
+        Ok(Some(sending))
     }
 }

@@ -18,7 +18,7 @@ use std::{
 
 use redb::{Database, ReadableTable as _, TableDefinition};
 use satrap_certify::{
-    BundleName, Genesis, Head, Interest, Rejection, Replica, Update, update::Delta,
+    BundleName, Genesis, Head, Interest, Rejection, Replica, Snapshot, update::Delta,
 };
 use satrap_edge_core::{Active, accept::Staged};
 use satrap_host::store::{self, StoreError};
@@ -111,11 +111,11 @@ impl Cache {
         Ok(restored)
     }
 
-    fn read_snapshot(&self, damage: &mut Vec<Rejection>) -> Result<Option<Update>, StoreError> {
+    fn read_snapshot(&self, damage: &mut Vec<Rejection>) -> Result<Option<Snapshot>, StoreError> {
         store::read(&self.database, |txn| {
             let Some(bytes) = txn.open_table(STATE)?.get("update")? else { return Ok(None) };
-            let mut update = match Update::from_canonical(bytes.value()) {
-                Ok(update) => update,
+            let mut update = match Snapshot::from_canonical(bytes.value()) {
+                Ok(Snapshot(update)) => update,
                 Err(e) => {
                     damage.push(e.into());
                     return Ok(None);
@@ -134,7 +134,7 @@ impl Cache {
                     (None, _) => {}
                 }
             }
-            Ok(Some(update))
+            Ok(Some(Snapshot(update)))
         })
     }
 
@@ -181,7 +181,7 @@ impl Cache {
     ///
     /// [`StoreError`]; nothing was written then, and the process must stop.
     pub fn stage(&self, staged: &Staged) -> Result<(), StoreError> {
-        let Some(mut update) = staged.replica.snapshot() else { return Ok(()) };
+        let Some(Snapshot(mut update)) = staged.replica.snapshot() else { return Ok(()) };
         store::write(&self.database, |txn| {
             let mut contents = txn.open_table(CONTENTS)?;
             for delta in &mut update.contents {

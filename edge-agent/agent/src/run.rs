@@ -11,7 +11,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use satrap_certify::{Interest, Replica, Report, Timestamp, Update, limits::EDGE_UPDATE_BYTES_MAX};
+use satrap_certify::{
+    Interest, Replica, Report, Snapshot, Timestamp, Update, limits::EDGE_UPDATE_BYTES_MAX,
+};
 use satrap_edge_core::{
     Acceptor, Effect, Ended, Event, Pull, Refusals, pull::Attempt, refusals::Refusal,
 };
@@ -306,8 +308,8 @@ fn provisioned(config: &Config, interest: &Interest) -> Result<Option<Replica>, 
     let refused = |why: String| EdgeError::Checkpoint { path: path.display().to_string(), why };
     let bytes = files::read(path, EDGE_UPDATE_BYTES_MAX as u64);
     let bytes = bytes.map_err(|e| refused(e.to_string()))?;
-    let update = Update::from_canonical(&bytes).map_err(|e| refused(e.to_string()))?;
-    Replica::restore(&config.genesis, interest.clone(), &update)
+    let snapshot = Snapshot::from_canonical(&bytes).map_err(|e| refused(e.to_string()))?;
+    Replica::restore(&config.genesis, interest.clone(), &snapshot)
         .map(Some)
         .map_err(|e| refused(e.to_string()))
 }

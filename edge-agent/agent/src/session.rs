@@ -8,21 +8,20 @@ use std::time::Duration;
 
 use satrap_certify::{Position, SignedReport, Update, limits::EDGE_UPDATE_BYTES_MAX};
 use satrap_host::{
+    follow::{self, Replies, ReplyError},
     mtls::{self, Credentials, PeerRule},
     pki::{Role, SpiffeId},
 };
 use satrap_merkle::codec::Canonical as _;
-use satrap_proto::v1::{FollowReply, FollowRequest, follow_request::Body, sync_client::SyncClient};
+use satrap_proto::v1::{FollowRequest, follow_request::Body};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
 use crate::config::Server;
 
 /// Position and reports that wait for the server to read them.
 const OUTGOING_MAX: usize = 4;
-/// Room for protobuf around an update.
-const ENVELOPE_BYTES_MAX: usize = 64;
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +43,7 @@ pub enum SessionError {
 #[derive(Debug)]
 pub struct Session {
     outgoing: mpsc::Sender<FollowRequest>,
-    incoming: Streaming<FollowReply>,
+    incoming: Replies,
 }
 
 impl Session {
@@ -68,13 +67,12 @@ impl Session {
         let (outgoing, requests) = mpsc::channel(OUTGOING_MAX);
         let session_open = outgoing.try_send(position_message(position));
         session_open.expect("the channel is empty and its receiver is alive");
-        let incoming = SyncClient::new(channel)
-            .max_decoding_message_size(EDGE_UPDATE_BYTES_MAX + ENVELOPE_BYTES_MAX)
+        let incoming = follow::client(channel)
             .follow(ReceiverStream::new(requests))
             .await
             .map_err(|status| blame(&status))?
             .into_inner();
-        Ok(Self { outgoing, incoming })
+        Ok(Self { outgoing, incoming: Replies::new(incoming, EDGE_UPDATE_BYTES_MAX) })
     }
 
     /// Waits for the next update, at most for `silence_max`: a realm certifies a heartbeat more
@@ -84,12 +82,17 @@ impl Session {
     ///
     /// [`SessionError`].
     pub async fn next(&mut self, silence_max: Duration) -> Result<Update, SessionError> {
-        let message = timeout(silence_max, self.incoming.message())
+        let update = timeout(silence_max, self.incoming.next())
             .await
             .map_err(|_| SessionError::Lost(format!("nothing came for {silence_max:?}")))?
-            .map_err(|status| blame(&status))?
+            .map_err(|error| match error {
+                ReplyError::Status(status) => blame(&status),
+                ReplyError::TooLong(_) => {
+                    SessionError::Broken { rule: "W2", detail: error.to_string() }
+                }
+            })?
             .ok_or_else(|| SessionError::Lost("the server closed the stream".into()))?;
-        Update::from_canonical(&message.update)
+        Update::from_canonical(&update)
             .map_err(|e| SessionError::Broken { rule: "W1", detail: format!("update: {e}") })
     }
 

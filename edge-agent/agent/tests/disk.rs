@@ -64,7 +64,7 @@ impl Edge {
         let update = self.realm.decide(&[change]).unwrap();
         let advance = self.relay.verify(&update, self.realm.now).unwrap();
         self.relay.advance(advance);
-        let update = self.relay.update_for(&self.acceptor.position()).unwrap().unwrap();
+        let update = self.relay.answer(&self.acceptor.position()).unwrap().unwrap().update;
         let cache = Cache::open(self.dir.path()).unwrap();
         let now = self.realm.now;
         let mut effect = self.acceptor.step(now, Event::Offered(Box::new(update))).unwrap();

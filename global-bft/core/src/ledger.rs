@@ -188,7 +188,7 @@ impl Ledger {
                 commit: commit.clone(),
                 sets: set_changed.then(|| derived.next_validators.clone()).into_iter().collect(),
             }],
-            history: HistoryUpdate::Leaves(derived.leaf.into_iter().collect()),
+            history: derived.leaf.map(|leaf| HistoryUpdate::Leaves(vec![leaf])),
             heads: (directory_changed || self.last.is_none())
                 .then(|| directory_of(derived.state.heads.values()).prove_all()),
             contents: derived.deltas,

@@ -23,6 +23,7 @@ struct RawConfig {
     genesis: PathBuf,
     data_dir: PathBuf,
     listen: String,
+    mesh_listen: String,
     signing_key: PathBuf,
     tls: RawTls,
     #[serde(default)]
@@ -53,8 +54,10 @@ pub struct Config {
     pub name: Label,
     /// Database and last-sign file.
     pub data_dir: PathBuf,
-    /// Where the one mTLS listener binds.
+    /// Where regions and operators connect: control and sync.
     pub listen: SocketAddr,
+    /// Where the other validators connect, and nobody else. Governance names its URL.
+    pub mesh_listen: SocketAddr,
     /// The key that votes: 64 hex digits (the seed) or PKCS#8 PEM, mode 0600.
     pub signing_key: PathBuf,
     /// Who this validator is and whom it believes.
@@ -85,20 +88,30 @@ impl RawConfig {
             let name = check("peer_urls", Label::new(&name))?;
             peer_urls.insert(name, check_url("peer_urls", url)?);
         }
-        let listen = self.listen.parse().map_err(|e: AddrParseError| {
-            refuse("listen", format!("{e}; expected IP:PORT, such as 0.0.0.0:7700"))
-        })?;
+        let (listen, mesh_listen) =
+            (address("listen", &self.listen)?, address("mesh_listen", &self.mesh_listen)?);
+        if listen == mesh_listen && listen.port() != 0 {
+            let why = format!("{mesh_listen} is `listen` too; each listener needs its own");
+            return Err(refuse("mesh_listen", why));
+        }
         Ok(Config {
             genesis: read(&base.join(self.genesis), Genesis::from_json)?,
             name: check("name", Label::new(&self.name))?,
             data_dir: base.join(self.data_dir),
             listen,
+            mesh_listen,
             signing_key: base.join(self.signing_key),
             credentials: self.tls.under(base),
             peer_urls,
             timing: self.timing.check()?,
         })
     }
+}
+
+fn address(key: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
+    text.parse().map_err(|e: AddrParseError| {
+        refuse(key, format!("{e}; expected IP:PORT, such as 0.0.0.0:7700"))
+    })
 }
 
 impl RawTiming {
@@ -156,7 +169,7 @@ mod tests {
         std::fs::write(dir.path().join("genesis.json"), genesis).unwrap();
         let text = format!(
             "name = \"v1\"\ngenesis = \"genesis.json\"\ndata_dir = \"data\"\nlisten = \
-             \"127.0.0.1:7700\"\nsigning_key = \"signing.key\"\n{extra}\n[tls]\ncert = \
+             \"127.0.0.1:7700\"\nmesh_listen = \"127.0.0.1:7701\"\nsigning_key = \"signing.key\"\n{extra}\n[tls]\ncert = \
              \"c\"\nkey = \"k\"\ntrust = \"t\"\n"
         );
         let path = dir.path().join("validator.toml");

@@ -31,4 +31,4 @@ pub mod sync_service;
 pub mod view;
 
 pub use config::Config;
-pub use run::{NodeError, run, start};
+pub use run::{Addresses, NodeError, run, start};

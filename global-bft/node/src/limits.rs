@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use satrap_certify::limits::{BLOCK_CHANGES_BYTES_MAX, CHANGE_BYTES_MAX};
+use satrap_certify::limits::{BLOCK_CHANGES_BYTES_MAX, CHANGE_BYTES_MAX, VALIDATORS_MAX};
 use satrap_host::{charges::CallLimits, mtls::FOREIGN_SCOPES};
 use satrap_pressure::{Quota, Rate};
 
@@ -17,6 +17,17 @@ pub const INBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Frames waiting for the network, per peer. A peer that does not read loses the rest; rebroadcast
 /// and value sync repair that.
 pub const OUTBOX_FRAMES_MAX: usize = 256;
+/// Their bytes, per peer; given back when a frame leaves the queue.
+pub const OUTBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// The part of these that changes and blocks for value sync do not take.
+pub const OUTBOX_RESERVED_BYTES: usize = OUTBOX_BYTES_MAX / 2;
+/// The most that one height makes a validator send to a peer before it hears of the next one: its
+/// proposal of a round, one relayed for a lock, and as many bytes again for their certificates and
+/// the votes of all rounds until they are repeated.
+const HEIGHT_BYTES_MAX: usize = 2 * (FRAME_BYTES_MAX + CERTIFICATES_BYTES_MAX) + 64 * 1024;
+/// A polka and a round certificate of the largest set: an address, a signature, a vote type and a
+/// block id each.
+const CERTIFICATES_BYTES_MAX: usize = 2 * VALIDATORS_MAX * 256;
 /// Submissions of one payer that wait for the consensus thread.
 pub const SUBMISSIONS_PER_PAYER_MAX: usize = 32;
 /// Their canonical bytes.
@@ -56,10 +67,13 @@ pub const BAN: Duration = Duration::from_secs(10);
 
 /// Votes kept for the next height, per peer: two votes of eight rounds.
 pub const EARLY_VOTES_MAX: usize = 16;
-/// Proposals kept for the next height, in all.
-pub const EARLY_PROPOSALS_MAX: usize = 8;
-/// Different proposals looked at per round; two prove an equivocation.
+/// Proposals kept for the next height, per peer: its leader may send the one of another round, too.
+pub const EARLY_PROPOSALS_MAX: usize = 2;
+/// Different proposals looked at per round, and as many again of blocks with a polka; two prove an
+/// equivocation.
 pub const PROPOSALS_PER_ROUND_MAX: usize = 3;
+/// Proposals that wait for a polka, per proposer; an honest one makes one per round.
+pub const HELD_PER_PROPOSER_MAX: usize = 4;
 /// The core drops messages of rounds further ahead than this.
 pub const ROUNDS_AHEAD_MAX: u32 = 10;
 /// Heights and messages per height in the core's own queue. The host queues early messages itself,
@@ -113,8 +127,16 @@ pub const TICK: Duration = Duration::from_millis(250);
 /// How long a peer must be ahead before this process asks it for blocks; votes for the height may
 /// simply still be on the way.
 pub const SYNC_PATIENCE: Duration = Duration::from_millis(400);
-/// How long to wait for a block before asking the next peer.
+/// How long to wait for a block before its peer counts as one that does not deliver.
 pub const SYNC_TIMEOUT: Duration = Duration::from_secs(2);
+/// Peers asked for one block at once, while none has proven itself or the one that has is slow.
+pub const SYNC_REQUESTS_MAX: usize = 2;
+/// How long the peer that delivered the last block is asked alone.
+pub const SYNC_HEDGE_AFTER: Duration = Duration::from_millis(250);
+/// For how long a peer that did not deliver a block is asked last; it doubles with each failure.
+pub const SYNC_DISTRUST_MIN: Duration = Duration::from_secs(2);
+/// No longer than this.
+pub const SYNC_DISTRUST_MAX: Duration = Duration::from_secs(128);
 /// How long a change submitted here waits before it is sent to all validators again.
 pub const RESUBMIT_AFTER: Duration = Duration::from_secs(1);
 
@@ -126,3 +148,5 @@ const _: () = assert!(SUBMISSION_BYTES_PER_PAYER_MAX >= 2 * CHANGE_BYTES_MAX);
 const _: () = assert!(SUBMIT_RATE.burst as usize > CHANGE_BYTES_MAX + SUBMIT_FLAT_BYTES);
 const _: () = assert!(SUBMISSIONS_MAX == 32 * SUBMISSIONS_PER_PAYER_MAX);
 const _: () = assert!(SUBMISSION_BYTES_MAX == 32 * SUBMISSION_BYTES_PER_PAYER_MAX);
+// A full height fits beside whatever changes wait.
+const _: () = assert!(HEIGHT_BYTES_MAX <= OUTBOX_RESERVED_BYTES);

@@ -11,6 +11,7 @@
 //! count, not by peer. So everything from the network passes the host's `admission` first.
 
 mod admission;
+mod candidates;
 pub mod codec;
 pub mod context;
 mod decide;

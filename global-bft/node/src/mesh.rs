@@ -24,14 +24,16 @@ use satrap_host::{
     mtls::{self, Credentials, PeerIdentity, PeerRule},
     rng,
 };
-use satrap_proto::v1::{MeshFrame, mesh_client::MeshClient, mesh_server};
-use tokio::sync::{mpsc, oneshot, watch};
+use satrap_proto::v1::{MeshFrame, mesh_client::MeshClient, mesh_frame::Body, mesh_server};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     inbox::Inbox,
-    limits::{FRAME_BYTES_MAX, OUTBOX_FRAMES_MAX, PEERS_MAX},
+    limits::{
+        FRAME_BYTES_MAX, OUTBOX_BYTES_MAX, OUTBOX_FRAMES_MAX, OUTBOX_RESERVED_BYTES, PEERS_MAX,
+    },
     malachite::Frame,
     status,
 };
@@ -43,10 +45,50 @@ const REDIAL_MAX: Duration = Duration::from_secs(1);
 /// Where every other validator is dialed.
 pub type Targets = BTreeMap<Label, String>;
 
+/// A frame on its way to the network. It gives back its bytes when it is dropped.
+struct Queued {
+    frame: MeshFrame,
+    _bytes: OwnedSemaphorePermit,
+}
+
+/// Frames that wait for the network, bounded in number and in bytes.
+struct Outbox {
+    frames: mpsc::Sender<Queued>,
+    bytes: Arc<Semaphore>,
+}
+
+impl Outbox {
+    fn new() -> (Self, mpsc::Receiver<Queued>) {
+        let (frames, queued) = mpsc::channel(OUTBOX_FRAMES_MAX);
+        (Self { frames, bytes: Arc::new(Semaphore::new(OUTBOX_BYTES_MAX)) }, queued)
+    }
+
+    /// Queues `frame`, or loses it if there is no room. What is sent again anyway, and may be large,
+    /// leaves room for votes and proposals.
+    fn send(&self, frame: MeshFrame) {
+        let bulk = matches!(frame.body, Some(Body::Change(_) | Body::SyncResponse(_)));
+        let reserved = if bulk { OUTBOX_RESERVED_BYTES } else { 0 };
+        let bytes = frame.encoded_len();
+        if bytes + reserved > self.bytes.available_permits() {
+            return;
+        }
+        let Ok(permits) = u32::try_from(bytes) else { return };
+        if let Ok(permit) = self.bytes.clone().try_acquire_many_owned(permits) {
+            // A queue that is closed is about to be replaced.
+            let _ = self.frames.try_send(Queued { frame, _bytes: permit });
+        }
+    }
+}
+
+/// What the network takes from an outbox.
+fn frames_of(queued: mpsc::Receiver<Queued>) -> impl Stream<Item = MeshFrame> + Send + 'static {
+    ReceiverStream::new(queued).map(|queued| queued.frame)
+}
+
 /// One direction of a stream.
 struct Side {
     opened: u64,
-    frames: mpsc::Sender<MeshFrame>,
+    outbox: Outbox,
     /// Dropping it ends the task that receives on this stream.
     _cut: oneshot::Sender<Infallible>,
 }
@@ -72,9 +114,8 @@ impl Link {
     }
 
     fn send(&self, frame: MeshFrame) {
-        // A full queue loses the frame; a closed one is about to be replaced.
         if let Some(side) = self.dialed.as_ref().or(self.accepted.as_ref()) {
-            let _ = side.frames.try_send(frame);
+            side.outbox.send(frame);
         }
     }
 }
@@ -119,7 +160,7 @@ impl Links {
     }
 
     /// Registers a stream, in place of an older one of the same direction.
-    fn open(&self, peer: &Label, end: End, frames: mpsc::Sender<MeshFrame>) -> Option<Opened> {
+    fn open(&self, peer: &Label, end: End, outbox: Outbox) -> Option<Opened> {
         let mut table = self.lock();
         if !table.links.contains_key(peer) && table.links.len() >= PEERS_MAX {
             return None;
@@ -128,7 +169,7 @@ impl Links {
         let opened = table.opened;
         let (cut, is_cut) = oneshot::channel();
         *table.links.entry(peer.clone()).or_default().side(end) =
-            Some(Side { opened, frames, _cut: cut });
+            Some(Side { opened, outbox, _cut: cut });
         Some(Opened { links: self.clone(), peer: peer.clone(), end, opened, is_cut })
     }
 }
@@ -240,10 +281,10 @@ impl Mesh {
         let channel = mtls::connect(url, &self.credentials, rule).await;
         let mut client = MeshClient::new(channel.map_err(|e| e.to_string())?)
             .max_decoding_message_size(FRAME_BYTES_MAX);
-        let (frames, outgoing) = mpsc::channel(OUTBOX_FRAMES_MAX);
-        let incoming = client.exchange(ReceiverStream::new(outgoing)).await;
+        let (outbox, queued) = Outbox::new();
+        let incoming = client.exchange(frames_of(queued)).await;
         let incoming = incoming.map_err(|status| status.message().to_owned())?.into_inner();
-        let Some(opened) = self.links.open(name, End::Dialed, frames) else {
+        let Some(opened) = self.links.open(name, End::Dialed, outbox) else {
             return Err(format!("{PEERS_MAX} peers are connected"));
         };
         tracing::info!(peer = %name, "mesh stream up");
@@ -293,8 +334,8 @@ impl mesh_server::Mesh for Mesh {
         let peer = status::peer(&request, &PeerRule::AnyValidator)?;
         let name = validator_name(&peer).filter(|name| *name != self.name);
         let name = name.ok_or_else(|| status::denied("this is your own mesh"))?;
-        let (frames, outgoing) = mpsc::channel(OUTBOX_FRAMES_MAX);
-        let opened = self.links.open(&name, End::Accepted, frames);
+        let (outbox, queued) = Outbox::new();
+        let opened = self.links.open(&name, End::Accepted, outbox);
         let opened = opened.ok_or_else(|| status::busy("too many peers are connected"))?;
         let (mesh, incoming) = (self.clone(), request.into_inner());
         let shutdown = self.group.shutdown();
@@ -305,7 +346,7 @@ impl mesh_server::Mesh for Mesh {
             }
             Ok::<(), Infallible>(())
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing).map(Ok))))
+        Ok(Response::new(Box::pin(frames_of(queued).map(Ok))))
     }
 }
 
@@ -334,9 +375,9 @@ mod tests {
     #[test]
     fn a_newer_stream_replaces_an_older_one_and_its_end_does_not_remove_the_newer() {
         let (links, peer) = (Links::default(), Label::new("v1").unwrap());
-        let (first, _first_frames) = mpsc::channel(1);
+        let (first, _first_frames) = Outbox::new();
         let mut older = links.open(&peer, End::Accepted, first).unwrap();
-        let (second, mut frames) = mpsc::channel(1);
+        let (second, mut frames) = Outbox::new();
         let newer = links.open(&peer, End::Accepted, second).unwrap();
         assert!(older.is_cut.try_recv().is_err_and(|e| e == oneshot::error::TryRecvError::Closed));
         drop(older);
@@ -346,15 +387,54 @@ mod tests {
         assert!(links.connected().is_empty());
     }
 
+    /// A frame of exactly `bytes` on the wire.
+    fn frame(bytes: usize, body: fn(bytes::Bytes) -> Body) -> MeshFrame {
+        let of = |length| MeshFrame { body: Some(body(vec![0; length].into())) };
+        let overhead = of(bytes).encoded_len() - bytes;
+        let frame = of(bytes - overhead);
+        assert_eq!(frame.encoded_len(), bytes);
+        frame
+    }
+
+    #[test]
+    fn bytes_in_an_outbox_at_the_limit_and_over_it_and_given_back() {
+        let (outbox, mut received) = Outbox::new();
+        let full = OUTBOX_BYTES_MAX / FRAME_BYTES_MAX;
+        for _ in 0..full {
+            outbox.send(frame(FRAME_BYTES_MAX, Body::Proposal));
+        }
+        assert_eq!(outbox.bytes.available_permits(), 0, "at the limit");
+        outbox.send(frame(200, Body::Vote));
+        assert_eq!(received.len(), full, "over it");
+        drop(received.try_recv().unwrap());
+        outbox.send(frame(FRAME_BYTES_MAX, Body::Proposal));
+        assert_eq!(received.len(), full, "the bytes were given back");
+    }
+
+    #[test]
+    fn changes_leave_room_for_votes_and_proposals() {
+        let (outbox, received) = Outbox::new();
+        let room = (OUTBOX_BYTES_MAX - OUTBOX_RESERVED_BYTES) / FRAME_BYTES_MAX;
+        for _ in 0..=room {
+            outbox.send(frame(FRAME_BYTES_MAX, Body::Change));
+        }
+        assert_eq!(received.len(), room);
+        outbox.send(frame(FRAME_BYTES_MAX, Body::Proposal));
+        outbox.send(frame(200, Body::Vote));
+        assert_eq!(received.len(), room + 2);
+    }
+
     #[test]
     fn a_peer_that_does_not_read_loses_frames_and_blocks_nobody() {
         let (links, peer) = (Links::default(), Label::new("v1").unwrap());
-        let (frames, mut received) = mpsc::channel(2);
-        let _opened = links.open(&peer, End::Dialed, frames).unwrap();
-        for _ in 0..5 {
+        let (outbox, mut received) = Outbox::new();
+        let _opened = links.open(&peer, End::Dialed, outbox).unwrap();
+        for _ in 0..=OUTBOX_FRAMES_MAX {
             links.broadcast(&MeshFrame::default());
         }
-        assert!(received.try_recv().is_ok() && received.try_recv().is_ok());
-        assert!(received.try_recv().is_err());
+        for _ in 0..OUTBOX_FRAMES_MAX {
+            assert!(received.try_recv().is_ok());
+        }
+        assert!(received.try_recv().is_err(), "over the limit");
     }
 }

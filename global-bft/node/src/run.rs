@@ -35,7 +35,7 @@ use crate::{
     config::Config,
     guard::{Guard, SlotFile},
     inbox::{Inbox, Next, Reply},
-    limits::{CONTROL_BYTES_MAX, FRAME_BYTES_MAX, KEY_BYTES_MAX, REQUESTS, TICK},
+    limits::{CONTROL_BYTES_MAX, FRAME_BYTES_MAX, KEY_BYTES_MAX, PEERS_MAX, REQUESTS, TICK},
     malachite::{
         Engine, EngineEffect, EngineInput, Fatal, Setup, Signer as _, SoftSigner, TimerId,
     },
@@ -51,15 +51,32 @@ use crate::{
 const DRAIN: Duration = Duration::from_secs(5);
 /// How often the credential files are read again; leaves live for days.
 const CREDENTIALS_PERIOD: Duration = Duration::from_secs(60);
-/// Validators, members of all regions, and operators. A region gets three connections for each of 16
-/// members, so that its CA cannot take the connections of others.
-const LIMITS: Limits = Limits {
+/// Members of all regions, operators, and validators that look at each other's status. A region gets
+/// three connections for each of 16 members, so that its CA cannot take the connections of others.
+const CLIENT_LIMITS: Limits = Limits {
     connections_max: 2_048,
     connections_per_scope_max: 48,
     connections_own_scope_max: 512,
     ..Limits::PEERS
 };
-const _: () = assert!(LIMITS.keeps_room_for(FOREIGN_SCOPES));
+const _: () = assert!(CLIENT_LIMITS.keeps_room_for(FOREIGN_SCOPES));
+/// Each validator has one stream here, and a second one while it replaces the first.
+const MESH_LIMITS: Limits = Limits {
+    connections_max: 2 * PEERS_MAX,
+    connections_own_scope_max: 2 * PEERS_MAX,
+    connections_per_identity_max: 4,
+    streams_per_connection_max: 2,
+    ..Limits::PEERS
+};
+
+/// Where a validator listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// For regions and operators.
+    pub clients: SocketAddr,
+    /// For the other validators.
+    pub mesh: SocketAddr,
+}
 
 /// Why a validator cannot start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -110,17 +127,18 @@ pub enum NodeError {
 pub async fn run(config: Config) -> Result<(), NodeError> {
     let group = TaskGroup::new();
     group.shutdown_on_signal().map_err(io("signal handlers"))?;
-    let address = start(config, &group).await?;
-    tracing::info!(%address, "validator is listening");
+    let Addresses { clients, mesh } = start(config, &group).await?;
+    tracing::info!(%clients, %mesh, "validator is listening");
     Ok(group.run(DRAIN).await?)
 }
 
-/// Starts a validator in `group`, and returns where it listens.
+/// Starts a validator in `group`, and returns where it listens. Clients cannot take connections or
+/// streams from the mesh: each side has its own listener and limits.
 ///
 /// # Errors
 ///
 /// [`NodeError`] if it cannot start.
-pub async fn start(config: Config, group: &TaskGroup) -> Result<SocketAddr, NodeError> {
+pub async fn start(config: Config, group: &TaskGroup) -> Result<Addresses, NodeError> {
     let credentials = Credentials::load(config.credentials.clone())?;
     check_identity(&config, &credentials)?;
     let realm = config.genesis.realm().clone();
@@ -148,18 +166,21 @@ pub async fn start(config: Config, group: &TaskGroup) -> Result<SocketAddr, Node
         links: links.clone(),
         group: group.clone(),
     });
-    let follow = FollowService::new(replicas, Slots::default(), group.shutdown());
-    let listener = Listener::bind(config.listen, credentials.clone(), callers(), LIMITS.clone());
-    let listener = listener.await.map_err(io(&format!("listen address {}", config.listen)))?;
-    let address = listener.local_address().map_err(io("listener"))?;
-
-    let stop = group.shutdown().requested();
-    let server = server_builder(&LIMITS)
+    let follow = FollowService::new(replicas, Slots::default(), group);
+    let (listener, clients) = bind(config.listen, &credentials, callers(), &CLIENT_LIMITS).await?;
+    let server = server_builder(&CLIENT_LIMITS)
         .layer(RequestSeats::new(REQUESTS))
-        .add_service(MeshServer::new(mesh.clone()).max_decoding_message_size(FRAME_BYTES_MAX))
         .add_service(ControlServer::new(control).max_decoding_message_size(CONTROL_BYTES_MAX))
         .add_service(SyncServer::new(follow).max_decoding_message_size(FRAME_BYTES_MAX));
+    let stop = group.shutdown().requested();
     group.spawn("server", server.serve_with_incoming_shutdown(listener, stop));
+    let rule = PeerRule::AnyValidator;
+    let (listener, mesh_address) =
+        bind(config.mesh_listen, &credentials, rule, &MESH_LIMITS).await?;
+    let server = server_builder(&MESH_LIMITS)
+        .add_service(MeshServer::new(mesh.clone()).max_decoding_message_size(FRAME_BYTES_MAX));
+    let stop = group.shutdown().requested();
+    group.spawn("mesh server", server.serve_with_incoming_shutdown(listener, stop));
     group.spawn("mesh", mesh.dial(dialed));
     group.spawn("credentials", reload(credentials, group.shutdown().requested()));
     let (closing, stop) = (inbox.clone(), group.shutdown().requested());
@@ -182,7 +203,19 @@ pub async fn start(config: Config, group: &TaskGroup) -> Result<SocketAddr, Node
         next_tick: clock::monotonic() + TICK,
     };
     group.spawn_thread("consensus", move || consensus.run(effects)).map_err(io("thread"))?;
-    Ok(address)
+    Ok(Addresses { clients, mesh: mesh_address })
+}
+
+async fn bind(
+    address: SocketAddr,
+    credentials: &Credentials,
+    rule: PeerRule,
+    limits: &Limits,
+) -> Result<(Listener, SocketAddr), NodeError> {
+    let listener = Listener::bind(address, credentials.clone(), rule, limits.clone());
+    let listener = listener.await.map_err(io(&format!("listen address {address}")))?;
+    let bound = listener.local_address().map_err(io("listener"))?;
+    Ok((listener, bound))
 }
 
 /// Restores the engine from the data directory.

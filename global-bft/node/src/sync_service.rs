@@ -1,13 +1,12 @@
 //! Whom a validator serves the sync protocol, and how many. The protocol itself is
 //! [`satrap_host::follow`]'s.
-
 //!
 //! # Invariants
 //!
 //! - **U6** A region can follow whatever the others do: every scope has streams of its own, and the
 //!   names that its CA mints share them.
 
-use satrap_certify::{Rejection, Replica};
+use satrap_certify::{Interest, Rejection, Replica};
 use satrap_host::{
     charges::{PeerSeat, PeerSeats, take_seat},
     follow::Followers,
@@ -32,6 +31,11 @@ impl Followers for Slots {
     fn admit(&self, peer: &PeerIdentity) -> Result<PeerSeat, Status> {
         status::admit(peer, &callers())?;
         take_seat(&self.0, peer, FOLLOWERS_PER_SCOPE, "follow streams")
+    }
+
+    /// Regions and validators relay all of it, and operators may read all of it.
+    fn may_ask(&self, _: &PeerIdentity, _: &Interest) -> Result<(), Status> {
+        Ok(())
     }
 
     /// Reports are for regions; this tier has no edges.

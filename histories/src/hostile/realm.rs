@@ -74,15 +74,15 @@ fn addresses(count: usize) -> Result<Vec<SocketAddr>, Trouble> {
 
 fn plan() -> Result<RealmPlan, Trouble> {
     let regions = [REGION, OTHER_REGION];
-    let mut free = addresses(VALIDATORS + 2 * MEMBERS.len() * regions.len())?.into_iter();
+    let mut free = addresses(2 * VALIDATORS + 2 * MEMBERS.len() * regions.len())?.into_iter();
     let mut next = || {
         let address = free.next().expect("as many as are planned");
         (address, format!("https://{address}"))
     };
     let validators = (0..VALIDATORS).map(|n| {
-        let (listen, url) = next();
+        let ((listen, url), (mesh_listen, mesh_url)) = (next(), next());
         let (name, jurisdiction) = (label(&format!("v{n}")), label("zz"));
-        ValidatorPlan { name, listen, url, jurisdiction, power: 1 }
+        ValidatorPlan { name, listen, url, mesh_listen, mesh_url, jurisdiction, power: 1 }
     });
     let validators = validators.collect();
     let mut member = |name: &str| {
@@ -155,6 +155,12 @@ impl Realm {
     #[must_use]
     pub fn validator_urls(&self) -> Vec<String> {
         self.plan.validators.iter().map(|validator| validator.url.clone()).collect()
+    }
+
+    /// Where validators reach each other.
+    #[must_use]
+    pub fn mesh_urls(&self) -> Vec<String> {
+        self.plan.validators.iter().map(|validator| validator.mesh_url.clone()).collect()
     }
 
     /// Where the members that run are reached.

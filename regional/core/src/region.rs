@@ -5,12 +5,18 @@
 //! every adopted update again, and all members refuse the same one for the same reason, because
 //! the time it is verified at is part of the command.
 //!
+//! A long way is adopted in parts. What is served is the last complete state; the parts after it
+//! are kept beside it, so that a member that restarts in the middle holds what all others hold.
+//!
 //! # Invariants
 //!
 //! - **G1** Two members that applied the same commands hold equal replicas.
 //! - **G2** Nothing enters the replica but what [`Replica::verify`] certified.
+//! - **G3** What is served [is complete](Replica::is_complete).
 
-use satrap_certify::{Genesis, Interest, Rejection, Replica, Timestamp, Update};
+use satrap_certify::{
+    Genesis, Interest, Rejection, Replica, Snapshot, Timestamp, Update, limits::PARTS_MAX,
+};
 use satrap_merkle::codec::{DecodeError, Reader, Writer};
 
 use crate::Command;
@@ -18,7 +24,7 @@ use crate::Command;
 /// What adopting an update did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The replica moved to this height.
+    /// The replica moved to this height, or got more of it.
     Adopted(u64),
     /// The update did not verify, or was overtaken; nothing changed.
     Refused(Rejection),
@@ -28,6 +34,11 @@ pub enum Outcome {
 #[derive(Clone, Debug)]
 pub struct Region {
     genesis: Genesis,
+    /// The last complete state (G3).
+    served: Replica,
+    /// What was adopted after it, and has not made it complete yet.
+    parts: Vec<Update>,
+    /// `served` and `parts` together: where the next update must fit.
     replica: Replica,
 }
 
@@ -36,7 +47,8 @@ impl Region {
     #[must_use]
     pub fn genesis(genesis: &Genesis) -> Self {
         let replica = Replica::genesis(genesis, Interest::Everything);
-        Self { genesis: genesis.clone(), replica }
+        let (genesis, served) = (genesis.clone(), replica.clone());
+        Self { genesis, served, parts: Vec::new(), replica }
     }
 
     /// Applies one committed command. A batch is the keyspace's business and refused here.
@@ -51,26 +63,42 @@ impl Region {
 
     /// Takes over an update if it verifies at `now`, the proposer's clock (G1, G2).
     pub fn adopt(&mut self, update: &Update, now: Timestamp) -> Outcome {
-        match self.replica.verify(update, now) {
-            Ok(advance) => {
-                self.replica.advance(advance);
-                Outcome::Adopted(self.replica.height())
-            }
-            Err(rejection) => Outcome::Refused(rejection),
+        let advance = match self.replica.verify(update, now) {
+            Ok(advance) => advance,
+            Err(rejection) => return Outcome::Refused(rejection),
+        };
+        self.replica.advance(advance);
+        if self.replica.is_complete() {
+            self.served = self.replica.clone();
+            self.parts.clear();
+        } else if self.parts.len() < PARTS_MAX {
+            self.parts.push(update.clone());
+        } else {
+            // An honest way is far shorter; another server is asked from the last complete state.
+            self.replica = self.served.clone();
+            self.parts.clear();
         }
+        Outcome::Adopted(self.replica.height())
     }
 
-    /// The verified copy of the realm.
+    /// The newest verified state, which may still lack content: where to go on from.
     #[must_use]
     pub fn replica(&self) -> &Replica {
         &self.replica
+    }
+
+    /// The last complete state (G3).
+    #[must_use]
+    pub fn served(&self) -> &Replica {
+        &self.served
     }
 
     /// The state for another member, or for a restart.
     #[must_use]
     pub fn snapshot(&self) -> Vec<u8> {
         let mut w = Writer::tagged(SNAPSHOT_FORMAT);
-        w.option(self.replica.snapshot().as_ref());
+        w.option(self.served.snapshot().as_ref());
+        w.list(&self.parts);
         w.finish()
     }
 
@@ -84,16 +112,23 @@ impl Region {
         if r.bytes(SNAPSHOT_FORMAT.len())? != SNAPSHOT_FORMAT.as_bytes() {
             return Err(DecodeError::Invalid("region snapshot format").into());
         }
-        let update: Option<Update> = r.option()?;
+        let served: Option<Snapshot> = r.option()?;
+        let parts: Vec<Update> = r.list(PARTS_MAX)?;
         if r.remaining() != 0 {
             return Err(DecodeError::Trailing(r.remaining()).into());
         }
         let mut region = Self::genesis(genesis);
-        if let Some(update) = update {
-            region.replica = Replica::restore(&region.genesis, Interest::Everything, &update)?;
+        if let Some(served) = served {
+            region.served = Replica::restore(&region.genesis, Interest::Everything, &served)?;
+            region.replica = region.served.clone();
         }
+        for part in &parts {
+            let advance = region.replica.verify_own(part)?;
+            region.replica.advance(advance);
+        }
+        region.parts = parts;
         Ok(region)
     }
 }
 
-const SNAPSHOT_FORMAT: &str = "satrap/region/v1";
+const SNAPSHOT_FORMAT: &str = "satrap/region/v2";

@@ -207,7 +207,7 @@ impl ControlService {
     fn local(&self) -> RegionStatus {
         let inner = &*self.0;
         let (raft, region) = (inner.ring.status(), inner.ring.region());
-        let replica = region.replica();
+        let replica = region.served();
         let bundles = replica.heads().values().map(|head| BundleStatus {
             name: head.name.to_string(),
             version: head.version,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use satrap_certify::limits::{CHANGE_BYTES_MAX, EDGE_UPDATE_BYTES_MAX, UPDATE_BYTES_MAX};
+use satrap_certify::limits::{CHANGE_BYTES_MAX, UPDATE_BYTES_MAX};
 use satrap_host::{charges::CallLimits, mtls::FOREIGN_SCOPES};
 use satrap_pressure::{Quota, Rate};
 
@@ -16,9 +16,6 @@ pub const COMMAND_BYTES_MAX: usize = UPDATE_BYTES_MAX + 1024;
 pub const APPEND_BATCH_BYTES: usize = 1024 * 1024;
 /// One append request, reassembled.
 pub const APPEND_BYTES_MAX: usize = COMMAND_BYTES_MAX + APPEND_BATCH_BYTES + 64 * 1024;
-/// One snapshot with its envelope, reassembled.
-pub const SNAPSHOT_BYTES_MAX: usize = UPDATE_BYTES_MAX + 64 * 1024;
-
 /// Operations that wait for the log writer; beyond these, openraft waits.
 pub const WRITER_QUEUE_OPS_MAX: usize = 1024;
 /// One group commit. A longer single operation still goes in alone.
@@ -86,8 +83,6 @@ pub const DISK_RECLAIM_PIECES: usize = 8;
 
 /// One message from a follower: a position that names every bundle there can be, or a report.
 pub const FOLLOW_REQUEST_BYTES_MAX: usize = 1024 * 1024;
-/// One update to or from another relay, with its envelope.
-pub const UPDATE_MESSAGE_BYTES_MAX: usize = UPDATE_BYTES_MAX + 1024;
 
 /// `Follow` streams of this region's edges: as many as it has room for reports.
 pub const OWN_FOLLOWERS: Quota = Quota { group_max: REPORTS_MAX, holder_max: 4 };
@@ -138,4 +133,3 @@ const _: () = assert!(FOLLOWERS_MAX == 28_192);
 const _: () = assert!(SUBMIT_RATE.burst as usize > SUBMIT_BYTES_MAX + SUBMIT_FLAT_BYTES);
 const _: () = assert!(READS.rate.burst as usize > STATUS_BYTES_MAX);
 const _: () = assert!(LOG_KEEP_BYTES < LOG_BYTES_MAX);
-const _: () = assert!(EDGE_UPDATE_BYTES_MAX <= UPDATE_MESSAGE_BYTES_MAX);

@@ -33,7 +33,6 @@ use crate::{
     etcd::{self, EtcdError, Served},
     limits::{
         FOLLOW_REQUEST_BYTES_MAX, REQUESTS, STATUS_BYTES_MAX, SUBMIT_BYTES_MAX, SUBMIT_TIMEOUT,
-        UPDATE_MESSAGE_BYTES_MAX,
     },
     raft::{Ring, RingError, serve},
     refusals::Refusals,
@@ -207,10 +206,8 @@ pub async fn start(
         seats: PeerSeats::default(),
         own_scope: credentials.current().id.scope(),
     };
-    let sync = FollowService::new(ring.views(), audience, shutdown.clone());
-    let sync = SyncServer::new(sync)
-        .max_decoding_message_size(FOLLOW_REQUEST_BYTES_MAX)
-        .max_encoding_message_size(UPDATE_MESSAGE_BYTES_MAX);
+    let sync = FollowService::new(ring.views(), audience, group);
+    let sync = SyncServer::new(sync).max_decoding_message_size(FOLLOW_REQUEST_BYTES_MAX);
     let server = server_builder(&limits)
         .layer(RequestSeats::new(REQUESTS))
         .add_service(sync)

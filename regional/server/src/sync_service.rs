@@ -1,6 +1,5 @@
 //! Whom a member serves the sync protocol, and what it does with their reports. The protocol itself
 //! is [`satrap_host::follow`]'s.
-
 //!
 //! # Invariants
 //!
@@ -9,7 +8,7 @@
 
 use std::sync::Arc;
 
-use satrap_certify::{Genesis, Rejection, Replica};
+use satrap_certify::{Genesis, Interest, Rejection, Replica};
 use satrap_host::{
     charges::{PeerSeat, PeerSeats, take_seat},
     follow::Followers,
@@ -51,7 +50,7 @@ impl Followers for Audience {
     type Guard = Attending;
 
     fn replica(view: &Region) -> &Replica {
-        view.replica()
+        view.served()
     }
 
     fn admit(&self, peer: &PeerIdentity) -> Result<Attending, Status> {
@@ -63,6 +62,15 @@ impl Followers for Audience {
         let seat = take_seat(&self.seats, peer, quota, "follow streams")?;
         let connected = reports::edge_key(peer).map(|edge| self.reports.connect(edge));
         Ok(Attending { _connected: connected, _seat: seat })
+    }
+
+    fn may_ask(&self, peer: &PeerIdentity, interest: &Interest) -> Result<(), Status> {
+        match (peer.id.role(), interest) {
+            (Role::Edge { .. }, Interest::Everything) => {
+                Err(status::denied("an edge asks for bundles by name, not for everything"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn report(&self, peer: &PeerIdentity, bytes: &[u8]) -> Result<(), Rejection> {

@@ -27,16 +27,17 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::{join_all, select_all};
-use satrap_certify::{Rejection, Timestamp, Update};
+use satrap_certify::{Rejection, Timestamp, Update, limits::UPDATE_BYTES_MAX};
 use satrap_host::{
     Shutdown, clock,
+    follow::{self, Replies, ReplyError},
     mtls::{self, ConnectError, Credentials, PeerRule},
     pki::{PkiError, Role, SpiffeId},
     rng,
 };
 use satrap_merkle::codec::Canonical as _;
 use satrap_pressure::FullJitter;
-use satrap_proto::v1::{FollowRequest, follow_request::Body, sync_client::SyncClient};
+use satrap_proto::v1::{FollowRequest, follow_request::Body};
 use satrap_regional_core::Command;
 use tokio::{
     sync::{Mutex, mpsc},
@@ -48,7 +49,6 @@ use tonic::{Status, transport::Channel};
 
 use crate::{
     config::Endpoint,
-    limits::UPDATE_MESSAGE_BYTES_MAX,
     raft::{Leading, ProposeError, Reply, Ring},
     refusals::Refusals,
 };
@@ -73,9 +73,9 @@ pub enum UpstreamError {
     /// Its name is not one.
     #[error(transparent)]
     Name(#[from] PkiError),
-    /// It ended the stream.
-    #[error("stream ended: {}", .0.message())]
-    Ended(#[from] Status),
+    /// It ended the stream, or sent what no honest server sends.
+    #[error("stream ended: {0}")]
+    Ended(#[from] ReplyError),
     /// It sent something that does not verify.
     #[error("refused by rule {rule}: {0}", rule = .0.rule())]
     Refused(#[from] Rejection),
@@ -100,8 +100,9 @@ pub struct Upstream {
     refusals: Refusals,
     /// Live streams.
     streams: Arc<AtomicUsize>,
-    /// One update at a time, so that two validators' copies of one do not both reach the log.
-    adopting: Mutex<()>,
+    /// One update at a time, so that two validators' copies of one do not both reach the log. How
+    /// often the ring moved.
+    moves: Mutex<u64>,
 }
 
 /// What a good update did.
@@ -111,6 +112,9 @@ pub enum Adoption {
     Adopted(u64),
     /// The ring was there already.
     NothingNew,
+    /// It does not fit, and the ring has moved since this validator was last asked: it must be asked
+    /// from here.
+    Overtaken,
 }
 
 /// Checks that whoever answers at `endpoint` is that validator.
@@ -135,8 +139,8 @@ impl Upstream {
     ) -> Self {
         let chain = ring.region().replica().realm().chain_id().to_owned();
         let stale_after = heartbeat.mul_f64(2.5);
-        let (streams, adopting) = (Arc::default(), Mutex::default());
-        Self { ring, validators, credentials, chain, stale_after, refusals, streams, adopting }
+        let (streams, moves) = (Arc::default(), Mutex::default());
+        Self { ring, validators, credentials, chain, stale_after, refusals, streams, moves }
     }
 
     /// How many streams are live; shared with whoever reports status.
@@ -214,26 +218,28 @@ impl Upstream {
     }
 
     async fn follow(&self, validator: &Endpoint) -> Result<Infallible, UpstreamError> {
-        let mut client = sync_client(self.channel(validator).await?);
+        let mut client = follow::client(self.channel(validator).await?);
         let (positions, outbound) = mpsc::channel(OUTBOUND_MAX);
-        self.say_position(&positions)?;
-        let mut replies = client.follow(ReceiverStream::new(outbound)).await?.into_inner();
+        let mut seen = self.say_position(&positions).await?;
+        let replies =
+            client.follow(ReceiverStream::new(outbound)).await.map_err(ReplyError::from)?;
+        let mut replies = Replies::new(replies.into_inner(), UPDATE_BYTES_MAX);
         let _live = Live::new(&self.streams);
         tracing::info!(validator = %validator.name, "following");
         let mut fresh_at = clock::monotonic();
         loop {
             let silent = clock::monotonic().saturating_sub(fresh_at);
             let left = self.stale_after.saturating_sub(silent);
-            let reply = timeout(left, replies.message()).await;
+            let reply = timeout(left, replies.next()).await;
             let reply = reply.map_err(|_| UpstreamError::Stale(self.stale_after))??;
-            let Some(reply) = reply else {
-                return Err(Status::ok("by the validator").into());
+            let Some(update) = reply else {
+                return Err(ReplyError::from(Status::ok("by the validator")).into());
             };
-            if self.adopt(reply.update).await? != Adoption::NothingNew {
-                self.say_position(&positions)?;
+            if self.adopt(update, &mut seen).await? == Adoption::Overtaken {
+                seen = self.say_position(&positions).await?;
             }
             // Whichever validator was first, this one is not far behind it.
-            if self.age() <= self.stale_after {
+            if self.age() <= self.stale_after && self.ring.region().replica().is_complete() {
                 fresh_at = clock::monotonic();
             }
         }
@@ -243,21 +249,29 @@ impl Upstream {
         Timestamp(clock::now()).since(self.ring.region().replica().certified_time())
     }
 
-    fn say_position(&self, positions: &mpsc::Sender<FollowRequest>) -> Result<(), UpstreamError> {
+    /// Asks from where the ring is, and returns how often it had moved by then.
+    async fn say_position(
+        &self,
+        positions: &mpsc::Sender<FollowRequest>,
+    ) -> Result<u64, UpstreamError> {
+        let moves = self.moves.lock().await;
         let position = self.ring.region().replica().position().to_canonical();
         let request = FollowRequest { body: Some(Body::Position(position.into())) };
-        let stuck = |_| Status::resource_exhausted("the validator takes no requests");
-        Ok(positions.try_send(request).map_err(stuck)?)
+        let stuck = |_| ReplyError::from(Status::resource_exhausted("it takes no requests"));
+        positions.try_send(request).map_err(stuck)?;
+        Ok(*moves)
     }
 
-    /// Verifies one update and proposes it. What does not verify never reaches the log.
+    /// Verifies one update and proposes it. What does not verify never reaches the log. `seen` is how
+    /// often the ring had moved when the sender was asked; what does not fit is no lie if others
+    /// moved the ring since.
     ///
     /// # Errors
     ///
     /// [`UpstreamError::Refused`] blames the sender and is counted; [`UpstreamError::Propose`] is
     /// this ring's.
-    pub async fn adopt(&self, update: Bytes) -> Result<Adoption, UpstreamError> {
-        let _turn = self.adopting.lock().await;
+    pub async fn adopt(&self, update: Bytes, seen: &mut u64) -> Result<Adoption, UpstreamError> {
+        let mut moves = self.moves.lock().await;
         let now = Timestamp(clock::now());
         let region = self.ring.region();
         let inline = update.len() <= INLINE_UPDATE_BYTES_MAX;
@@ -273,14 +287,21 @@ impl Upstream {
         let update = match verified {
             Ok(update) => Box::new(update),
             // The answer to a position that we have left meanwhile.
-            Err(Rejection::NotNewer { .. }) => return Ok(Adoption::NothingNew),
+            Err(Rejection::NotNewer { .. } | Rejection::NoProgress(_)) => {
+                return Ok(Adoption::NothingNew);
+            }
+            Err(_) if *moves != *seen => return Ok(Adoption::Overtaken),
             Err(rejection) => {
                 self.refusals.count(&rejection);
                 return Err(rejection.into());
             }
         };
         match self.ring.propose(&Command::Adopt { update, now }).await? {
-            Reply::Adopted(height) => Ok(Adoption::Adopted(height)),
+            Reply::Adopted(height) => {
+                *seen += u64::from(*seen == *moves);
+                *moves += 1;
+                Ok(Adoption::Adopted(height))
+            }
             // Overtaken by an earlier leader's proposal; apply has logged the reason.
             Reply::Refused { .. } | Reply::Blank | Reply::Batch => Ok(Adoption::NothingNew),
         }
@@ -301,8 +322,4 @@ impl Drop for Live<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-fn sync_client(channel: Channel) -> SyncClient<Channel> {
-    SyncClient::new(channel).max_decoding_message_size(UPDATE_MESSAGE_BYTES_MAX)
 }

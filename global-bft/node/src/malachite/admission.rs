@@ -5,13 +5,23 @@
 //!
 //! - **A1** A vote counts only on the stream of the validator that cast it, so nobody can fill
 //!   another's quota. Certificates and proposals may be relayed: they are verified as a whole.
-//! - **A2** Messages of the next height wait here, per peer and verified if the voter is known;
+//! - **A2** Messages of the next height wait here, per peer and verified if the signer is known;
 //!   everything later is dropped, and value sync brings those heights.
 //! - **A3** A block reaches the core only with a proposal whose proposer and signature were checked,
-//!   and together with this validator's own verdict on it.
-//! - **A4** A fresh proposal must be timely (PBTS): its time lies within clock precision and message
-//!   delay of the time it arrived. A block that already had a polka was judged by others.
-//! - **A5** An empty block in round 0 is valid only as a heartbeat, by the time in its own header.
+//!   and together with this validator's own verdict on its content.
+//! - **A4** A fresh proposal reaches the core only if it is timely (PBTS): its time lies within clock
+//!   precision and message delay of the time it arrived.
+//! - **A5** An empty block is fresh in round 0 only as a heartbeat, by the time in its own header.
+//! - **A6** A block names as its proposer the validator that leads the round in which it is fresh.
+//! - **A7** A proposal that is not fresh or not timely waits until a polka for its block was
+//!   verified. Its claim to have one counts for nothing.
+//!
+//! # Why the core never hears of time
+//!
+//! The core pairs a proposal with a verdict by block alone, over all rounds of a height. A verdict
+//! that depended on the round or the clock would thus be lent to another proposal of that block. So
+//! the verdict is a function of ledger and block, and what depends on anything else keeps the
+//! proposal away from the core: its round then times out, and the validator votes nil.
 //!
 //! # Deliberately absent
 //!
@@ -21,25 +31,25 @@
 use std::collections::BTreeMap;
 
 use arc_malachitebft_core_consensus::{Input, ProposedValue};
-use arc_malachitebft_core_types::{Round, TimeoutKind, Validator as _, Validity, ValueOrigin};
+use arc_malachitebft_core_types::{
+    Round, TimeoutKind, Validator as _, ValidatorSet as _, Validity, ValueOrigin,
+};
 use satrap_certify::{Label, Timestamp};
 
 use super::{
-    context::{SignedProposal, SignedVote},
+    context::{SignedProposal, SignedVote, Voter},
     engine::{EngineEffect, EngineInput, Fatal},
     frame::Frame,
     host::Host,
     signing::{bytes_of_proposal, bytes_of_vote},
 };
-use crate::limits::{
-    EARLY_PROPOSALS_MAX, EARLY_VOTES_MAX, PROPOSALS_PER_ROUND_MAX, ROUNDS_AHEAD_MAX,
-};
+use crate::limits::{EARLY_PROPOSALS_MAX, EARLY_VOTES_MAX, ROUNDS_AHEAD_MAX};
 
-/// Messages of the next height.
+/// Messages of the next height, by peer.
 #[derive(Default)]
 pub(super) struct Early {
     votes: BTreeMap<Label, Vec<SignedVote>>,
-    proposals: Vec<(Label, SignedProposal, Timestamp)>,
+    proposals: BTreeMap<Label, Vec<(SignedProposal, Timestamp)>>,
 }
 
 impl Host {
@@ -84,7 +94,11 @@ impl Host {
             Frame::Vote(vote) => self.admit_vote(from, vote),
             Frame::Proposal(proposal) => {
                 let arrived = self.now.wall;
-                self.admit_proposal(from, proposal, arrived);
+                if proposal.height.0 == self.height() + 1 {
+                    self.keep_early(from, proposal, arrived);
+                } else {
+                    self.admit_proposal(from, proposal, arrived);
+                }
             }
             Frame::Polka(certificate) => {
                 if certificate.height.0 == self.height() && self.in_reach(certificate.round) {
@@ -151,89 +165,121 @@ impl Host {
         }
     }
 
+    /// A2
+    fn keep_early(&mut self, from: Label, proposal: SignedProposal, arrived: Timestamp) {
+        let held = self.early.proposals.entry(from.clone()).or_default();
+        let is_held = held.iter().any(|(p, _)| p.message == proposal.message);
+        if held.len() >= EARLY_PROPOSALS_MAX || is_held {
+            return;
+        }
+        if let Some(member) = self.electorate.member(&proposal.proposer) {
+            let signed = bytes_of_proposal(&self.realm, &proposal);
+            // Its proposer sends it here, too, and then it costs that one's quota.
+            if self.names.get(&proposal.proposer.0).is_some_and(|name| *name != from) {
+                return;
+            }
+            if !member.public_key().verifies(&signed, &proposal.signature) {
+                self.junk = true;
+                return;
+            }
+        }
+        held.push((proposal, arrived));
+    }
+
     /// A3
     fn admit_proposal(&mut self, from: Label, proposal: SignedProposal, arrived: Timestamp) {
-        let height = self.height();
-        if proposal.height.0 == height + 1 {
-            let same = |(_, held, _): &(Label, SignedProposal, _)| *held == proposal;
-            let full = self.early.proposals.len() >= EARLY_PROPOSALS_MAX;
-            if !full && !self.early.proposals.iter().any(same) {
-                self.early.proposals.push((from, proposal, arrived));
-            }
-            return;
-        }
         let later_polka = proposal.pol_round.is_defined() && proposal.pol_round >= proposal.round;
-        if proposal.height.0 != height || !self.in_reach(proposal.round) || later_polka {
+        if proposal.height.0 != self.height() || !self.in_reach(proposal.round) || later_polka {
             return;
         }
-        let round = proposal.round.as_u32().expect("decoders refuse proposals without a round");
-        let seen = self.seen.entry(round).or_default();
-        if seen.len() >= PROPOSALS_PER_ROUND_MAX || seen.contains(&proposal) {
-            return;
-        }
+        let signed = bytes_of_proposal(&self.realm, &proposal);
         let proposer = self.electorate.proposer(proposal.round);
-        if *proposer.address() != proposal.proposer {
+        if *proposer.address() != proposal.proposer || !self.candidates.wants(&proposal, &signed) {
             return;
         }
-        let bytes = bytes_of_proposal(&self.realm, &proposal);
-        if !proposer.public_key().verifies(&bytes, &proposal.signature) {
+        if !proposer.public_key().verifies(&signed, &proposal.signature) {
             self.junk = true;
             return;
         }
-        seen.push(proposal.clone());
+        self.candidates.note(&proposal, signed);
+        if let Some(why) = self.malformed(&proposal) {
+            let (height, proposer) = (proposal.height, proposal.proposer);
+            tracing::warn!(%height, %proposer, why, "refused a proposal");
+            return;
+        }
+        let is_timely = self.is_timely(&proposal, arrived);
+        if let Some(proposal) = self.candidates.place(proposal, is_timely) {
+            self.hand_over(Some(from), proposal);
+        }
+    }
+
+    /// Hands a proposal to the core with this validator's verdict on its block.
+    ///
+    /// The core keeps the verdict for every proposal of that block, so it depends on nothing but
+    /// the block and the ledger.
+    pub fn hand_over(&mut self, from: Option<Label>, proposal: SignedProposal) {
+        let block = proposal.value.block();
+        let verdict = self.ledger.validate(block);
+        if let Err(why) = &verdict {
+            let (height, proposer) = (block.checkpoint.height, proposal.proposer);
+            tracing::warn!(height, %proposer, %why, "voting against a proposal");
+        }
         let value = ProposedValue {
             height: proposal.height,
             round: proposal.round,
             valid_round: proposal.pol_round,
             proposer: proposal.proposer,
             value: proposal.value.clone(),
-            validity: self.verdict(&proposal, arrived),
+            validity: Validity::from_bool(verdict.is_ok()),
         };
         self.values.insert(proposal.value.value_id(), proposal.value.clone());
-        self.queue.push_back((Some(from.clone()), Input::Proposal(proposal)));
-        let input = Input::ProposedValue(value, ValueOrigin::Consensus);
-        self.queue.push_back((Some(from), input));
+        self.queue.push_back((from.clone(), Input::Proposal(proposal)));
+        self.queue.push_back((from, Input::ProposedValue(value, ValueOrigin::Consensus)));
     }
 
-    /// Whether this validator may vote for a proposal.
-    fn verdict(&self, proposal: &SignedProposal, arrived: Timestamp) -> Validity {
-        let why =
-            if proposal.pol_round.is_defined() { None } else { self.untimely(proposal, arrived) };
+    /// A5, A6: what no honest validator proposes, whatever the time.
+    fn malformed(&self, proposal: &SignedProposal) -> Option<&'static str> {
         let block = proposal.value.block();
-        let why = why.or_else(|| self.ledger.validate(block).err().map(|r| r.to_string()));
-        if let Some(why) = &why {
-            let (height, proposer) = (block.checkpoint.height, proposal.proposer);
-            tracing::warn!(height, %proposer, why, "voting against a proposal");
+        let (time, named) = (block.checkpoint.time, Voter(block.checkpoint.proposer));
+        let led = |round| *self.electorate.proposer(Round::new(round)).address() == named;
+        let (was_led, first_round) = match proposal.pol_round.as_u32() {
+            None => (named == proposal.proposer, proposal.round == Round::new(0)),
+            // Leaders repeat after each of them has led.
+            Some(polka) => ((0..=polka).take(self.electorate.count()).any(led), polka == 0),
+        };
+        if !was_led {
+            return Some("its block names a validator that did not lead");
         }
-        Validity::from_bool(why.is_none())
+        if first_round && block.changes.is_empty() && !self.is_heartbeat_due(time) {
+            return Some("its block is empty, and the heartbeat is not due");
+        }
+        None
     }
 
-    /// A4, A5, and that a fresh block names its proposer.
-    fn untimely(&self, proposal: &SignedProposal, arrived: Timestamp) -> Option<String> {
-        let block = proposal.value.block();
-        let time = block.checkpoint.time;
+    /// A4
+    fn is_timely(&self, proposal: &SignedProposal, arrived: Timestamp) -> bool {
+        if proposal.pol_round.is_defined() {
+            return false;
+        }
+        let time = proposal.value.block().checkpoint.time;
         let round = proposal.round.as_u32().unwrap_or(0);
         let precision = self.timing.clock_precision;
         let delay = self.timing.grown(self.timing.message_delay, round);
-        if block.checkpoint.proposer != proposal.proposer.0 {
-            return Some("the block names another proposer".into());
+        let is_timely =
+            time <= arrived.plus(precision) && arrived <= time.plus(precision).plus(delay);
+        if !is_timely {
+            let (height, proposer) = (proposal.height, proposal.proposer);
+            tracing::warn!(%height, %proposer, %time, %arrived, "a proposal is not timely");
         }
-        if time > arrived.plus(precision) {
-            return Some(format!("its time {time} is ahead of this clock, {arrived}"));
-        }
-        if arrived > time.plus(precision).plus(delay) {
-            return Some(format!("its time {time} is too old; it arrived at {arrived}"));
-        }
-        if round == 0 && block.changes.is_empty() && !self.is_heartbeat_due(time) {
-            return Some("an empty block before the heartbeat is due".into());
-        }
-        None
+        is_timely
     }
 
     /// Hands over what waited for the height that just began.
     pub fn admit_early(&mut self) {
         let Early { votes, proposals } = std::mem::take(&mut self.early);
-        for (from, proposal, arrived) in proposals {
+        for (from, (proposal, arrived)) in
+            proposals.into_iter().flat_map(|(f, p)| p.into_iter().map(move |p| (f.clone(), p)))
+        {
             self.source = Some(from.clone());
             self.admit_proposal(from, proposal, arrived);
             self.judge_source();

@@ -1,17 +1,19 @@
 //! What happens when a height is decided, and how decided heights are restored.
 //!
-//! Both go through the same two calls, `Ledger::apply` and `Replica::verify`: a validator believes
-//! its own disk as little as it believes a peer.
+//! Both go through the same two calls, `Ledger::apply` and `Replica::verify_own`: a validator believes
+//! its own disk as little as it believes a peer. No clock takes part. Clocks judge what strangers
+//! say; what the quorum decided is stored, however long the realm was down.
 
 use std::sync::Arc;
 
 use arc_malachitebft_core_consensus::{Input, MisbehaviorEvidence, ProposedValue};
 use arc_malachitebft_core_types::{Round, Validity, ValueOrigin, ValueResponse};
-use satrap_certify::{Block, Commit, Genesis, Interest, Replica, Update, ValidatorSet};
+use satrap_certify::{Block, Commit, Genesis, Interest, Replica, Snapshot as State, ValidatorSet};
 use satrap_global_core::Ledger;
 use satrap_merkle::codec::{Canonical as _, Writer};
 
 use super::{
+    candidates::Contradiction,
     codec,
     context::{CommitCertificate, Ctx, SignedVote, Voter},
     engine::{EngineEffect, Fatal},
@@ -37,8 +39,8 @@ pub(super) fn restore(genesis: &Genesis, store: &dyn Storage) -> Result<Restored
         Some(snapshot) => {
             let damaged = |why| DiskError::Damaged { what: "the snapshot", why };
             let ledger = Ledger::restore(genesis, &snapshot.ledger).map_err(damaged)?;
-            let update = Update::from_canonical(&snapshot.replica).map_err(damaged)?;
-            let replica = Replica::restore(genesis, Interest::Everything, &update);
+            let state = State::from_canonical(&snapshot.replica).map_err(damaged)?;
+            let replica = Replica::restore(genesis, Interest::Everything, &state);
             let diverged = |why: satrap_certify::Rejection| diverged(ledger.height(), &why);
             (ledger.clone(), replica.map_err(diverged)?)
         }
@@ -63,8 +65,7 @@ fn advance(
 ) -> Result<(), Fatal> {
     let height = block.checkpoint.height;
     let update = ledger.apply(block, commit).map_err(|why| diverged(height, &why))?;
-    // The quorum judged the block's time when it voted; a replay must not depend on this clock.
-    let verified = replica.verify(&update, block.checkpoint.time);
+    let verified = replica.verify_own(&update);
     replica.advance(verified.map_err(|why| diverged(height, &why))?);
     Ok(())
 }
@@ -80,8 +81,9 @@ fn commit_of(certificate: &CommitCertificate, set: &ValidatorSet) -> Commit {
     Commit { round: certificate.round.as_u32().expect("decisions have a round"), signatures }
 }
 
-/// Pairs of contradicting messages that came to light, as both signed messages.
-fn conflicts(evidence: &MisbehaviorEvidence<Ctx>) -> Vec<Conflict> {
+/// Pairs of contradicting messages that came to light, as both signed messages. The core has no
+/// evidence against a proposer whose proposals it was not handed; that is in `withheld`.
+fn conflicts(evidence: &MisbehaviorEvidence<Ctx>, withheld: Vec<Contradiction>) -> Vec<Conflict> {
     let vote = |vote: &SignedVote| {
         let mut w = Writer::default();
         codec::put_vote(&mut w, vote);
@@ -95,6 +97,12 @@ fn conflicts(evidence: &MisbehaviorEvidence<Ctx>) -> Vec<Conflict> {
             first: vote(first),
             second: vote(second),
         }));
+    }
+    for (proposer, [first, second]) in withheld {
+        if evidence.proposals.get(&proposer).is_none() {
+            let (kind, offender) = (ConflictKind::Proposal, proposer.0);
+            found.push(Conflict { kind, offender, first, second });
+        }
     }
     for (voter, pairs) in evidence.proposals.iter() {
         found.extend(pairs.iter().map(|(first, second)| Conflict {
@@ -120,7 +128,7 @@ impl Host {
         let height = block.checkpoint.height;
         let signers = self.ledger.validators().clone();
         let commit = commit_of(certificate, &signers);
-        let conflicts = conflicts(evidence);
+        let conflicts = conflicts(evidence, self.candidates.contradictions());
         for conflict in &conflicts {
             let (offender, kind) = (conflict.offender, conflict.kind.as_str());
             tracing::error!(height, %offender, kind, "a validator contradicted itself");
@@ -170,6 +178,10 @@ impl Host {
             return Ok(());
         };
         let height = response.certificate.height;
+        if let Some(peer) = self.source.clone() {
+            self.peers.trust(&peer);
+            self.catchup.delivered(&peer, height.0);
+        }
         self.ledger.validate(value.block()).map_err(|why| diverged(height.0, &why))?;
         self.values.insert(value.value_id(), value.clone());
         let value = ProposedValue {

@@ -29,6 +29,7 @@ use satrap_global_core::Ledger;
 
 use super::{
     admission::Early,
+    candidates::Candidates,
     codec::{self, Blocks},
     context::{Ctx, Electorate, Height, SignedProposal, SignedVote, Value, ValueId, Voter},
     decide,
@@ -86,8 +87,7 @@ pub(super) struct Host {
     pub names: BTreeMap<Address, Label>,
     pub round: u32,
     pub values: BTreeMap<ValueId, Value>,
-    /// Proposals looked at, by round.
-    pub seen: BTreeMap<u32, Vec<SignedProposal>>,
+    pub candidates: Candidates,
     pub log: LogBuffer,
     /// The round for which the core waits for a block of ours.
     pub wanted: Option<u32>,
@@ -132,7 +132,7 @@ impl Host {
             names: BTreeMap::new(),
             round: 0,
             values: BTreeMap::new(),
-            seen: BTreeMap::new(),
+            candidates: Candidates::default(),
             log: LogBuffer::default(),
             wanted: None,
             deferred: None,
@@ -163,7 +163,7 @@ impl Host {
         self.names = validators.iter().map(|v| (v.public.address(), v.name.clone())).collect();
         self.round = 0;
         self.values.clear();
-        self.seen.clear();
+        self.candidates = Candidates::default();
         self.log = LogBuffer::default();
         self.wanted = None;
         self.deferred = None;
@@ -266,6 +266,9 @@ impl Host {
             Effect::CertRejectedSyncValue(_, _, error, r) => {
                 tracing::warn!(%error, "refused a block from value sync");
                 self.junk = true;
+                if let Some(peer) = self.source.clone() {
+                    self.not_delivered(&peer);
+                }
                 r.resume_with(())
             }
             other => return self.perform_message(other),
@@ -367,8 +370,15 @@ impl Host {
     }
 
     fn append(&mut self, height: Height, input: &Input<Ctx>) {
+        if height.0 != self.height() {
+            return;
+        }
+        // P1: whatever the core logs, it has verified.
+        for proposal in self.candidates.count(input, &self.electorate) {
+            self.hand_over(None, proposal);
+        }
         // A replayed input is already logged; one derived for the first time is not.
-        if height.0 == self.height() && !self.replaying.contains(input) {
+        if !self.replaying.contains(input) {
             let entry = codec::log_entry(input, &mut self.log);
             self.log.entries.extend(entry);
         }

@@ -20,25 +20,47 @@ use super::{
     engine::{EngineEffect, Fatal},
     frame::Frame,
     host::Host,
+    peers::{Asked, Request},
 };
-use crate::limits::{SYNC_PATIENCE, SYNC_TIMEOUT};
+use crate::limits::{SYNC_HEDGE_AFTER, SYNC_PATIENCE, SYNC_REQUESTS_MAX, SYNC_TIMEOUT};
 
 /// Blocks are at least this far apart, so that a clock that stands still cannot stop the realm.
 const BLOCK_TIME_STEP: Duration = Duration::from_millis(1);
 
 /// Value sync: fetching decided blocks one by one.
+///
+/// The peer that delivered the last block is asked for the next one. While there is none, or while
+/// it takes long, two are asked at once: a peer that claims every height and delivers none then
+/// costs nothing but one request.
 #[derive(Default)]
 pub(super) struct Catchup {
     behind_since: Option<Duration>,
-    asked: Option<(Label, u64, Duration)>,
+    /// Requests for the height in progress, oldest first.
+    asked: Vec<Request>,
     last: Option<Label>,
+    /// The peer that delivered the last block.
+    proven: Option<Label>,
     value: Option<Value>,
+    /// The height whose block came from a peer and was certified.
+    delivered: Option<u64>,
 }
 
 impl Catchup {
     /// The block that was received for a certificate.
     pub fn take_value(&mut self, id: &ValueId) -> Option<Value> {
         self.value.take().filter(|value| value.value_id() == *id)
+    }
+
+    /// A peer delivered the block of `height`, with a certificate that verified.
+    pub fn delivered(&mut self, peer: &Label, height: u64) {
+        self.proven = Some(peer.clone());
+        self.delivered = Some(height);
+    }
+
+    /// How many requests may wait for an answer at `now`.
+    fn requests_max(&self, now: Duration) -> usize {
+        let waits_long = self.asked.first().is_some_and(|r| now - r.at >= SYNC_HEDGE_AFTER);
+        if self.proven.is_some() && !waits_long { 1 } else { SYNC_REQUESTS_MAX }
     }
 }
 
@@ -115,40 +137,50 @@ impl Host {
         }
     }
 
-    /// Asks a peer that is ahead for the next block.
+    /// Asks peers that are ahead for the next block.
     fn catch_up(&mut self) {
         let (now, next) = (self.now.monotonic, self.height());
-        if let Some((peer, height, at)) = &self.catchup.asked {
-            if *height == next && now.saturating_sub(*at) < SYNC_TIMEOUT {
+        let overdue = |r: &mut Request| now.saturating_sub(r.at) >= SYNC_TIMEOUT;
+        let silent: Vec<_> = self.catchup.asked.extract_if(.., overdue).collect();
+        silent.into_iter().for_each(|request| self.not_delivered(&request.peer));
+        while self.catchup.asked.len() < self.catchup.requests_max(now) {
+            let Some(peer) = self.whom_to_ask(next) else {
+                if self.catchup.asked.is_empty() {
+                    self.catchup.behind_since = None;
+                }
+                return;
+            };
+            let since = *self.catchup.behind_since.get_or_insert(now);
+            if now.saturating_sub(since) < SYNC_PATIENCE {
                 return;
             }
-            // No answer: ask others until it says again that it is ahead.
-            let (peer, claim) = (peer.clone(), next - 1);
-            self.peers.claims(&peer, claim);
-            self.catchup.asked = None;
-        }
-        let Some(peer) = self.peers.holding(next, self.catchup.last.as_ref()) else {
-            self.catchup.behind_since = None;
-            return;
-        };
-        let since = *self.catchup.behind_since.get_or_insert(now);
-        if now.saturating_sub(since) >= SYNC_PATIENCE {
-            self.catchup.asked = Some((peer.clone(), next, now));
+            self.catchup.asked.push(Request { peer: peer.clone(), at: now });
             self.catchup.last = Some(peer.clone());
             self.effects.push(EngineEffect::Send(peer, Frame::SyncRequest(next)));
         }
     }
 
-    /// A height was decided: go on at once if it came from value sync, else wait and see.
+    fn whom_to_ask(&self, next: u64) -> Option<Label> {
+        let (now, asked) = (self.now.monotonic, &self.catchup.asked);
+        let proven = self.catchup.proven.as_ref().filter(|_| asked.is_empty());
+        let proven = proven.filter(|peer| self.peers.may_hold(peer, next, now)).cloned();
+        let asked = Asked { now: asked, last: self.catchup.last.as_ref() };
+        proven.or_else(|| self.peers.holder(next, now, &asked))
+    }
+
+    /// K1: a peer claimed a block and did not deliver it.
+    pub fn not_delivered(&mut self, peer: &Label) {
+        self.catchup.proven.take_if(|proven| proven == peer);
+        self.peers.distrust(peer, self.now.monotonic);
+    }
+
+    /// A height was decided: go on at once if its block came from a peer, else wait and see.
     pub fn after_decision(&mut self) {
-        let decided = self.ledger.height();
-        match self.catchup.asked.take() {
-            Some((_, height, _)) if height == decided => {
-                // The peer that just answered is as good as any.
-                self.catchup.last = None;
-                self.catch_up();
-            }
-            _ => self.catchup.behind_since = None,
+        self.catchup.asked.clear();
+        if self.catchup.delivered.take() == Some(self.ledger.height()) {
+            self.catch_up();
+        } else {
+            self.catchup.behind_since = None;
         }
     }
 
@@ -165,18 +197,19 @@ impl Host {
     /// Takes the answer of a peer that is ahead.
     pub fn take_block(&mut self, from: &Label, height: u64, held: Option<(Value, Commit)>) {
         let next = self.height();
-        let asked = self.catchup.asked.as_ref();
-        if height != next || asked.is_none_or(|(peer, h, _)| peer != from || *h != height) {
-            return;
-        }
+        let place = self.catchup.asked.iter().position(|request| request.peer == *from);
+        let Some(place) = place.filter(|_| height == next) else { return };
+        self.catchup.asked.remove(place);
         let Some((value, commit)) = held else {
-            self.catchup.asked = None;
             self.peers.claims(from, next - 1);
+            self.not_delivered(from);
+            self.catch_up();
             return;
         };
         let set = self.ledger.validators();
         if value.block().checkpoint.height != next || commit.signatures.len() != set.len() {
             self.junk = true;
+            self.not_delivered(from);
             return;
         }
         let signer = |(address, s): (&_, &Option<_>)| {

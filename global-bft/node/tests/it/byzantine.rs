@@ -99,13 +99,20 @@ fn a_leader_with_a_wrong_root_gets_no_votes_and_loses_the_lead() {
 
 #[test]
 fn a_leader_that_shows_each_validator_another_block_is_convicted() {
+    // The second block is timely, or withheld from the core because it is not.
+    for later in [Duration::from_nanos(1), Duration::from_secs(10)] {
+        convict(later);
+    }
+}
+
+fn convict(later: Duration) {
     let mut world = World::new(genesis(4, 2, HOUR), 4, 3);
     let realm = world.genesis.realm().clone();
     let signer = realm.clone();
     world.nodes[EVIL as usize].corrupt = Some(Box::new(move |_, _, frame| match frame {
         Frame::Proposal(proposal) if proposal.pol_round.is_nil() => {
             let mut block = proposal.value.block().clone();
-            block.checkpoint.time = Timestamp(block.checkpoint.time.0 + 1);
+            block.checkpoint.time = block.checkpoint.time.plus(later);
             let mut other = proposal.message.clone();
             other.value = Value::new(&signer, block).unwrap();
             let signature = keys::sign(&key(EVIL), &bytes_of_proposal(&signer, &other));
@@ -174,6 +181,38 @@ fn a_flood_of_junk_is_cut_off_and_the_others_go_on() {
     assert!(world.now - before < Duration::from_secs(12), "{:?}", world.now - before);
     let cut_off: u64 = HONEST.iter().map(|n| world.nodes[*n as usize].disconnects).sum();
     assert!(cut_off > 0, "nobody disconnected {}", name(EVIL));
+}
+
+/// The hostile leader first shows its block, dated two months ahead, as a proposal of a later round
+/// that claims a polka, and then as a fresh one. The core would lend the verdict on the first to
+/// the second, and after such a block no other could be decided for two months.
+#[test]
+fn a_decoy_with_a_claimed_polka_makes_no_untimely_block_count() {
+    let mut world = World::new(genesis(4, 2, HOUR), 4, 7);
+    let realm = world.genesis.realm().clone();
+    let seen = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let count = seen.clone();
+    world.nodes[EVIL as usize].corrupt = Some(Box::new(move |_, _, frame| match frame {
+        Frame::Proposal(proposal) => {
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let mut block = proposal.value.block().clone();
+            block.checkpoint.time = block.checkpoint.time.plus(60 * 24 * HOUR);
+            let mut fresh = proposal.message;
+            fresh.value = Value::new(&realm, block).unwrap();
+            let mut decoy = fresh.clone();
+            decoy.pol_round = Round::new(fresh.round.as_u32().unwrap() + 1);
+            decoy.round = Round::new(fresh.round.as_u32().unwrap() + 4);
+            let sign = |proposal| {
+                let signature = keys::sign(&key(EVIL), &bytes_of_proposal(&realm, &proposal));
+                Frame::Proposal(SignedMessage::new(proposal, signature))
+            };
+            vec![sign(decoy), sign(fresh)]
+        }
+        frame => vec![frame],
+    }));
+    world.start_all();
+    decide(&mut world, 0, 24);
+    assert!(seen.load(std::sync::atomic::Ordering::Relaxed) > 0, "the hostile one never led");
 }
 
 #[test]

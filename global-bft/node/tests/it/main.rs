@@ -7,5 +7,6 @@ mod crash;
 mod mesh;
 mod quorum;
 mod realm;
+mod shapes;
 mod wire;
 mod world;

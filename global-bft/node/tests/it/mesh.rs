@@ -2,10 +2,13 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use satrap_certify::{Genesis, Interest, Label, Replica, Timestamp, Update};
-use satrap_global_node::{Config, malachite::Timing, start};
+use satrap_certify::{
+    Genesis, Interest, Label, Replica, Timestamp, Update, limits::UPDATE_BYTES_MAX,
+};
+use satrap_global_node::{Addresses, Config, malachite::Timing, start};
 use satrap_host::{
     TaskGroup, clock, files,
+    follow::{self, Replies},
     mtls::{self, CredentialFiles, Credentials, PeerRule},
     pki::{Authority, Role, Scope, SpiffeId},
     runtime,
@@ -14,7 +17,7 @@ use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{
     FollowRequest, GovernanceRequest, LightBlocksRequest, MeshFrame, StatusRequest, SubmitRequest,
     ValidatorStatus, control_client::ControlClient, follow_request::Body, mesh_client::MeshClient,
-    status_reply::Tier, sync_client::SyncClient,
+    status_reply::Tier,
 };
 use tonic::{Code, transport::Channel};
 
@@ -34,7 +37,7 @@ struct Realm {
 
 struct Node {
     group: TaskGroup,
-    address: SocketAddr,
+    listens: Addresses,
 }
 
 impl Realm {
@@ -88,18 +91,21 @@ impl Realm {
             name: name(n),
             data_dir: self.data_dir(n),
             listen: "127.0.0.1:0".parse().unwrap(),
+            mesh_listen: "127.0.0.1:0".parse().unwrap(),
             signing_key,
             credentials,
             peer_urls: others.iter().map(|(n, at)| (name(*n), url(at))).collect(),
             timing: Timing::default(),
         };
         let group = TaskGroup::new();
-        let address = start(config, &group).await.unwrap();
-        Node { group, address }
+        let listens = start(config, &group).await.unwrap();
+        Node { group, listens }
     }
 
     async fn connect(&self, node: &Node, credentials: &Credentials) -> Channel {
-        mtls::connect(&url(&node.address), credentials, PeerRule::AnyValidator).await.unwrap()
+        mtls::connect(&url(&node.listens.clients), credentials, PeerRule::AnyValidator)
+            .await
+            .unwrap()
     }
 }
 
@@ -122,11 +128,11 @@ async fn follow(realm: &Realm, channel: Channel, height: u64) -> Replica {
     let (ask, requests) = tokio::sync::mpsc::channel(1);
     ask.send(FollowRequest { body: Some(Body::Position(position)) }).await.unwrap();
     let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
-    let mut client = SyncClient::new(channel).max_decoding_message_size(1 << 26);
-    let mut replies = client.follow(requests).await.unwrap().into_inner();
+    let replies = follow::client(channel).follow(requests).await.unwrap().into_inner();
+    let mut replies = Replies::new(replies, UPDATE_BYTES_MAX);
     while replica.height() < height {
-        let reply = replies.message().await.unwrap().expect("the stream goes on");
-        let update = Update::from_canonical(&reply.update).unwrap();
+        let update = replies.next().await.unwrap().expect("the stream goes on");
+        let update = Update::from_canonical(&update).unwrap();
         let advance = replica.verify(&update, Timestamp(clock::now())).unwrap();
         replica.advance(advance);
     }
@@ -163,7 +169,7 @@ fn four_validators_decide_over_mtls_and_one_of_them_restarts() {
         let mut nodes = Vec::new();
         for n in 0..4 {
             let running: Vec<_> =
-                nodes.iter().map(|(n, node): &(u8, Node)| (*n, node.address)).collect();
+                nodes.iter().map(|(n, node): &(u8, Node)| (*n, node.listens.mesh)).collect();
             nodes.push((n, realm.start(n, &running).await));
         }
         let mut decided = 0;
@@ -189,7 +195,7 @@ fn four_validators_decide_over_mtls_and_one_of_them_restarts() {
         stop(gone).await;
         let channel = realm.connect(&nodes[0].1, &alice).await;
         let height = submit(&realm, channel, 100).await.unwrap();
-        let running: Vec<_> = nodes.iter().map(|(n, node)| (*n, node.address)).collect();
+        let running: Vec<_> = nodes.iter().map(|(n, node)| (*n, node.listens.mesh)).collect();
         let back = realm.start(3, &running).await;
         let channel = realm.connect(&back, &alice).await;
         tokio::time::timeout(PATIENCE, follow(&realm, channel, height)).await.unwrap();
@@ -200,16 +206,27 @@ fn four_validators_decide_over_mtls_and_one_of_them_restarts() {
     });
 }
 
+async fn join(channel: Channel) -> Result<(), tonic::Status> {
+    let (_frames, stream) = tokio::sync::mpsc::channel::<MeshFrame>(1);
+    let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+    MeshClient::new(channel).exchange(stream).await.map(|_| ())
+}
+
 async fn rules_are_named(realm: &Realm, node: &Node, alice: &Credentials) {
     let channel = realm.connect(node, alice).await;
     let error = submit(realm, channel.clone(), 0).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument);
     assert!(error.message().starts_with("V4: "), "{}", error.message());
-    // An operator has no business in the mesh.
-    let (_frames, stream) = tokio::sync::mpsc::channel::<MeshFrame>(1);
-    let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
-    let error = MeshClient::new(channel.clone()).exchange(stream).await.unwrap_err();
-    assert_eq!(error.code(), Code::PermissionDenied);
+    // The mesh has its own listener, which admits no operator, and is not served on the other.
+    let mesh = mtls::connect(&url(&node.listens.mesh), alice, PeerRule::AnyValidator).await;
+    assert!(join(mesh.unwrap()).await.is_err(), "the listener cuts the connection");
+    assert_eq!(join(channel.clone()).await.unwrap_err().code(), Code::Unimplemented);
+    let v3 = realm.credentials("v3", Role::Validator { name: "v3".into() });
+    let v3 = Credentials::load(v3).unwrap();
+    let mesh = mtls::connect(&url(&node.listens.mesh), &v3, PeerRule::AnyValidator).await.unwrap();
+    let request = StatusRequest { local_only: true };
+    let error = ControlClient::new(mesh).status(request).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unimplemented);
     let garbage = SubmitRequest { change: vec![1, 2, 3].into() };
     let error = ControlClient::new(channel).submit(garbage).await.unwrap_err();
     assert!(error.message().starts_with("E1: "), "{}", error.message());
@@ -256,6 +273,7 @@ fn a_process_with_the_wrong_name_or_key_does_not_start() {
             name: Label::new("v0").unwrap(),
             data_dir: realm.data_dir(0),
             listen: "127.0.0.1:0".parse().unwrap(),
+            mesh_listen: "127.0.0.1:0".parse().unwrap(),
             signing_key,
             credentials,
             peer_urls: Default::default(),

@@ -2,12 +2,17 @@
 
 use std::time::Duration;
 
-use satrap_certify::{Interest, Replica, Timestamp};
-use satrap_global_node::{guard::Step, limits::SNAPSHOT_HEIGHTS, store::Storage as _};
+use satrap_certify::{Commit, Interest, Replica, Timestamp};
+use satrap_global_node::{
+    guard::Step,
+    limits::SNAPSHOT_HEIGHTS,
+    malachite::{Frame, context::Value},
+    store::Storage as _,
+};
 
 use crate::{
     realm::{START, address, genesis, govern, info, operator, publish},
-    world::World,
+    world::{Corruption, World},
 };
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -108,23 +113,60 @@ fn losing_and_reordering_a_fifth_of_all_messages_costs_time_only() {
     }
 }
 
-#[test]
-fn a_validator_that_was_cut_off_catches_up_by_sync() {
-    let mut world = World::new(genesis(4, 100, HOUR), 4, 20);
+/// Cuts off validator 3 for 60 blocks; returns how long it needs to catch up.
+fn catch_up(seed: u64, corrupt: Option<Corruption>) -> Duration {
+    let mut world = World::new(genesis(4, 100, HOUR), 4, seed);
+    world.nodes[0].corrupt = corrupt;
     world.start_all();
     decide(&mut world, 0, 2);
     world.nodes[3].connected = false;
-    for n in 100..130 {
-        world.submit(0, publish(&world.genesis, n), n);
+    for n in 100..160 {
+        world.submit(1, publish(&world.genesis, n), n);
         assert!(world.run(Duration::from_secs(30), |w| w.answers.contains_key(&n)));
     }
-    let top = world.height(0);
-    assert!(world.height(3) < top - 20);
+    let top = world.height(1);
+    assert!(world.height(3) <= top - 60);
     world.nodes[3].connected = true;
     let before = world.now;
-    assert!(world.run(Duration::from_secs(10), |w| w.height(3) >= top));
-    assert!(world.now - before < Duration::from_secs(4), "{:?}", world.now - before);
+    assert!(world.run(Duration::from_secs(300), |w| w.height(3) >= top));
     assert_eq!(world.oracle.disagreements, 0);
+    world.now - before
+}
+
+#[test]
+fn a_validator_that_was_cut_off_catches_up_by_sync() {
+    let took = catch_up(20, None);
+    assert!(took < Duration::from_secs(4), "{took:?}");
+}
+
+/// The peer whose name sorts first votes as it should, claims every height, and delivers none.
+#[test]
+fn a_peer_that_claims_every_height_and_delivers_none_delays_no_catch_up() {
+    type Answer = fn(u64, Option<(Value, Commit)>) -> Vec<Frame>;
+    let lies: [(&str, Answer); 3] = [
+        ("nothing", |_, _| Vec::new()),
+        ("an empty answer", |height, _| vec![Frame::SyncResponse(height, None)]),
+        ("a junk certificate", |height, held| {
+            let held = held.map(|(value, commit)| {
+                let signatures = vec![Some([7; 64]); commit.signatures.len()];
+                (value, Commit { signatures, ..commit })
+            });
+            vec![Frame::SyncResponse(height, held)]
+        }),
+    ];
+    let honest = catch_up(20, None);
+    for (name, answer) in lies {
+        let took = catch_up(
+            20,
+            Some(Box::new(move |_, _, frame| match frame {
+                Frame::Status(_) => vec![Frame::Status(u64::MAX)],
+                Frame::SyncResponse(height, held) => answer(height, held),
+                frame => vec![frame],
+            })),
+        );
+        println!("{name}: {took:?}, without a liar {honest:?}");
+        assert!(took < 2 * honest, "{name}: {took:?}, without a liar {honest:?}");
+    }
 }
 
 #[test]
@@ -174,8 +216,30 @@ fn a_restart_continues_from_snapshot_and_blocks() {
     assert_eq!(engine.replica().height(), top);
     // What it serves is verified by a follower that knows only the genesis.
     let follower = Replica::genesis(&world.genesis, Interest::Everything);
-    let update = engine.replica().update_for(&follower.position()).unwrap().unwrap();
+    let update = engine.replica().answer(&follower.position()).unwrap().unwrap().update;
     let now = Timestamp(START.plus(world.now).0);
     assert_eq!(follower.verify(&update, now).unwrap().height(), top);
     decide(&mut world, 500, 3);
+}
+
+/// A clock judges what strangers say, not what this process decided or holds in its own store.
+#[test]
+fn a_realm_that_was_down_for_longer_than_the_trusting_period_goes_on() {
+    let mut world = World::new(genesis(4, 100, HOUR), 4, 41);
+    world.start_all();
+    decide(&mut world, 0, 3);
+    for days in [400, 800] {
+        for n in ALL {
+            world.nodes[n as usize].engine = None;
+        }
+        world.now += Duration::from_secs(days * 86_400);
+        for n in ALL {
+            world.start(n);
+        }
+        let top = world.height(0);
+        assert!(top >= 3, "restored {top} heights");
+        decide(&mut world, days, 3);
+        assert!(world.run(Duration::from_secs(5), |w| w.all_at(&ALL, top + 3)));
+    }
+    assert_eq!((world.oracle.equivocations, world.oracle.disagreements), (0, 0));
 }

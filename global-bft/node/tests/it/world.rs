@@ -147,6 +147,10 @@ pub struct Node {
     pub corrupt: Option<Corruption>,
     pub flood: Option<Flood>,
     pub connected: bool,
+    /// How far this node's wall clock is ahead of the slowest one.
+    pub clock_ahead: Duration,
+    /// What others sent to it, if it is played by the test instead of an engine.
+    pub heard: Option<Vec<Frame>>,
     /// Incremented at each start; what belongs to an earlier life is dropped.
     life: u64,
     timers: BTreeMap<TimerId, u64>,
@@ -169,6 +173,8 @@ pub struct Oracle {
     pub equivocations: u64,
     pub disagreements: u64,
     pub decided: BTreeMap<u64, BlockId>,
+    /// When an honest node first decided each height.
+    pub decided_at: BTreeMap<u64, Duration>,
 }
 
 pub struct World {
@@ -219,6 +225,8 @@ impl World {
                 corrupt: None,
                 flood: None,
                 connected: true,
+                clock_ahead: Duration::ZERO,
+                heard: None,
                 life: 0,
                 timers: BTreeMap::new(),
                 replayed: 0,
@@ -234,8 +242,9 @@ impl World {
         }
     }
 
-    pub fn now_of(&self) -> Now {
-        Now { monotonic: self.now, wall: START.plus(self.now) }
+    pub fn now_of(&self, n: u8) -> Now {
+        let wall = START.plus(self.now).plus(self.nodes[n as usize].clock_ahead);
+        Now { monotonic: self.now, wall }
     }
 
     pub fn store(&self, n: u8) -> Store {
@@ -243,7 +252,7 @@ impl World {
     }
 
     pub fn start(&mut self, n: u8) {
-        let now = self.now_of();
+        let now = self.now_of(n);
         let limit = match self.crash_within {
             0 => i64::MAX,
             within if self.crash_budget > 0 => i64::try_from(self.rng.below(within)).unwrap(),
@@ -301,7 +310,7 @@ impl World {
     }
 
     pub fn input(&mut self, n: u8, input: EngineInput) {
-        let now = self.now_of();
+        let now = self.now_of(n);
         let Some(engine) = &mut self.nodes[n as usize].engine else { return };
         match engine.step(now, input) {
             Ok(effects) => self.perform(n, effects),
@@ -357,6 +366,7 @@ impl World {
         let store = self.store(n);
         let (block, _) = store.decided(height).unwrap().unwrap();
         let id = block.checkpoint.id(self.genesis.realm());
+        self.oracle.decided_at.entry(height).or_insert(self.now);
         if *self.oracle.decided.entry(height).or_insert(id) != id {
             self.oracle.disagreements += 1;
         }
@@ -376,11 +386,20 @@ impl World {
     }
 
     fn transmit(&mut self, from: u8, to: u8, frame: &Frame) {
+        if let Some(heard) = &mut self.nodes[to as usize].heard {
+            heard.push(frame.clone());
+            return;
+        }
         let (a, b) = (&self.nodes[from as usize], &self.nodes[to as usize]);
         if !a.connected || !b.connected || self.rng.below(100) < self.loss_percent {
             return;
         }
         let delay = Duration::from_micros(500 + self.rng.below(self.delay_ms_max * 1_000));
+        self.after(delay, Event::Deliver { to, from, frame: frame.to_wire() });
+    }
+
+    /// Delivers a frame in the name of `from` after `delay`.
+    pub fn inject(&mut self, from: u8, to: u8, frame: &Frame, delay: Duration) {
         self.after(delay, Event::Deliver { to, from, frame: frame.to_wire() });
     }
 

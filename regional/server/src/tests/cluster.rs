@@ -363,12 +363,14 @@ impl sync_server::Sync for TestValidator {
             stream::unfold(state, move |(mut views, mut position, mut inbound)| async move {
                 loop {
                     let replica = views.borrow_and_update().clone();
-                    if let Some(update) = replica.update_for(&position).unwrap() {
-                        position = replica.position();
+                    if let Some(answer) = replica.answer(&position).unwrap() {
+                        let update = answer.update;
+                        position = answer.leads_to;
                         let lies = honesty == Honesty::Tampers && !update.contents.is_empty();
                         let update = if lies { tampered(update) } else { update };
                         let update = update.to_canonical().into();
-                        return Some((Ok(FollowReply { update }), (views, position, inbound)));
+                        let reply = FollowReply { update, more: false };
+                        return Some((Ok(reply), (views, position, inbound)));
                     }
                     tokio::select! {
                         changed = views.changed() => changed.ok()?,

@@ -121,7 +121,7 @@ impl Realm {
 
     /// What a validator answers a follower at `position`.
     pub fn update_for(&self, position: &Position) -> Option<Update> {
-        self.replica.update_for(position).unwrap()
+        self.replica.answer(position).unwrap().map(|answer| answer.update)
     }
 }
 

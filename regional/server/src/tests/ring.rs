@@ -130,19 +130,24 @@ fn a_forged_update_is_refused_by_name_and_never_enters_the_log() {
     let realm = world.realm.get_mut().unwrap();
     realm.publish("pki/trust", "a", b"good");
     let update = realm.update_for(&ring.region().replica().position()).unwrap();
+    let mut seen = 0;
     block_on(async {
         let forged = tampered(update.clone()).to_canonical();
-        let Err(UpstreamError::Refused(rejection)) = upstream.adopt(forged.into()).await else {
+        let Err(UpstreamError::Refused(rejection)) = upstream.adopt(forged.into(), &mut seen).await
+        else {
             panic!("a tampered value was not refused");
         };
         assert_eq!(rejection.rule(), "B4");
-        let error = upstream.adopt(b"noise".to_vec().into()).await.unwrap_err();
+        let error = upstream.adopt(b"noise".to_vec().into(), &mut seen).await.unwrap_err();
         assert!(error.to_string().contains("refused by rule E1"), "{error}");
         assert_eq!(refusals.counts().into_iter().collect::<Vec<_>>(), [("B4", 1), ("E1", 1)]);
         assert_eq!(ring.status().log_index, before, "nothing was proposed");
         let good = update.to_canonical();
-        assert_eq!(upstream.adopt(good.clone().into()).await.unwrap(), Adoption::Adopted(1));
-        assert_eq!(upstream.adopt(good.into()).await.unwrap(), Adoption::NothingNew);
+        assert_eq!(
+            upstream.adopt(good.clone().into(), &mut seen).await.unwrap(),
+            Adoption::Adopted(1)
+        );
+        assert_eq!(upstream.adopt(good.into(), &mut seen).await.unwrap(), Adoption::NothingNew);
         assert!(ring.status().log_index > before);
     });
     drop((upstream, ring));

@@ -1,20 +1,22 @@
 //! What edges and operators get from a member.
 
-use satrap_certify::{BundleName, Interest, Replica, Report, Timestamp, Update};
+use satrap_certify::{
+    BundleName, Interest, Replica, Report, Timestamp, Update, limits::EDGE_UPDATE_BYTES_MAX,
+};
 use satrap_host::{
     clock,
+    follow::{self, Replies, ReplyError},
     mtls::{self, Credentials, PeerRule},
     pki::Role,
 };
 use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{
-    FollowReply, FollowRequest, GovernanceRequest, LightBlocksRequest, RegionStatus, StatusRequest,
+    FollowRequest, GovernanceRequest, LightBlocksRequest, RegionStatus, StatusRequest,
     SubmitRequest, control_client::ControlClient, follow_request::Body, status_reply::Tier,
-    sync_client::SyncClient,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic::{Code, Status, transport::Channel};
 
 use super::{
     cluster::{Honesty, REGION, Running, VERDICT, World, block_on, soon},
@@ -35,7 +37,7 @@ fn edge_replica(world: &World) -> Replica {
 struct Edge {
     replica: Replica,
     requests: mpsc::Sender<FollowRequest>,
-    replies: Streaming<FollowReply>,
+    replies: Replies,
 }
 
 impl Edge {
@@ -48,17 +50,17 @@ impl Edge {
         let (requests, outbound) = mpsc::channel(4);
         let position = Body::Position(replica.position().to_canonical().into());
         requests.send(FollowRequest { body: Some(position) }).await.unwrap();
-        let mut client = SyncClient::new(channel(member, credentials))
-            .max_decoding_message_size(crate::limits::UPDATE_MESSAGE_BYTES_MAX);
+        let mut client = follow::client(channel(member, credentials));
         let replies = client.follow(ReceiverStream::new(outbound)).await?.into_inner();
+        let replies = Replies::new(replies, EDGE_UPDATE_BYTES_MAX);
         Ok(Self { replica, requests, replies })
     }
 
     /// Takes updates until `height`, verifying each as an edge does.
     async fn reaches(&mut self, height: u64) {
         while self.replica.height() < height {
-            let reply = soon("an update", self.replies.message()).await.unwrap().unwrap();
-            let update = Update::from_canonical(&reply.update).unwrap();
+            let update = soon("an update", self.replies.next()).await.unwrap().unwrap();
+            let update = Update::from_canonical(&update).unwrap();
             let advance = self.replica.verify(&update, Timestamp(clock::now())).unwrap();
             self.replica.advance(advance);
         }
@@ -123,7 +125,8 @@ fn an_edge_follows_reports_and_shows_up_in_the_status_of_every_member() {
 
         // In the name of another edge: refused by rule, and the stream ends.
         edge.report(&world, "e2", &credentials).await;
-        let refused = soon("a refusal", edge.replies.message()).await.unwrap_err();
+        let refused = soon("a refusal", edge.replies.next()).await.unwrap_err();
+        let ReplyError::Status(refused) = refused else { panic!("{refused}") };
         assert_eq!(refused.code(), Code::InvalidArgument);
         assert!(refused.message().starts_with("[R1]"), "{refused}");
         assert_eq!(status_of(&members[0], &operator).await.refusals["R1"], 1);

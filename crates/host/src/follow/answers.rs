@@ -1,0 +1,285 @@
+//! Encoded updates: who shares them, who pays for them, and when they are dropped (Y2, Y4).
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use satrap_certify::{
+    Digest, Position, Replica, Update, limits::STEP_BYTES_MAX, update::HistoryUpdate,
+};
+use satrap_merkle::codec::Canonical as _;
+use satrap_pressure::TokenBucket;
+use satrap_proto::v1::FollowReply;
+use tokio::{
+    sync::{OnceCell, OwnedSemaphorePermit, Semaphore},
+    task, time,
+};
+use tonic::Status;
+
+use super::limits::{
+    ANSWERS_BYTES_MAX, CACHE_BYTES_MAX, CACHE_ENTRIES_MAX, EDGE_ANSWER_BYTES_MAX, POSITIONS_BURST,
+    POSITIONS_PER_S, RELAY_ANSWER_BYTES_MAX, SWEEP_PERIOD, TAKE_WITHIN,
+};
+use super::replies::piece;
+use crate::{
+    Shutdown, clock,
+    pki::{PeerIdentity, Role, SpiffeId},
+};
+
+/// Updates longer than this are encoded on another thread.
+const INLINE_BYTES_MAX: usize = 256 * 1024;
+
+/// An encoded update; its room is given back when the last follower has taken it.
+#[derive(Debug)]
+struct Encoded {
+    bytes: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+type Cell = Arc<OnceCell<Arc<Encoded>>>;
+
+/// Encoded updates for the newest height, by the position they start from.
+#[derive(Default)]
+struct Cache {
+    height: u64,
+    bytes: usize,
+    cells: HashMap<Vec<u8>, Cell>,
+}
+
+/// What one identity may still cost.
+struct Purse {
+    bytes: Arc<Semaphore>,
+    positions: Mutex<TokenBucket>,
+}
+
+/// The half of [`Sending`] that the sweep sees.
+struct Slot {
+    encoded: Mutex<Option<Arc<Encoded>>>,
+    since: Duration,
+}
+
+/// An update on its way to one follower.
+pub(super) struct Sending {
+    slot: Arc<Slot>,
+    sent: usize,
+    _charge: OwnedSemaphorePermit,
+}
+
+struct Inner {
+    cache: Mutex<Cache>,
+    room: Arc<Semaphore>,
+    purses: Mutex<HashMap<Arc<SpiffeId>, Arc<Purse>>>,
+    slots: Mutex<Vec<Weak<Slot>>>,
+}
+
+/// All answers of one server. Clones share them.
+#[derive(Clone)]
+pub(super) struct Answers(Arc<Inner>);
+
+impl Default for Answers {
+    fn default() -> Self {
+        Self(Arc::new(Inner {
+            cache: Mutex::default(),
+            room: Arc::new(Semaphore::new(ANSWERS_BYTES_MAX)),
+            purses: Mutex::default(),
+            slots: Mutex::default(),
+        }))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every critical section is a few moves, so the state is whole even after a panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Answers {
+    fn purse(&self, id: &Arc<SpiffeId>) -> Arc<Purse> {
+        let new = || Arc::new(Purse::new(id));
+        lock(&self.0.purses).entry(id.clone()).or_insert_with(new).clone()
+    }
+
+    /// Counts a position that `id` named.
+    pub fn charge_position(&self, id: &Arc<SpiffeId>) -> Result<(), Status> {
+        let charged = lock(&self.purse(id).positions).take(1, clock::monotonic());
+        charged.map_err(|wait| {
+            let wait = wait.unwrap_or(TAKE_WITHIN);
+            let why = format!("{id} names positions too often; wait for {wait:?}");
+            Status::resource_exhausted(why)
+        })
+    }
+
+    /// Encodes `update`, which leads from `position` to `replica`, once for all who ask for it now,
+    /// and charges `peer` for its share. Waits while the peer has not taken what it was given.
+    pub async fn sending(
+        &self,
+        peer: &PeerIdentity,
+        replica: &Replica,
+        position: &Position,
+        update: Update,
+    ) -> Result<Sending, Status> {
+        let purse = self.purse(&peer.id);
+        let size = size_at_most(&update).min(purse_bytes(&peer.id));
+        let charge = acquire(&purse.bytes, size).await?;
+        let cell = self.cell(replica.height(), key(replica, position));
+        let encoded = match &cell {
+            Some(cell) => {
+                let height = replica.height();
+                let encode = async || {
+                    let encoded = self.encode(update).await?;
+                    self.count(height, cell, encoded.bytes.len());
+                    Ok::<_, Status>(encoded)
+                };
+                cell.get_or_try_init(encode).await?.clone()
+            }
+            None => self.encode(update).await?,
+        };
+        let slot = Slot { encoded: Mutex::new(Some(encoded)), since: clock::monotonic() };
+        let slot = Arc::new(slot);
+        lock(&self.0.slots).push(Arc::downgrade(&slot));
+        Ok(Sending { slot, sent: 0, _charge: charge })
+    }
+
+    /// The place of an update among those that are shared, if there is room for one more.
+    fn cell(&self, height: u64, key: Vec<u8>) -> Option<Cell> {
+        let mut cache = lock(&self.0.cache);
+        if cache.height < height {
+            *cache = Cache { height, ..Cache::default() };
+        }
+        if let Some(cell) = cache.cells.get(&key) {
+            return Some(cell.clone());
+        }
+        if cache.height != height || cache.cells.len() >= CACHE_ENTRIES_MAX {
+            return None;
+        }
+        let cell = Cell::default();
+        cache.cells.insert(key, cell.clone());
+        Some(cell)
+    }
+
+    /// Counts an update that was just encoded; one that is too much for the cache leaves it.
+    fn count(&self, height: u64, cell: &Cell, bytes: usize) {
+        let mut cache = lock(&self.0.cache);
+        if cache.height != height {
+            return;
+        }
+        if cache.bytes + bytes > CACHE_BYTES_MAX {
+            cache.cells.retain(|_, held| !Arc::ptr_eq(held, cell));
+        } else {
+            cache.bytes += bytes;
+        }
+    }
+
+    async fn encode(&self, update: Update) -> Result<Arc<Encoded>, Status> {
+        let size = size_at_most(&update);
+        let mut room = acquire(&self.0.room, size).await?;
+        let bytes = if size <= INLINE_BYTES_MAX {
+            update.to_canonical()
+        } else {
+            let encoded = task::spawn_blocking(move || update.to_canonical()).await;
+            encoded.map_err(|_| Status::unavailable("this server is stopping; ask another one"))?
+        };
+        // The estimate was generous.
+        drop(room.split(size.saturating_sub(bytes.len())));
+        Ok(Arc::new(Encoded { bytes: bytes.into(), _room: room }))
+    }
+
+    /// Drops what was not taken in time, and forgets identities that cost nothing any more.
+    pub async fn sweep(self, shutdown: Shutdown) -> Result<(), Infallible> {
+        loop {
+            tokio::select! {
+                () = shutdown.requested() => return Ok(()),
+                () = time::sleep(SWEEP_PERIOD) => {
+                    self.drop_untaken(clock::monotonic());
+                    lock(&self.0.purses).retain(|id, purse| !purse.is_new(id));
+                }
+            }
+        }
+    }
+
+    fn drop_untaken(&self, now: Duration) {
+        lock(&self.0.slots).retain(|slot| {
+            let Some(slot) = slot.upgrade() else { return false };
+            let late = now.saturating_sub(slot.since) > TAKE_WITHIN;
+            if late {
+                lock(&slot.encoded).take();
+            }
+            !late
+        });
+    }
+}
+
+impl Sending {
+    /// The next piece; `None` after the last.
+    pub fn next(&mut self) -> Result<Option<FollowReply>, Status> {
+        let encoded = lock(&self.slot.encoded);
+        let Some(encoded) = &*encoded else {
+            let why = format!("an update was not taken within {TAKE_WITHIN:?}; ask again");
+            return Err(Status::resource_exhausted(why));
+        };
+        if self.sent == encoded.bytes.len() {
+            return Ok(None);
+        }
+        let reply = piece(&encoded.bytes, self.sent);
+        self.sent += reply.update.len();
+        Ok(Some(reply))
+    }
+}
+
+impl Purse {
+    fn new(id: &SpiffeId) -> Self {
+        let positions = TokenBucket::new(POSITIONS_BURST, POSITIONS_PER_S, clock::monotonic());
+        let bytes = Arc::new(Semaphore::new(purse_bytes(id)));
+        Self { bytes, positions: Mutex::new(positions) }
+    }
+
+    /// Whether the identity holds nothing and has its whole rate left; the rate is used up then.
+    fn is_new(&self, id: &SpiffeId) -> bool {
+        let rate = || lock(&self.positions).take(POSITIONS_BURST, clock::monotonic()).is_ok();
+        self.bytes.available_permits() == purse_bytes(id) && rate()
+    }
+}
+
+fn purse_bytes(id: &SpiffeId) -> usize {
+    match id.role() {
+        Role::Edge { .. } => EDGE_ANSWER_BYTES_MAX,
+        _ => RELAY_ANSWER_BYTES_MAX,
+    }
+}
+
+async fn acquire(room: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Status> {
+    let bytes = u32::try_from(bytes).expect("limits keep updates below 4 GiB");
+    let permit = room.clone().acquire_many_owned(bytes).await;
+    Ok(permit.expect("this semaphore is never closed"))
+}
+
+/// What is asked for, however the question is put: a directory that is not ours is any other.
+fn key(replica: &Replica, position: &Position) -> Vec<u8> {
+    let ours: Option<Digest> = replica.trusted().certified.as_ref().map(|(_, c)| c.directory_root);
+    let mut position = position.clone();
+    if Some(position.directory_root) != ours {
+        position.directory_root = [0; 32];
+    }
+    position.to_canonical()
+}
+
+/// An upper bound of the encoded size, from the lengths of its parts.
+fn size_at_most(update: &Update) -> usize {
+    const FIXED_BYTES: usize = 1_024;
+    let contents: u64 = update.contents.iter().map(|delta| delta.wire_bytes() + 256).sum();
+    let history = match &update.history {
+        Some(HistoryUpdate::Leaves(leaves)) => 32 * leaves.len(),
+        Some(HistoryUpdate::Proof(_)) => 64 * 64,
+        None => 0,
+    };
+    let heads = update.heads.as_ref().map_or(0, |proof| proof.to_canonical().len());
+    let contents = usize::try_from(contents).expect("content is in memory");
+    FIXED_BYTES + update.steps.len() * STEP_BYTES_MAX + history + heads + contents
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a helper that fails fails the test that called it")]
+mod tests;

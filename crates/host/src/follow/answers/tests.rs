@@ -1,0 +1,118 @@
+use futures::FutureExt as _;
+use satrap_certify::{BundleName, Interest};
+use satrap_sim::SimRealm;
+
+use super::*;
+use crate::follow::limits::{EDGE_ANSWER_BYTES_MAX, POSITIONS_BURST};
+
+const BUNDLE: &str = "config/motd";
+
+fn peer(id: &str) -> PeerIdentity {
+    let id = id.parse::<SpiffeId>().unwrap();
+    PeerIdentity { id: Arc::new(id), leaf_der: Vec::new().into(), public_key: [0; 32] }
+}
+
+fn edge() -> PeerIdentity {
+    peer("spiffe://test/region/eu/edge/e1")
+}
+
+/// A relay with one published bundle, and where an edge begins.
+fn world() -> (SimRealm, Replica, Position) {
+    let mut realm = SimRealm::new("test", 4);
+    let mut relay = Replica::genesis(&realm.genesis, Interest::Everything);
+    publish(&mut realm, &mut relay, "1");
+    let bundles = Interest::Bundles(vec![BundleName::new(BUNDLE).unwrap()]);
+    let position = Replica::genesis(&realm.genesis, bundles).position();
+    (realm, relay, position)
+}
+
+fn publish(realm: &mut SimRealm, relay: &mut Replica, value: &str) {
+    let change = realm.publish(BUNDLE, &[("a", value)]);
+    let update = realm.decide(&[change]).unwrap();
+    let advance = relay.verify(&update, realm.now).unwrap();
+    relay.advance(advance);
+}
+
+async fn send(answers: &Answers, peer: &PeerIdentity, relay: &Replica, at: &Position) -> Sending {
+    let update = relay.answer(at).unwrap().unwrap().update;
+    answers.sending(peer, relay, at, update).await.unwrap()
+}
+
+fn first_byte(sending: &Sending) -> *const u8 {
+    lock(&sending.slot.encoded).as_ref().unwrap().bytes.as_ptr()
+}
+
+#[tokio::test]
+async fn followers_at_one_position_share_one_encoded_update() {
+    let (mut realm, mut relay, position) = world();
+    let answers = Answers::default();
+    let one = send(&answers, &edge(), &relay, &position).await;
+    let two = send(&answers, &peer("spiffe://test/operator/o"), &relay, &position).await;
+    assert_eq!(first_byte(&one), first_byte(&two), "the same bytes in memory");
+    // A made-up directory is no other question.
+    let made_up = Position { directory_root: [7; 32], ..position.clone() };
+    let three = send(&answers, &edge(), &relay, &made_up).await;
+    assert_eq!(first_byte(&one), first_byte(&three));
+    publish(&mut realm, &mut relay, "2");
+    let newer = send(&answers, &edge(), &relay, &position).await;
+    assert_ne!(first_byte(&one), first_byte(&newer), "of the newest height");
+}
+
+#[tokio::test]
+async fn pieces_are_the_update() {
+    let (_, relay, position) = world();
+    let mut sending = send(&Answers::default(), &edge(), &relay, &position).await;
+    let mut whole = Vec::new();
+    while let Some(piece) = sending.next().unwrap() {
+        whole.extend_from_slice(&piece.update);
+        assert_eq!(
+            piece.more,
+            whole.len() < lock(&sending.slot.encoded).as_ref().unwrap().bytes.len()
+        );
+    }
+    assert_eq!(whole, relay.answer(&position).unwrap().unwrap().update.to_canonical());
+}
+
+#[tokio::test]
+async fn an_identity_that_takes_nothing_waits_for_itself_and_loses_what_it_was_given() {
+    let (_, relay, position) = world();
+    let answers = Answers::default();
+    let (mut held, greedy) = (Vec::new(), edge());
+    // Streams as many as it likes: they share one budget.
+    let full = loop {
+        let next = send(&answers, &greedy, &relay, &position);
+        match tokio::task::unconstrained(next).now_or_never() {
+            Some(sending) => held.push(sending),
+            None => break held.len(),
+        }
+    };
+    let update = relay.answer(&position).unwrap().unwrap().update;
+    assert_eq!(full, EDGE_ANSWER_BYTES_MAX / size_at_most(&update));
+    // Somebody else is served meanwhile.
+    send(&answers, &peer("spiffe://test/region/eu/edge/e2"), &relay, &position).await;
+    // Nothing is dropped in time, everything afterwards.
+    let since = held[0].slot.since;
+    answers.drop_untaken(since + TAKE_WITHIN);
+    assert!(held[0].next().unwrap().is_some());
+    answers.drop_untaken(clock::monotonic() + TAKE_WITHIN + Duration::from_secs(1));
+    assert!(held.iter_mut().all(|sending| sending.next().is_err()));
+    assert_eq!(answers.0.room.available_permits() + cached(&answers), ANSWERS_BYTES_MAX);
+    held.clear();
+    send(&answers, &edge(), &relay, &position).await;
+}
+
+fn cached(answers: &Answers) -> usize {
+    lock(&answers.0.cache).bytes
+}
+
+#[tokio::test]
+async fn positions_are_charged_to_who_names_them() {
+    let answers = Answers::default();
+    let (greedy, other) = (edge(), peer("spiffe://test/region/eu/edge/e2"));
+    for _ in 0..POSITIONS_BURST {
+        answers.charge_position(&greedy.id).unwrap();
+    }
+    let refused = answers.charge_position(&greedy.id).unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+    answers.charge_position(&other.id).unwrap();
+}
