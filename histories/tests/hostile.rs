@@ -103,6 +103,7 @@ fn a_stranger_delays_nobody() {
         key: None,
         genesis: realm.genesis.clone(),
         urls: servers(realm),
+        mesh_urls: realm.mesh_urls(),
     });
 }
 
@@ -120,6 +121,7 @@ fn an_edge_takes_nothing_from_other_edges() {
         key: None,
         genesis: realm.genesis.clone(),
         urls: realm.member_urls(),
+        mesh_urls: Vec::new(),
     });
 }
 
@@ -140,6 +142,7 @@ fn a_member_takes_nothing_from_other_regions() {
         key: None,
         genesis: realm.genesis.clone(),
         urls: servers(realm),
+        mesh_urls: Vec::new(),
     });
 }
 
@@ -162,6 +165,7 @@ fn an_operator_takes_nothing_from_other_operators() {
             key: Some(operator::read_key(&files.operator_key).unwrap()),
             genesis: realm.genesis.clone(),
             urls: servers(realm),
+            mesh_urls: Vec::new(),
         }
     });
 }
@@ -183,5 +187,6 @@ fn a_validator_delays_the_others_within_their_bounds() {
         key: None,
         genesis: realm.genesis.clone(),
         urls: realm.validator_urls()[..3].to_vec(),
+        mesh_urls: realm.mesh_urls()[..3].to_vec(),
     });
 }

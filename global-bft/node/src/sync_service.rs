@@ -1,6 +1,5 @@
 //! Whom a validator serves the sync protocol, and how many. The protocol itself is
 //! [`satrap_host::follow`]'s.
-
 //!
 //! # Invariants
 //!

@@ -29,6 +29,8 @@ pub struct Attacker {
     pub genesis: Genesis,
     /// The servers, as `https://HOST:PORT`.
     pub urls: Vec<String>,
+    /// The listeners for validators only, for those who know a way in.
+    pub mesh_urls: Vec<String>,
 }
 
 impl Attacker {
@@ -36,7 +38,7 @@ impl Attacker {
     #[must_use]
     pub fn addresses(&self) -> Vec<SocketAddr> {
         let address = |url: &String| url.strip_prefix("https://")?.parse().ok();
-        self.urls.iter().filter_map(address).collect()
+        self.urls.iter().chain(&self.mesh_urls).filter_map(address).collect()
     }
 }
 

@@ -97,7 +97,7 @@ pub const LIGHT_BLOCKS: Attack = Attack {
 };
 /// Frames for the consensus of validators.
 pub const MESH: Attack =
-    Attack { name: "mesh frames", run: |a, t| everywhere(a, t, 2, send_frames) };
+    Attack { name: "mesh frames", run: |a, t| on(a.mesh_urls.clone(), a, t, 2, send_frames) };
 
 fn sockets(attacker: Arc<Attacker>, tally: Arc<Tally>, words: &'static [u8]) -> Endless {
     let addresses = attacker.addresses().into_iter();
@@ -149,7 +149,17 @@ fn everywhere<F: Future<Output = Result<Infallible, Ended>> + 'static>(
     workers: usize,
     act: fn(Aim, Channel) -> F,
 ) -> Endless {
-    let urls = attacker.urls.clone();
+    on(attacker.urls.clone(), attacker, tally, workers, act)
+}
+
+/// As [`everywhere`], on some servers only.
+fn on<F: Future<Output = Result<Infallible, Ended>> + 'static>(
+    urls: Vec<String>,
+    attacker: Arc<Attacker>,
+    tally: Arc<Tally>,
+    workers: usize,
+    act: fn(Aim, Channel) -> F,
+) -> Endless {
     let aims = urls.into_iter().flat_map(|url| vec![url; workers]).zip(0..);
     let all: Vec<_> = aims
         .map(|(url, number)| {

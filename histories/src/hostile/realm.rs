@@ -162,6 +162,12 @@ impl Realm {
         self.plan.validators.iter().map(|validator| validator.url.clone()).collect()
     }
 
+    /// Where validators reach each other.
+    #[must_use]
+    pub fn mesh_urls(&self) -> Vec<String> {
+        self.plan.validators.iter().map(|validator| validator.mesh_url.clone()).collect()
+    }
+
     /// Where the members that run are reached.
     #[must_use]
     pub fn member_urls(&self) -> Vec<String> {

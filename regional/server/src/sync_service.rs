@@ -1,6 +1,5 @@
 //! Whom a member serves the sync protocol, and what it does with their reports. The protocol itself
 //! is [`satrap_host::follow`]'s.
-
 //!
 //! # Invariants
 //!
