@@ -35,14 +35,18 @@ pub const PEERS_MAX: usize = 256;
 pub const PEER_COST_PER_S: u32 = 2_000;
 /// Burst of the same.
 pub const PEER_COST_BURST: u32 = 4_000;
-/// A proposal may cost a whole block validation.
+/// A proposal, besides its changes: two signature checks, and deriving the directory again.
 pub const PROPOSAL_COST: u32 = 50;
-/// A certificate costs up to one signature check per validator.
-pub const CERTIFICATE_COST: u32 = 50;
-/// Reading and sending a block.
-pub const SYNC_COST: u32 = 50;
-/// Checking a change costs some signature checks and one application.
+/// A relayed change, besides its approvals and content: working on a copy of the state.
 pub const CHANGE_COST: u32 = 10;
+/// Bytes of values that are decoded, hashed and applied in the time of one signature check.
+pub const BYTES_PER_COST: usize = 8 * 1024;
+/// Entries that are applied to a bundle's tree in the time of one signature check.
+pub const ENTRIES_PER_COST: usize = 8;
+/// Looking up a block for value sync.
+pub const SYNC_COST: u32 = 4;
+/// Bytes of it that are read, encoded and sent in the time of one signature check.
+pub const SYNC_BYTES_PER_COST: usize = 16 * 1024;
 /// Messages that fail verification before a peer is cut off.
 pub const STRIKES_MAX: u32 = 20;
 /// For how long.
