@@ -11,8 +11,12 @@ use satrap_proto::v1::{MeshFrame, MeshStatus, SyncRequest, SyncResponse, mesh_fr
 use super::{
     codec,
     context::{PolkaCertificate, RoundCertificate, SignedProposal, SignedVote, Value},
+    peers::Purpose,
 };
-use crate::limits::{BYTES_PER_COST, CHANGE_COST, ENTRIES_PER_COST, PROPOSAL_COST, SYNC_COST};
+use crate::limits::{
+    BYTES_PER_COST, CHANGE_COST, CHANGE_IN_BLOCK_COST, ENTRIES_PER_COST, FRAME_COST_MAX,
+    PROPOSAL_COST, SYNC_COST,
+};
 
 /// One message between validators.
 #[derive(Clone, Debug)]
@@ -54,15 +58,29 @@ fn change_cost(change: &SignedChange) -> u32 {
 }
 
 impl Frame {
-    /// What processing it may cost the consensus thread, in units of one verified vote. It grows
-    /// with what the sender put into the frame: signatures, and bytes that are hashed.
+    /// What processing it may cost the consensus thread, in units of one verified vote, and out of
+    /// which budget. It grows with what the sender put into the frame: signatures, entries, bytes.
     #[must_use]
-    pub fn cost(&self) -> u32 {
+    pub fn cost(&self) -> (Purpose, u32) {
+        let purpose = match self {
+            Self::Vote(_)
+            | Self::Status(_)
+            | Self::Proposal(_)
+            | Self::Polka(_)
+            | Self::Round(_) => Purpose::Consensus,
+            Self::SyncRequest(_) | Self::SyncResponse(..) | Self::Change(_) => Purpose::Bulk,
+        };
+        // A frame that no full budget could pay for would never be heard.
+        (purpose, self.units().min(FRAME_COST_MAX))
+    }
+
+    fn units(&self) -> u32 {
         match self {
             Self::Vote(_) | Self::Status(_) => 1,
             Self::Proposal(proposal) => {
-                let changes = proposal.value.block().changes.iter().map(change_cost);
-                changes.fold(PROPOSAL_COST, u32::saturating_add)
+                let changes = proposal.value.block().changes.iter();
+                let costs = changes.map(|c| change_cost(c).saturating_add(CHANGE_IN_BLOCK_COST));
+                costs.fold(PROPOSAL_COST, u32::saturating_add)
             }
             Self::Polka(certificate) => signatures(certificate.polka_signatures.len()),
             Self::Round(certificate) => signatures(certificate.round_signatures.len()),

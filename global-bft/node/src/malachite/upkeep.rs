@@ -21,7 +21,7 @@ use super::{
     engine::{EngineEffect, Fatal},
     frame::Frame,
     host::Host,
-    peers::{Asked, Request},
+    peers::{Asked, Purpose, Request},
 };
 use crate::limits::{
     SYNC_BYTES_PER_COST, SYNC_HEDGE_AFTER, SYNC_PATIENCE, SYNC_REQUESTS_MAX, SYNC_TIMEOUT,
@@ -193,7 +193,7 @@ impl Host {
         // What is sent back is charged to whoever asked: a full block is a thousand small ones.
         let bytes = decided.as_ref().map_or(0, |(block, _)| block.to_canonical().len());
         let cost = u32::try_from(bytes / SYNC_BYTES_PER_COST).unwrap_or(u32::MAX);
-        if !self.peers.allow(&from, cost, self.now.monotonic) {
+        if !self.peers.allow(&from, (Purpose::Bulk, cost), self.now.monotonic) {
             return Ok(());
         }
         let held = decided.map(|(block, commit)| {

@@ -255,6 +255,7 @@ fn a_peer_cannot_use_up_the_room_for_proposals_of_the_next_height() {
         let proposal = |round| {
             let mut block = block.clone();
             block.checkpoint.height = vote.height.0 + 1;
+            block.checkpoint.last_block = Some(BlockId { hash: [1; 32], data_hash: [2; 32] });
             let (height, round) = (Height(vote.height.0 + 1), Round::new(round));
             let (value, proposer) = (Value::new(&realm, block).unwrap(), Voter(address(EVIL)));
             let proposal = Proposal { height, round, pol_round: Round::Nil, value, proposer };
