@@ -48,18 +48,33 @@ pub const SUBMIT_REFUSED_BYTES: usize = 64 * 1024;
 /// Names of validators that may have a mesh stream here at one time.
 pub const PEERS_MAX: usize = 256;
 
-/// Messages per second that one peer may cost this process, and the burst (a vote is one).
+/// What votes, proposals and certificates of one peer may cost this process per second, in
+/// verified votes (about 60 us each): a fifth of the consensus thread at most, with the next.
 pub const PEER_COST_PER_S: u32 = 2_000;
 /// Burst of the same.
-pub const PEER_COST_BURST: u32 = 4_000;
-/// A proposal may cost a whole block validation.
-pub const PROPOSAL_COST: u32 = 50;
-/// A certificate costs up to one signature check per validator.
-pub const CERTIFICATE_COST: u32 = 50;
-/// Reading and sending a block.
-pub const SYNC_COST: u32 = 50;
-/// Checking a change costs some signature checks and one application.
-pub const CHANGE_COST: u32 = 10;
+pub const PEER_COST_BURST: u32 = 8_000;
+/// What its changes and requests for blocks may cost per second.
+pub const PEER_BULK_COST_PER_S: u32 = 1_000;
+/// Burst of the same.
+pub const PEER_BULK_COST_BURST: u32 = 4_000;
+/// The most that one frame is charged: a bundle of 12 000 small entries. Two of these are a burst of
+/// changes.
+pub const FRAME_COST_MAX: u32 = 2_000;
+/// A proposal, besides its changes: two signature checks, and deriving the directory again. The
+/// last costs more in a realm of many bundles; there, [`PROPOSALS_PER_ROUND_MAX`] is the bound.
+pub const PROPOSAL_COST: u32 = 10;
+/// A change of a proposal, besides its approvals and content: a head and its place in the directory.
+pub const CHANGE_IN_BLOCK_COST: u32 = 8;
+/// A relayed change, besides its approvals and content: working on a copy of the state.
+pub const CHANGE_COST: u32 = 25;
+/// Bytes of values that are decoded, hashed and applied in the time of one signature check.
+pub const BYTES_PER_COST: usize = 8 * 1024;
+/// Entries that are applied to a bundle's tree in the time of one signature check.
+pub const ENTRIES_PER_COST: usize = 6;
+/// Looking up a block for value sync.
+pub const SYNC_COST: u32 = 4;
+/// Bytes of it that are read, encoded and sent in the time of one signature check.
+pub const SYNC_BYTES_PER_COST: usize = 16 * 1024;
 /// Messages that fail verification before a peer is cut off.
 pub const STRIKES_MAX: u32 = 20;
 /// For how long.
@@ -142,6 +157,8 @@ pub const RESUBMIT_AFTER: Duration = Duration::from_secs(1);
 
 const _: () = assert!(BLOCK_CHANGES_BYTES_MAX + 64 * 1024 <= FRAME_BYTES_MAX);
 const _: () = assert!(INBOX_BYTES_MAX > 4 * FRAME_BYTES_MAX);
+const _: () = assert!(FRAME_COST_MAX <= PEER_COST_BURST / 4);
+const _: () = assert!(FRAME_COST_MAX <= PEER_BULK_COST_BURST / 2);
 // A full height fits beside whatever changes wait.
 const _: () = assert!(HEIGHT_BYTES_MAX <= OUTBOX_RESERVED_BYTES);
 const _: () = assert!(REQUESTS.group_max * CONTROL_BYTES_MAX <= 50 * 1024 * 1024);

@@ -18,7 +18,7 @@ mod decide;
 pub mod engine;
 pub mod frame;
 mod host;
-mod peers;
+pub mod peers;
 pub mod signing;
 mod upkeep;
 

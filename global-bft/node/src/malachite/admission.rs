@@ -43,13 +43,35 @@ use super::{
     host::Host,
     signing::{bytes_of_proposal, bytes_of_vote},
 };
-use crate::limits::{EARLY_PROPOSALS_MAX, EARLY_VOTES_MAX, ROUNDS_AHEAD_MAX};
+use crate::{
+    limits::{EARLY_PROPOSALS_MAX, EARLY_VOTES_MAX, ROUNDS_AHEAD_MAX},
+    mempool::Refusal,
+};
 
 /// Messages of the next height, by peer.
 #[derive(Default)]
 pub(super) struct Early {
     votes: BTreeMap<Label, Vec<SignedVote>>,
     proposals: BTreeMap<Label, Vec<(SignedProposal, Timestamp)>>,
+}
+
+/// Whether a relayed change is refused for what it is. Other refusals are no strikes: the peer may
+/// be a block behind or ahead, and relays what its own ledger accepts.
+///
+/// The content rules are checked only at the version that the change was made for, and the content
+/// of a version is the same everywhere.
+fn is_wrong_at_any_height(refusal: &Refusal) -> bool {
+    use satrap_global_core::Rejection as R;
+    let Refusal::Rejected(why) = refusal else { return false };
+    matches!(
+        why,
+        R::Realm(_)
+            | R::Missing { .. }
+            | R::Empty(_)
+            | R::Root { .. }
+            | R::BundleLimit { .. }
+            | R::BlockLimit
+    )
 }
 
 impl Host {
@@ -116,9 +138,9 @@ impl Host {
             Frame::SyncRequest(height) => self.serve_block(from, height)?,
             Frame::SyncResponse(height, held) => self.take_block(&from, height, held),
             Frame::Change(change) => {
-                // Refusals are no strikes: the peer may be a block behind or ahead.
                 if let Err(refusal) = self.mempool.relay(&self.ledger, change) {
                     tracing::debug!(%from, %refusal, "refused a relayed change");
+                    self.junk |= is_wrong_at_any_height(&refusal);
                 }
             }
         }

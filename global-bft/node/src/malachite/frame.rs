@@ -4,15 +4,19 @@
 //! frame that does not decode ends the stream: no honest validator sends one.
 
 use bytes::Bytes;
-use satrap_certify::{Block, Commit, Realm, SignedChange};
+use satrap_certify::{Action, Block, Commit, Realm, SignedChange};
 use satrap_merkle::codec::{Canonical, DecodeError, Reader, Writer};
 use satrap_proto::v1::{MeshFrame, MeshStatus, SyncRequest, SyncResponse, mesh_frame::Body};
 
 use super::{
     codec,
     context::{PolkaCertificate, RoundCertificate, SignedProposal, SignedVote, Value},
+    peers::Purpose,
 };
-use crate::limits::{CERTIFICATE_COST, CHANGE_COST, PROPOSAL_COST, SYNC_COST};
+use crate::limits::{
+    BYTES_PER_COST, CHANGE_COST, CHANGE_IN_BLOCK_COST, ENTRIES_PER_COST, FRAME_COST_MAX,
+    PROPOSAL_COST, SYNC_COST,
+};
 
 /// One message between validators.
 #[derive(Clone, Debug)]
@@ -35,16 +39,55 @@ pub enum Frame {
     Change(SignedChange),
 }
 
+/// One verification each.
+fn signatures(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX).max(1)
+}
+
+/// Checking approvals and applying the content.
+fn change_cost(change: &SignedChange) -> u32 {
+    let (entries, bytes) = match &change.change.action {
+        Action::Publish(publish) => {
+            let bytes = publish.puts.iter().map(|(_, value)| value.len()).sum::<usize>();
+            (publish.puts.len() + publish.deletes.len(), bytes)
+        }
+        Action::Govern(..) => (0, 0),
+    };
+    let content = entries / ENTRIES_PER_COST + bytes / BYTES_PER_COST;
+    signatures(change.approvals.len() + content)
+}
+
 impl Frame {
-    /// What processing it may cost, in units of one vote.
+    /// What processing it may cost the consensus thread, in units of one verified vote, and out of
+    /// which budget. It grows with what the sender put into the frame: signatures, entries, bytes.
     #[must_use]
-    pub fn cost(&self) -> u32 {
+    pub fn cost(&self) -> (Purpose, u32) {
+        let purpose = match self {
+            Self::Vote(_)
+            | Self::Status(_)
+            | Self::Proposal(_)
+            | Self::Polka(_)
+            | Self::Round(_) => Purpose::Consensus,
+            Self::SyncRequest(_) | Self::SyncResponse(..) | Self::Change(_) => Purpose::Bulk,
+        };
+        // A frame that no full budget could pay for would never be heard.
+        (purpose, self.units().min(FRAME_COST_MAX))
+    }
+
+    fn units(&self) -> u32 {
         match self {
             Self::Vote(_) | Self::Status(_) => 1,
-            Self::Proposal(_) => PROPOSAL_COST,
-            Self::Polka(_) | Self::Round(_) => CERTIFICATE_COST,
-            Self::SyncRequest(_) | Self::SyncResponse(..) => SYNC_COST,
-            Self::Change(_) => CHANGE_COST,
+            Self::Proposal(proposal) => {
+                let changes = proposal.value.block().changes.iter();
+                let costs = changes.map(|c| change_cost(c).saturating_add(CHANGE_IN_BLOCK_COST));
+                costs.fold(PROPOSAL_COST, u32::saturating_add)
+            }
+            Self::Polka(certificate) => signatures(certificate.polka_signatures.len()),
+            Self::Round(certificate) => signatures(certificate.round_signatures.len()),
+            Self::SyncRequest(_) => SYNC_COST,
+            // Only the awaited answer of a peer that was asked is looked at.
+            Self::SyncResponse(..) => 1,
+            Self::Change(change) => change_cost(change).saturating_add(CHANGE_COST),
         }
     }
 

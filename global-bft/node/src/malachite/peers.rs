@@ -17,12 +17,23 @@ use satrap_certify::Label;
 use satrap_pressure::TokenBucket;
 
 use crate::limits::{
-    BAN, PEER_COST_BURST, PEER_COST_PER_S, PEERS_MAX, STRIKES_MAX, SYNC_DISTRUST_MAX,
-    SYNC_DISTRUST_MIN,
+    BAN, PEER_BULK_COST_BURST, PEER_BULK_COST_PER_S, PEER_COST_BURST, PEER_COST_PER_S, PEERS_MAX,
+    STRIKES_MAX, SYNC_DISTRUST_MAX, SYNC_DISTRUST_MIN,
 };
 
+/// What a frame is for. Each has its own budget, so that no amount of relayed changes makes a peer's
+/// votes and proposals go unheard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Votes, proposals, certificates, status.
+    Consensus,
+    /// Changes and blocks for whoever is behind.
+    Bulk,
+}
+
 struct Peer {
-    bucket: TokenBucket,
+    consensus: TokenBucket,
+    bulk: TokenBucket,
     strikes: u32,
     banned_until: Option<Duration>,
     /// Highest decided height it claims.
@@ -39,14 +50,14 @@ pub struct Peers(BTreeMap<Label, Peer>);
 
 impl Peers {
     /// Whether a message of `cost` from `name` may be looked at.
-    pub fn allow(&mut self, name: &Label, cost: u32, now: Duration) -> bool {
+    pub fn allow(&mut self, name: &Label, (purpose, cost): (Purpose, u32), now: Duration) -> bool {
         if !self.0.contains_key(name) {
             if self.0.len() >= PEERS_MAX {
                 return false;
             }
-            let bucket = TokenBucket::new(PEER_COST_BURST, PEER_COST_PER_S, now);
             let peer = Peer {
-                bucket,
+                consensus: TokenBucket::new(PEER_COST_BURST, PEER_COST_PER_S, now),
+                bulk: TokenBucket::new(PEER_BULK_COST_BURST, PEER_BULK_COST_PER_S, now),
                 strikes: 0,
                 banned_until: None,
                 height: 0,
@@ -60,7 +71,11 @@ impl Peers {
             return false;
         }
         peer.banned_until = None;
-        peer.bucket.take(cost, now).is_ok()
+        let bucket = match purpose {
+            Purpose::Consensus => &mut peer.consensus,
+            Purpose::Bulk => &mut peer.bulk,
+        };
+        bucket.take(cost, now).is_ok()
     }
 
     /// Counts junk from `name`; returns whether it must be disconnected.
@@ -152,26 +167,34 @@ mod tests {
         Label::new(text).unwrap()
     }
 
+    fn votes(cost: u32) -> (Purpose, u32) {
+        (Purpose::Consensus, cost)
+    }
+
     #[test]
     fn cost_and_strikes_at_the_limit_and_over_it() {
         let (mut peers, name) = (Peers::default(), label("v1"));
-        assert!(peers.allow(&name, PEER_COST_BURST, Duration::ZERO));
-        assert!(!peers.allow(&name, 1, Duration::ZERO));
-        assert!(peers.allow(&name, PEER_COST_PER_S, Duration::from_secs(1)));
-        assert!(peers.allow(&label("v2"), 1, Duration::ZERO), "others are not affected");
+        let bulk = |cost| (Purpose::Bulk, cost);
+        assert!(peers.allow(&name, bulk(PEER_BULK_COST_BURST), Duration::ZERO));
+        assert!(!peers.allow(&name, bulk(1), Duration::ZERO));
+        assert!(peers.allow(&name, votes(PEER_COST_BURST), Duration::ZERO), "its own budget");
+        assert!(!peers.allow(&name, votes(1), Duration::ZERO));
+        assert!(peers.allow(&name, votes(PEER_COST_PER_S), Duration::from_secs(1)));
+        assert!(peers.allow(&name, bulk(PEER_BULK_COST_PER_S), Duration::from_secs(1)));
+        assert!(peers.allow(&label("v2"), votes(1), Duration::ZERO), "others are not affected");
         let now = Duration::from_secs(5);
         for _ in 1..STRIKES_MAX {
             assert!(!peers.strike(&name, now));
         }
         assert!(peers.strike(&name, now), "one too many");
-        assert!(!peers.allow(&name, 1, now + BAN - Duration::from_nanos(1)));
-        assert!(peers.allow(&name, 1, now + BAN));
+        assert!(!peers.allow(&name, votes(1), now + BAN - Duration::from_nanos(1)));
+        assert!(peers.allow(&name, votes(1), now + BAN));
     }
 
     fn claiming(claims: &[(&str, u64)]) -> Peers {
         let mut peers = Peers::default();
         for (name, height) in claims {
-            peers.allow(&label(name), 1, Duration::ZERO);
+            peers.allow(&label(name), votes(1), Duration::ZERO);
             peers.claims(&label(name), *height);
         }
         peers
@@ -220,8 +243,8 @@ mod tests {
     fn strangers_over_the_limit_are_ignored() {
         let mut peers = Peers::default();
         for n in 0..PEERS_MAX {
-            assert!(peers.allow(&label(&format!("v{n}")), 1, Duration::ZERO));
+            assert!(peers.allow(&label(&format!("v{n}")), votes(1), Duration::ZERO));
         }
-        assert!(!peers.allow(&label("more"), 1, Duration::ZERO));
+        assert!(!peers.allow(&label("more"), votes(1), Duration::ZERO));
     }
 }

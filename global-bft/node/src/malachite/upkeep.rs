@@ -14,15 +14,18 @@ use arc_malachitebft_core_types::{
 };
 use bytes::Bytes;
 use satrap_certify::{Commit, Label, Timestamp};
+use satrap_merkle::codec::Canonical as _;
 
 use super::{
     context::{Ctx, Height, Value, ValueId, Voter},
     engine::{EngineEffect, Fatal},
     frame::Frame,
     host::Host,
-    peers::{Asked, Request},
+    peers::{Asked, Purpose, Request},
 };
-use crate::limits::{SYNC_HEDGE_AFTER, SYNC_PATIENCE, SYNC_REQUESTS_MAX, SYNC_TIMEOUT};
+use crate::limits::{
+    SYNC_BYTES_PER_COST, SYNC_HEDGE_AFTER, SYNC_PATIENCE, SYNC_REQUESTS_MAX, SYNC_TIMEOUT,
+};
 
 /// Blocks are at least this far apart, so that a clock that stands still cannot stop the realm.
 const BLOCK_TIME_STEP: Duration = Duration::from_millis(1);
@@ -186,7 +189,14 @@ impl Host {
 
     /// Answers a peer that is behind.
     pub fn serve_block(&mut self, from: Label, height: u64) -> Result<(), Fatal> {
-        let held = self.store.decided(height)?.map(|(block, commit)| {
+        let decided = self.store.decided(height)?;
+        // What is sent back is charged to whoever asked: a full block is a thousand small ones.
+        let bytes = decided.as_ref().map_or(0, |(block, _)| block.to_canonical().len());
+        let cost = u32::try_from(bytes / SYNC_BYTES_PER_COST).unwrap_or(u32::MAX);
+        if !self.peers.allow(&from, (Purpose::Bulk, cost), self.now.monotonic) {
+            return Ok(());
+        }
+        let held = decided.map(|(block, commit)| {
             let value = Value::new(&self.realm, block);
             (value.expect("a decided block carries the payload its header names"), commit)
         });

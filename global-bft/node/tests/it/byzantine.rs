@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use arc_malachitebft_core_types::{NilOrVal, Round, SignedMessage, VoteType};
 use satrap_certify::{BlockId, PublicKey, Timestamp, keys};
+use satrap_global_core::Ledger;
 use satrap_global_node::{
     malachite::{
         Frame,
         codec::{self, read_proposal_evidence},
-        context::{Height, Value, ValueId, Vote, Voter},
+        context::{Height, Proposal, Value, ValueId, Vote, Voter},
         signing::{bytes_of_proposal, bytes_of_vote},
     },
     store::ConflictKind,
@@ -238,4 +239,54 @@ fn a_proposal_from_another_time_gets_no_votes() {
         let (block, _) = world.store(0).decided(height).unwrap().unwrap();
         assert!(block.checkpoint.time <= START.plus(world.now), "height {height}");
     }
+}
+
+/// The hostile validator does not vote, so a height is decided in round 0 only if all three honest
+/// ones look at its proposal, also when it arrives while they finish the height before.
+#[test]
+fn a_peer_cannot_use_up_the_room_for_proposals_of_the_next_height() {
+    use satrap_global_node::store::Storage as _;
+    let mut world = World::new(genesis(4, 1_000, HOUR), 4, 8);
+    world.delay_ms_max = 60;
+    let realm = world.genesis.realm().clone();
+    let block = Ledger::genesis(&world.genesis).build(address(EVIL), START.plus(HOUR), &[]);
+    world.nodes[EVIL as usize].corrupt = Some(Box::new(move |_, _, frame| {
+        let Frame::Vote(vote) = frame else { return Vec::new() };
+        let proposal = |round| {
+            let mut block = block.clone();
+            block.checkpoint.height = vote.height.0 + 1;
+            block.checkpoint.last_block = Some(BlockId { hash: [1; 32], data_hash: [2; 32] });
+            let (height, round) = (Height(vote.height.0 + 1), Round::new(round));
+            let (value, proposer) = (Value::new(&realm, block).unwrap(), Voter(address(EVIL)));
+            let proposal = Proposal { height, round, pol_round: Round::Nil, value, proposer };
+            let signature = keys::sign(&key(EVIL), &bytes_of_proposal(&realm, &proposal));
+            Frame::Proposal(SignedMessage::new(proposal, signature))
+        };
+        (0..10).map(proposal).collect()
+    }));
+    world.start_all();
+    decide(&mut world, 0, 30);
+    for height in 2..=world.height(0) {
+        let (_, commit) = world.store(0).decided(height).unwrap().unwrap();
+        assert_eq!(commit.round, 0, "height {height}");
+    }
+}
+
+/// A change of another realm is refused whatever the height, so no honest peer relays it.
+#[test]
+fn changes_that_are_wrong_at_any_height_cut_a_peer_off_and_those_a_block_behind_do_not() {
+    let other = genesis(4, 999, HOUR);
+    let disconnects = |relayed: Box<dyn Fn(u64) -> Frame>| {
+        let mut world = World::new(genesis(4, 1_000, HOUR), 4, 9);
+        world.start_all();
+        decide(&mut world, 0, 5);
+        world.nodes[EVIL as usize].flood =
+            Some(Box::new(move |rng, _| (0..30).map(|_| relayed(rng.next())).collect()));
+        world.run(Duration::from_secs(2), |_| false);
+        HONEST.iter().map(|n| world.nodes[*n as usize].disconnects).sum::<u64>()
+    };
+    assert!(disconnects(Box::new(move |n| Frame::Change(publish(&other, n)))) > 0);
+    let own = genesis(4, 1_000, HOUR);
+    // Bundles 0 to 4 have a version already: another one would have to be expected.
+    assert_eq!(disconnects(Box::new(move |n| Frame::Change(publish(&own, n % 5)))), 0);
 }

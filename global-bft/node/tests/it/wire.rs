@@ -154,6 +154,26 @@ fn a_full_block_fits_a_frame() {
     assert!(prost::Message::encoded_len(&frame) <= FRAME_BYTES_MAX);
 }
 
+/// One unit is one verified signature; a frame that no budget could pay for would never be heard.
+#[test]
+fn frames_cost_what_their_sender_puts_into_them() {
+    use satrap_global_node::{limits::FRAME_COST_MAX, malachite::peers::Purpose::*};
+    let genesis = genesis(4, 100, HOUR);
+    let ledger = Ledger::genesis(&genesis);
+    let block = |n: u64| {
+        let changes: Vec<_> = (0..n).map(|n| publish(&genesis, n)).collect();
+        let block = ledger.build(address(0), START.plus(HOUR), &changes);
+        proposal(Value::new(genesis.realm(), block).unwrap(), Round::Nil).cost()
+    };
+    assert_eq!(vote(1, 0, None).cost(), (Consensus, 1));
+    assert_eq!(polka(value().value_id(), VALIDATORS_MAX).cost(), (Consensus, 128));
+    assert_eq!(round(7).cost(), (Consensus, 7));
+    assert_eq!(block(100).1 - block(50).1, block(150).1 - block(100).1, "in proportion");
+    assert_eq!(block(1_000), (Consensus, FRAME_COST_MAX), "at the limit");
+    assert_eq!(Frame::Change(publish(&genesis, 1)).cost().0, Bulk);
+    assert_eq!(Frame::SyncResponse(1, None).cost(), (Bulk, 1));
+}
+
 #[test]
 fn the_mempool_is_bounded_in_changes_and_in_callers() {
     let genesis = genesis(4, 100, HOUR);
