@@ -9,9 +9,13 @@ use std::{fs, time::Duration};
 
 use common::{Host, Servers, name, serve};
 use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition};
-use satrap_certify::BundleName;
-use satrap_edge_agent::install::Installer;
-use satrap_edge_core::{Acceptor, Kept};
+use satrap_certify::{BundleName, Timestamp};
+use satrap_edge_agent::{
+    install::Installer,
+    links::OnDisk,
+    status::{Standing, Status, StatusFile, View},
+};
+use satrap_edge_core::{Acceptor, Kept, Refusals};
 
 const CONTENTS: TableDefinition<(&str, u64), &[u8]> = TableDefinition::new("contents");
 const KEPT: TableDefinition<&str, &[u8]> = TableDefinition::new("kept");
@@ -170,6 +174,46 @@ async fn k4_floors_outlive_the_configuration_that_needed_them() {
         assert_eq!(active(edge.acceptor()), 3);
         assert_eq!(host.read(&bundle(), "a").unwrap(), "three");
     }
+}
+
+fn standing(host: &Host, edge: &Installer) -> Standing {
+    let view = View {
+        acceptor: edge.acceptor(),
+        activator: edge.activator(),
+        refusals: &Refusals::default(),
+        bundles: &host.config.bundles,
+        server: None,
+    };
+    StatusFile::new(&host.config.data_dir, "eu", "edge").write(view, Timestamp(0));
+    let json = fs::read(host.config.data_dir.join("status.json")).unwrap();
+    let status: Status = serde_json::from_slice(&json).unwrap();
+    assert_eq!(status.active[0].on_disk, OnDisk::Current);
+    status.active[0].standing
+}
+
+#[tokio::test]
+async fn a3_a_retired_bundle_keeps_running_and_comes_back_only_above_its_version() {
+    let (mut host, mut servers) = at_one().await;
+    let mut edge = host.start(servers.realm.now).await.unwrap();
+    publish(&mut edge, &mut servers, "two", true).await;
+    let second = servers.newest().clone();
+    assert_eq!(standing(&host, &edge), Standing::Followed);
+    let retire = servers.realm.retire(bundle().as_str());
+    servers.decide(&[retire]);
+    serve(&mut edge, servers.newest(), servers.realm.now).await.unwrap();
+    assert_eq!(standing(&host, &edge), Standing::Retired);
+    drop(edge);
+    let mut edge = host.start(servers.realm.now).await.unwrap();
+    drop(serve(&mut edge, &second, servers.realm.now).await);
+    assert_eq!((active(edge.acceptor()), host.read(&bundle(), "a").unwrap()), (2, "two".into()));
+    publish(&mut edge, &mut servers, "again", true).await;
+    assert!(active(edge.acceptor()) > 2);
+    assert_eq!(host.read(&bundle(), "a").unwrap(), "again");
+    assert_eq!(standing(&host, &edge), Standing::Followed);
+    drop(edge);
+    host.config.bundles = vec![name("config/other")];
+    let edge = host.start(servers.realm.now).await.unwrap();
+    assert_eq!(standing(&host, &edge), Standing::Unconfigured);
 }
 
 #[tokio::test]
