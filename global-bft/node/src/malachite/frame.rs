@@ -51,7 +51,7 @@ fn change_cost(change: &SignedChange) -> u32 {
             let bytes = publish.puts.iter().map(|(_, value)| value.len()).sum::<usize>();
             (publish.puts.len() + publish.deletes.len(), bytes)
         }
-        Action::Govern(..) => (0, 0),
+        Action::Retire(_) | Action::Govern(..) => (0, 0),
     };
     let content = entries / ENTRIES_PER_COST + bytes / BYTES_PER_COST;
     signatures(change.approvals.len() + content)

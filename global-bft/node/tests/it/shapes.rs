@@ -342,7 +342,10 @@ fn run(seed: u64, heights: u64) -> Result<(), String> {
 }
 
 fn setting(name: &str) -> Option<u64> {
-    #[expect(clippy::disallowed_methods, reason = "a developer asks for more schedules, or one seed")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a developer asks for more schedules, or one seed"
+    )]
     let text = std::env::var(name).ok();
     text.map(|text| text.parse().unwrap())
 }
