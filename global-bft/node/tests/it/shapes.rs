@@ -43,6 +43,7 @@ use crate::{
 
 /// Heights that one world decides under attack.
 const HEIGHTS: u64 = 250;
+/// About 12 ms of one core each.
 const SCHEDULES: u64 = 30_000;
 const HEARTBEAT: Duration = Duration::from_millis(400);
 /// The hidden-lock rule of the core helps from round 10 on, and then each of five leads once.
