@@ -249,8 +249,8 @@ mod tests {
         ] {
             assert!(candidates.count(&vote, &set).is_empty(), "{vote:?}");
         }
-        let counted = candidates.count(&prevote(3, 0, &block), &set);
-        assert_eq!(counted, std::slice::from_ref(&claim));
+        let released = candidates.count(&prevote(3, 0, &block), &set);
+        assert_eq!(released, std::slice::from_ref(&claim));
         assert!(candidates.count(&certificate(0, &block), &set).is_empty(), "it no longer waits");
         assert_eq!(candidates.place(claim.clone(), false), Some(claim), "the polka is known now");
     }

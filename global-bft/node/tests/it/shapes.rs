@@ -43,6 +43,7 @@ use crate::{
 
 /// Heights that one world decides under attack.
 const HEIGHTS: u64 = 250;
+/// About 12 ms of one core each.
 const SCHEDULES: u64 = 30_000;
 const HEARTBEAT: Duration = Duration::from_millis(400);
 /// The hidden-lock rule of the core helps from round 10 on, and then each of five leads once.
@@ -341,6 +342,7 @@ fn run(seed: u64, heights: u64) -> Result<(), String> {
     Ok(())
 }
 
+#[expect(clippy::disallowed_methods, reason = "a longer run is asked for from the command line")]
 fn setting(name: &str) -> Option<u64> {
     #[expect(
         clippy::disallowed_methods,
