@@ -344,10 +344,6 @@ fn run(seed: u64, heights: u64) -> Result<(), String> {
 
 #[expect(clippy::disallowed_methods, reason = "a longer run is asked for from the command line")]
 fn setting(name: &str) -> Option<u64> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a developer asks for more schedules, or one seed"
-    )]
     let text = std::env::var(name).ok();
     text.map(|text| text.parse().unwrap())
 }
