@@ -13,7 +13,7 @@
 //! - **Y3** A report reaches [`Followers::report`] together with the peer that sent it, and a tier
 //!   keeps it only if that peer made it.
 //! - **Y4** What is encoded and not taken is charged to the identity that asked, within a budget per
-//!   identity and one for all, and is dropped when it is not taken in time. Positions are charged to
+//!   identity and one per scope, and is dropped when it is not taken in time. Positions are charged to
 //!   a rate. So made-up positions cost whoever makes them up.
 
 mod answers;

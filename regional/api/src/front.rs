@@ -27,12 +27,14 @@ mod gateway_link;
 mod http1;
 mod replay;
 
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -138,10 +140,8 @@ impl Front {
     /// L2: never completes.
     async fn accept(&self, serving: &Serving, tasks: &mut JoinSet<()>) {
         let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_PENDING_MAX));
+        let mut pending = Pending::default();
         loop {
-            let waited = handshakes.clone().acquire_owned().await;
-            let handshake = waited.expect("nobody closes this semaphore");
             let tcp = tokio::select! {
                 accepted = self.tcp.accept() => accepted,
                 // Ended connections are forgotten as they end.
@@ -162,9 +162,12 @@ impl Front {
                 continue;
             };
             let (security, serving) = (self.security.clone(), serving.clone());
+            let gives_way = pending.enter();
             tasks.spawn(async move {
-                let welcome = timeout(HANDSHAKE_TIMEOUT, welcome(tcp, security)).await;
-                drop(handshake);
+                let welcome = tokio::select! {
+                    welcome = timeout(HANDSHAKE_TIMEOUT, welcome(tcp, security)) => welcome,
+                    _ = gives_way => return tracing::debug!("refused a connection: it gave way"),
+                };
                 match welcome {
                     Ok(Ok(client)) => client.serve(serving).await,
                     // At debug, because a stranger decides how often this happens.
@@ -174,6 +177,26 @@ impl Front {
                 drop(slot);
             });
         }
+    }
+}
+
+/// Connections that have not sent their first bytes yet, oldest first. An honest client is among them
+/// for a round trip or two, so the oldest is the one that says nothing (L2).
+#[derive(Default)]
+struct Pending(VecDeque<oneshot::Sender<Infallible>>);
+
+impl Pending {
+    /// Takes one more. What is returned ends when the connection has to give way.
+    fn enter(&mut self) -> oneshot::Receiver<Infallible> {
+        if self.0.len() >= HANDSHAKES_PENDING_MAX {
+            self.0.retain(|pending| !pending.is_closed());
+        }
+        if self.0.len() >= HANDSHAKES_PENDING_MAX {
+            self.0.pop_front();
+        }
+        let (keep, gives_way) = oneshot::channel();
+        self.0.push_back(keep);
+        gives_way
     }
 }
 

@@ -71,7 +71,7 @@ pub const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
 pub const CONNECTION_RATE: Rate = Rate { per_s: 100_000, burst: 100_000 };
 /// From accept to the first bytes of HTTP.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Handshakes at once; beyond these, connections wait in the kernel's backlog.
+/// Connections that have not sent their first bytes; beyond these, the oldest gives way.
 pub const HANDSHAKES_PENDING_MAX: usize = 512;
 /// After an error such as "too many open files", which would otherwise spin the accept loop.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

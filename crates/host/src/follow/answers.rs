@@ -21,13 +21,13 @@ use tokio::{
 use tonic::Status;
 
 use super::limits::{
-    ANSWERS_BYTES_MAX, CACHE_BYTES_MAX, CACHE_ENTRIES_MAX, EDGE_ANSWER_BYTES_MAX, POSITIONS_BURST,
-    POSITIONS_PER_S, RELAY_ANSWER_BYTES_MAX, SWEEP_PERIOD, TAKE_WITHIN,
+    CACHE_BYTES_MAX, CACHE_ENTRIES_MAX, EDGE_ANSWER_BYTES_MAX, POSITIONS_BURST, POSITIONS_PER_S,
+    RELAY_ANSWER_BYTES_MAX, SCOPE_BYTES_MAX, SWEEP_PERIOD, TAKE_WITHIN,
 };
 use super::replies::piece;
 use crate::{
     Shutdown, clock,
-    pki::{PeerIdentity, Role, SpiffeId},
+    pki::{PeerIdentity, Role, Scope, SpiffeId},
 };
 
 /// Updates longer than this are encoded on another thread.
@@ -71,7 +71,7 @@ pub(super) struct Sending {
 
 struct Inner {
     cache: Mutex<Cache>,
-    room: Arc<Semaphore>,
+    rooms: Mutex<HashMap<Scope, Arc<Semaphore>>>,
     purses: Mutex<HashMap<Arc<SpiffeId>, Arc<Purse>>>,
     slots: Mutex<Vec<Weak<Slot>>>,
 }
@@ -84,7 +84,7 @@ impl Default for Answers {
     fn default() -> Self {
         Self(Arc::new(Inner {
             cache: Mutex::default(),
-            room: Arc::new(Semaphore::new(ANSWERS_BYTES_MAX)),
+            rooms: Mutex::default(),
             purses: Mutex::default(),
             slots: Mutex::default(),
         }))
@@ -129,13 +129,13 @@ impl Answers {
             Some(cell) => {
                 let height = replica.height();
                 let encode = async || {
-                    let encoded = self.encode(update).await?;
+                    let encoded = self.encode(&peer.id, update).await?;
                     self.count(height, cell, encoded.bytes.len());
                     Ok::<_, Status>(encoded)
                 };
                 cell.get_or_try_init(encode).await?.clone()
             }
-            None => self.encode(update).await?,
+            None => self.encode(&peer.id, update).await?,
         };
         let slot = Slot { encoded: Mutex::new(Some(encoded)), since: clock::monotonic() };
         let slot = Arc::new(slot);
@@ -173,9 +173,15 @@ impl Answers {
         }
     }
 
-    async fn encode(&self, update: Update) -> Result<Arc<Encoded>, Status> {
+    /// What different updates of one scope may take (Y4); scopes are those of the trusted CAs.
+    fn room(&self, scope: Scope) -> Arc<Semaphore> {
+        let new = || Arc::new(Semaphore::new(SCOPE_BYTES_MAX));
+        lock(&self.0.rooms).entry(scope).or_insert_with(new).clone()
+    }
+
+    async fn encode(&self, id: &SpiffeId, update: Update) -> Result<Arc<Encoded>, Status> {
         let size = size_at_most(&update);
-        let mut room = acquire(&self.0.room, size).await?;
+        let mut room = acquire(&self.room(id.scope()), size).await?;
         let bytes = if size <= INLINE_BYTES_MAX {
             update.to_canonical()
         } else {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use satrap_certify::limits::{EDGE_UPDATE_BYTES_MAX, UPDATE_BYTES_MAX};
 
+use crate::mtls::FOREIGN_SCOPES;
+
 /// One piece of an update on the wire. HTTP/2 holds one or two of them for a follower that does not
 /// read.
 pub const PIECE_BYTES: usize = 64 * 1024;
@@ -14,8 +16,12 @@ pub const ENVELOPE_BYTES: usize = 64;
 pub const EDGE_ANSWER_BYTES_MAX: usize = EDGE_UPDATE_BYTES_MAX;
 /// As [`EDGE_ANSWER_BYTES_MAX`], of members, validators and operators.
 pub const RELAY_ANSWER_BYTES_MAX: usize = UPDATE_BYTES_MAX;
-/// Different encoded updates of all followers together.
-pub const ANSWERS_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Different encoded updates of all names that one CA can sign: a region, or the operators. No scope
+/// can use the room of another.
+pub const SCOPE_BYTES_MAX: usize = 96 * 1024 * 1024;
+/// The same of all scopes that a listener keeps room for, and its own: 3.1 GiB if every one of them
+/// is hostile at the same time.
+pub const ANSWERS_BYTES_MAX: usize = (FOREIGN_SCOPES + 1) * SCOPE_BYTES_MAX;
 /// How long a follower may take for one update; 8 MiB then need 2.2 Mbit/s.
 pub const TAKE_WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks for updates that were not taken.
@@ -23,7 +29,7 @@ pub const SWEEP_PERIOD: Duration = Duration::from_secs(5);
 /// Encoded updates kept for followers that will ask from the same position.
 pub const CACHE_ENTRIES_MAX: usize = 64;
 /// Their bytes.
-pub const CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub const CACHE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Positions that one identity may name at once, and in each second after that. An honest follower
 /// names one per stream, and a relay one more after each update.
 pub const POSITIONS_BURST: u32 = 64;
@@ -32,5 +38,7 @@ pub const POSITIONS_PER_S: u32 = 8;
 /// How long a follower may take to say where it is.
 pub const FIRST_POSITION_TIMEOUT: Duration = Duration::from_secs(5);
 
-const _: () = assert!(CACHE_BYTES_MAX + UPDATE_BYTES_MAX <= ANSWERS_BYTES_MAX);
-const _: () = assert!(ANSWERS_BYTES_MAX < u32::MAX as usize, "permits are counted in 32 bits");
+// What one scope asked for and is kept for others leaves it room for the largest update.
+const _: () = assert!(CACHE_BYTES_MAX + UPDATE_BYTES_MAX <= SCOPE_BYTES_MAX);
+const _: () = assert!(SCOPE_BYTES_MAX < u32::MAX as usize, "permits are counted in 32 bits");
+const _: () = assert!(ANSWERS_BYTES_MAX / SCOPE_BYTES_MAX == 33);

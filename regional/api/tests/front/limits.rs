@@ -1,5 +1,7 @@
 //! Each limit at its bound and one over it, with clients that no library would let you write.
 
+use std::time::Duration;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use satrap_proto::etcdserverpb::request_op::Request as Op;
@@ -168,6 +170,23 @@ async fn a_stop_ends_connections() {
 }
 
 /// L2: a client that connects and says nothing is cut off, and delays nobody meanwhile.
+/// More of them than there are places; before, every client waited for their deadline.
+#[tokio::test]
+async fn strangers_that_say_nothing_keep_no_client_out() {
+    const STRANGERS: usize = 700;
+    let member = Member::start().await;
+    let mut silent = Vec::new();
+    for _ in 0..STRANGERS {
+        silent.push(TcpStream::connect(member.address).await.unwrap());
+    }
+    let health = member.http("GET /health", "");
+    let health = tokio::time::timeout(Duration::from_secs(4), health).await;
+    assert_eq!(health.expect("an answer before the strangers' deadline").status, 200);
+    // The oldest gave way.
+    assert_eq!(silent[0].read(&mut [0]).await.unwrap_or(0), 0);
+    member.stop().await;
+}
+
 #[tokio::test]
 async fn a_client_that_says_nothing_is_cut_off() {
     let member = Member::start().await;

@@ -96,7 +96,8 @@ async fn an_identity_that_takes_nothing_waits_for_itself_and_loses_what_it_was_g
     assert!(held[0].next().unwrap().is_some());
     answers.drop_untaken(clock::monotonic() + TAKE_WITHIN + Duration::from_secs(1));
     assert!(held.iter_mut().all(|sending| sending.next().is_err()));
-    assert_eq!(answers.0.room.available_permits() + cached(&answers), ANSWERS_BYTES_MAX);
+    let room = answers.room(edge().id.scope());
+    assert_eq!(room.available_permits() + cached(&answers), SCOPE_BYTES_MAX);
     held.clear();
     send(&answers, &edge(), &relay, &position).await;
 }
