@@ -165,7 +165,8 @@ impl SimRealm {
             let key = Key::new(key.as_bytes()).expect("test keys are valid");
             to.insert(&key, Arc::from(value.as_bytes()));
         }
-        let version = self.ledger.heads().get(&name).map_or(0, |head| head.version);
+        let absent = self.ledger.governance().retired_version;
+        let version = self.ledger.heads().get(&name).map_or(absent, |head| head.version);
         let from = self.ledger.content(&name).cloned().unwrap_or_default();
         self.approved(Action::Publish(Publish::between(name, version, &from, &to)))
     }

@@ -191,13 +191,11 @@ fn is_verdict(code: Code) -> bool {
     )
 }
 
-/// Height and version of the head that `publish` made, if `replica` holds it. A bundle that is
-/// created may have existed before, so its first version need not be 1.
+/// Height and version of the head that `publish` made, if `replica` holds it.
 fn published(replica: &Replica, publish: &Publish) -> Option<(u64, u64)> {
     let head = replica.heads().get(&publish.bundle)?;
-    let next = head.version == publish.expect_version + 1;
-    let created = publish.expect_version == 0 && head.version > 0;
-    (head.root == publish.root && (next || created)).then_some((head.height, head.version))
+    let ours = head.root == publish.root && head.version == publish.expect_version + 1;
+    ours.then_some((head.height, head.version))
 }
 
 /// Whether `governance` is as `act` makes it.

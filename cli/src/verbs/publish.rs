@@ -130,6 +130,9 @@ pub(super) fn save(file: &Path, signed: &SignedChange, output: &Output) -> Resul
 pub struct Base {
     /// 0 if the bundle does not exist.
     pub version: u64,
+    /// The version that a change names: for a bundle that does not exist, the highest one that was
+    /// ever retired (V28).
+    pub expected: u64,
     /// Its content.
     pub tree: BundleTree,
 }
@@ -160,13 +163,17 @@ pub async fn base(
         ));
     }
     let tree = read.replica.content(bundle).cloned().unwrap_or_default();
-    Ok(Base { version, tree })
+    let expected = match version {
+        0 => client.governance().await?.retired_version,
+        present => present,
+    };
+    Ok(Base { version, expected, tree })
 }
 
 /// The change that turns `base` into `to`.
 #[must_use]
 pub fn build(realm: &Realm, bundle: &BundleName, base: &Base, to: &BundleTree) -> Change {
-    let publish = Publish::between(bundle.clone(), base.version, &base.tree, to);
+    let publish = Publish::between(bundle.clone(), base.expected, &base.tree, to);
     Change::new(realm, Action::Publish(publish))
 }
 

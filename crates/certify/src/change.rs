@@ -31,7 +31,8 @@ pub type Entry = (Key, Arc<[u8]>);
 pub struct Publish {
     /// Which bundle.
     pub bundle: BundleName,
-    /// The version this change applies to; 0 creates the bundle.
+    /// The version this change applies to. A bundle that does not exist is created with the highest
+    /// version that was ever retired, `Governance::retired_version`: 0 as long as none was.
     pub expect_version: u64,
     /// The root of the bundle after this change.
     pub root: Digest,

@@ -222,7 +222,8 @@ impl State {
                 let (bundle, expected) = (&publish.bundle, publish.expect_version);
                 let class = class_of(bundle)?;
                 let principals = self.check_approvals(signed, class.approvals)?;
-                self.check_version(bundle, expected)?;
+                // V28: the creation of a bundle that was retired since is not valid again.
+                self.check_version(bundle, expected, self.governance.retired_version)?;
                 let payment = self.payment(setting, class, &principals, class.approvals)?;
                 Ok(Admitted::Publish(publish, payment))
             }
@@ -235,7 +236,7 @@ impl State {
                     ClassKind::X509Trust => class.approvals.max(self.governance.approvals),
                 };
                 let principals = self.check_approvals(signed, needed)?;
-                if self.check_version(bundle, expected)? == 0 {
+                if self.check_version(bundle, expected, 0)? == 0 {
                     return Err(Rejection::NothingToRetire(bundle.clone()));
                 }
                 let payment = self.payment(setting, class, &principals, needed)?;
@@ -252,9 +253,14 @@ impl State {
         }
     }
 
-    /// V4: the present version, which is the expected one.
-    fn check_version(&self, bundle: &BundleName, expected: u64) -> Result<u64, Rejection> {
-        let current = self.heads.get(bundle).map_or(0, |head| head.version);
+    /// V4: the present version, which is the expected one; `absent` for a bundle that does not exist.
+    fn check_version(
+        &self,
+        bundle: &BundleName,
+        expected: u64,
+        absent: u64,
+    ) -> Result<u64, Rejection> {
+        let current = self.heads.get(bundle).map_or(absent, |head| head.version);
         if expected != current {
             return Err(Rejection::Version { bundle: bundle.clone(), expected, current });
         }
@@ -342,11 +348,11 @@ impl State {
                 return Err(Rejection::NoOverlap(bundle.clone()));
             }
         }
-        // V28: a name that is used again continues above every version that was ever retired.
-        let last = self.heads.get(bundle).map_or(self.governance.retired_version, |h| h.version);
+        // V28: a name that is used again continues above every version that was ever retired, which
+        // is what its creation expects.
         let head = Head {
             name: bundle.clone(),
-            version: last + 1,
+            version: publish.expect_version + 1,
             root: after.root(),
             entries: room.entries,
             bytes: room.bytes,
@@ -354,7 +360,7 @@ impl State {
         };
         let delta = Delta {
             bundle: bundle.clone(),
-            base: publish.expect_version,
+            base: self.heads.get(bundle).map_or(0, |head| head.version),
             puts: publish.puts.clone(),
             deletes: publish.deletes.clone(),
         };
@@ -395,7 +401,9 @@ impl State {
                     self.accounts.release(&bundle, &payment.class, Room::of(&head));
                     let governance = Arc::make_mut(&mut self.governance);
                     // V28
-                    governance.retired_version = governance.retired_version.max(head.version);
+                    // The retirement is a version of its own, so that no change of the bundle that
+                    // was signed before passes for its creation.
+                    governance.retired_version = governance.retired_version.max(head.version + 1);
                 }
                 Applied::Retired(bundle)
             }

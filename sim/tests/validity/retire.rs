@@ -1,8 +1,8 @@
 //! V28: a realm that filled up can be emptied, and no version of a name ever falls.
 
 use satrap_certify::{
-    Action, BundleName, Class, ClassKind, Head, Interest, Replica, Retire, SignedChange, Update,
-    update::HistoryUpdate,
+    Action, BundleName, Class, ClassKind, Head, Interest, Publish, Replica, Retire, SignedChange,
+    Update, update::HistoryUpdate,
 };
 use satrap_global_core::Ledger;
 use satrap_merkle::codec::Canonical as _;
@@ -16,6 +16,12 @@ fn decide(realm: &mut SimRealm, change: SignedChange) -> Update {
 
 fn version(realm: &SimRealm, name: &str) -> Option<u64> {
     realm.ledger.heads().get(&bundle(name)).map(|head| head.version)
+}
+
+/// `change` with another version that it expects.
+fn signed_as(realm: &SimRealm, change: SignedChange, expect_version: u64) -> SignedChange {
+    let Action::Publish(publish) = change.change.action else { panic!("a publish") };
+    realm.approved(Action::Publish(Publish { expect_version, ..publish }))
 }
 
 /// The names that an update proves to be all there are.
@@ -82,16 +88,39 @@ fn v28_the_version_of_a_name_never_falls() {
     decide(&mut realm, change);
     let change = realm.retire("config/other");
     decide(&mut realm, change);
-    assert_eq!(realm.ledger.governance().retired_version, 3, "the highest one");
+    assert_eq!(realm.ledger.governance().retired_version, 4, "above the highest one");
     // Every name continues above it, whether it was ever used or not.
     for name in [CONFIG, "config/new"] {
         let change = realm.publish(name, &[("a", "9")]);
         let update = decide(&mut realm, change);
-        assert_eq!(version(&realm, name), Some(4));
+        assert_eq!(version(&realm, name), Some(5));
         assert_eq!(update.contents[0].base, 0, "the whole content");
     }
     let restored = Ledger::restore(&realm.genesis, &realm.ledger.snapshot()).unwrap();
     assert_eq!(restored.snapshot(), realm.ledger.snapshot());
+}
+
+#[test]
+fn v28_the_creation_of_a_retired_bundle_cannot_be_replayed() {
+    let mut realm = realm();
+    let first = realm.publish(CONFIG, &[("a", "1")]);
+    let draft = realm.publish("config/other", &[("a", "1")]);
+    decide(&mut realm, first.clone());
+    let newer = realm.publish(CONFIG, &[("a", "2")]);
+    decide(&mut realm, newer);
+    let change = realm.retire(CONFIG);
+    decide(&mut realm, change);
+    // Whoever holds an old block holds its approvals, too: edges would take the first content for
+    // the newest.
+    assert_eq!(rule(&realm, &first), Err("V4"), "what was decided before");
+    assert_eq!(rule(&realm, &draft), Err("V4"), "what was approved and never submitted");
+    // With new approvals the same content is a new version.
+    let again = realm.publish(CONFIG, &[("a", "1")]);
+    decide(&mut realm, again.clone());
+    assert_eq!(version(&realm, CONFIG), Some(4));
+    let change = realm.retire(CONFIG);
+    decide(&mut realm, change);
+    assert_eq!(rule(&realm, &again), Err("V4"), "and is dead once that is retired");
 }
 
 #[test]
@@ -116,7 +145,7 @@ fn v28_followers_see_a_bundle_go_and_come_back() {
         assert_eq!(edge.content(&name), relay.content(&name));
         seen.push(edge.heads().get(&name).map(|head| head.version));
     }
-    assert_eq!(seen, [Some(1), None, Some(2)]);
+    assert_eq!(seen, [Some(1), None, Some(3)]);
 }
 
 #[test]
@@ -125,7 +154,8 @@ fn v28_publishing_and_retiring_in_one_block_leaves_nothing_half_done() {
     let publish = realm.publish(CONFIG, &[("a", "1")]);
     let retire = Action::Retire(Retire { bundle: bundle(CONFIG), expect_version: 1 });
     let retire = realm.approved(retire);
-    let again = realm.publish(CONFIG, &[("a", "2")]);
+    // Created anew, it continues above the version that was retired.
+    let again = signed_as(&realm, realm.publish(CONFIG, &[("a", "2")]), 2);
     let proposer = realm.ledger.validators().addresses()[0];
     let time = realm.now.plus(core::time::Duration::from_secs(1));
     let pending = [&publish, &retire, &again];
@@ -133,7 +163,7 @@ fn v28_publishing_and_retiring_in_one_block_leaves_nothing_half_done() {
     assert_eq!(block.changes.len(), 3);
     let commit = realm.commit(&block, realm.quorum());
     let update = realm.ledger.apply(&block, &commit).unwrap();
-    assert_eq!(version(&realm, CONFIG), Some(2));
+    assert_eq!(version(&realm, CONFIG), Some(3));
     let [delta] = &update.contents[..] else { panic!("one delta per bundle") };
     assert_eq!((delta.base, &*delta.puts[0].1), (0, &b"2"[..]));
 }
@@ -172,5 +202,5 @@ fn v28_a_class_that_is_full_has_room_after_a_retirement() {
     assert_eq!(rule(&realm, &full), Err("V19"));
     let change = realm.retire("config/a");
     decide(&mut realm, change);
-    assert_eq!(rule(&realm, &full), Ok(()));
+    assert_eq!(rule(&realm, &realm.publish("config/b", &[("a", "1")])), Ok(()));
 }
