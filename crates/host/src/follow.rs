@@ -13,8 +13,8 @@
 //! - **Y3** A report reaches [`Followers::report`] together with the peer that sent it, and a tier
 //!   keeps it only if that peer made it.
 //! - **Y4** What is encoded and not taken is charged to the identity that asked, within a budget per
-//!   identity and one per scope, and is dropped when it is not taken in time. Positions are charged to
-//!   a rate. So made-up positions cost whoever makes them up.
+//!   identity and one per scope, and is dropped when it is not taken in time. Positions and
+//!   reports are charged to rates. So made-up positions cost whoever makes them up.
 
 mod answers;
 pub mod limits;
@@ -121,6 +121,7 @@ impl<F: Followers> Serve for FollowService<F> {
             peer,
             inbound: Some(request.into_inner()),
             position: None,
+            is_due: false,
             sending: None,
             _guard: guard,
         };
@@ -145,6 +146,8 @@ struct Follower<F: Followers> {
     inbound: Option<Streaming<FollowRequest>>,
     /// Where the follower stands after what it was sent (Y1).
     position: Option<Position>,
+    /// Whether an answer must be looked for: the position or the view is new.
+    is_due: bool,
     /// What is on its way.
     sending: Option<Sending>,
     _guard: F::Guard,
@@ -166,15 +169,19 @@ impl<F: Followers> Follower<F> {
                 }
                 self.sending = None;
             }
-            if let Some(sending) = self.answer().await? {
+            if core::mem::take(&mut self.is_due)
+                && let Some(sending) = self.answer().await?
+            {
                 self.sending = Some(sending);
+                // The next part, or what came meanwhile.
+                self.is_due = true;
                 continue;
             }
             match self.woken().await? {
                 Woken::Message(Some(message)) => self.take(message?)?,
                 Woken::Message(None) if self.position.is_some() => self.inbound = None,
                 Woken::Message(None) => return Ok(None),
-                Woken::Changed => {}
+                Woken::Changed => self.is_due = true,
                 Woken::Shutdown => {
                     return Err(Status::unavailable("this server is stopping; ask another one"));
                 }
@@ -213,6 +220,8 @@ impl<F: Followers> Follower<F> {
                 Ok(position) => return self.go_on_from(position),
                 Err(error) => Err(Rejection::from(error)),
             },
+            // Reports beyond the rate are not looked at; the next one says what is true then.
+            Some(Body::Report(_)) if !self.service.answers.may_report(&self.peer.id) => Ok(()),
             Some(Body::Report(bytes)) => self.service.followers.report(&self.peer, &bytes),
             None => Err(Rejection::Report("a message that is neither a position nor a report")),
         };
@@ -227,7 +236,7 @@ impl<F: Followers> Follower<F> {
     fn go_on_from(&mut self, position: Position) -> Result<(), Status> {
         self.service.followers.may_ask(&self.peer, &position.interest)?;
         self.service.answers.charge_position(&self.peer.id)?;
-        self.position = Some(position);
+        (self.position, self.is_due) = (Some(position), true);
         Ok(())
     }
 

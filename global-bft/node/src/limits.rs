@@ -157,6 +157,9 @@ pub const RESUBMIT_AFTER: Duration = Duration::from_secs(1);
 
 const _: () = assert!(BLOCK_CHANGES_BYTES_MAX + 64 * 1024 <= FRAME_BYTES_MAX);
 const _: () = assert!(INBOX_BYTES_MAX > 4 * FRAME_BYTES_MAX);
+/// What the largest block costs whoever asks for it.
+pub const FULL_BLOCK_COST: u32 = (FRAME_BYTES_MAX / SYNC_BYTES_PER_COST) as u32;
+const _: () = assert!(FULL_BLOCK_COST <= PEER_BULK_COST_BURST / 8);
 const _: () = assert!(FRAME_COST_MAX <= PEER_COST_BURST / 4);
 const _: () = assert!(FRAME_COST_MAX <= PEER_BULK_COST_BURST / 2);
 // A full height fits beside whatever changes wait.

@@ -38,9 +38,9 @@ impl Followers for Slots {
         Ok(())
     }
 
-    /// Reports are for regions; this tier has no edges.
+    /// This tier has no edges.
     fn report(&self, _: &PeerIdentity, _: &[u8]) -> Result<(), Rejection> {
-        Ok(())
+        Err(Rejection::Report("validators take none; report to a region"))
     }
 }
 

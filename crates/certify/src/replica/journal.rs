@@ -5,7 +5,7 @@
 //! and cannot make a relay hold more by publishing to many.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -48,9 +48,24 @@ impl Journal {
         }
     }
 
+    /// The journal of `bundles`, found in one pass however many there are.
+    pub fn of<'a>(&'a self, bundles: &BTreeSet<&BundleName>) -> Excerpt<'a> {
+        let mut excerpt = Excerpt::default();
+        for entry in self.entries.iter().filter(|entry| bundles.contains(&entry.delta.bundle)) {
+            excerpt.0.entry(&entry.delta.bundle).or_default().push(entry);
+        }
+        excerpt
+    }
+}
+
+/// The part of a journal that is about some bundles.
+#[derive(Default)]
+pub(super) struct Excerpt<'a>(BTreeMap<&'a BundleName, Vec<&'a Entry>>);
+
+impl Excerpt<'_> {
     /// One delta for everything since `version` of `bundle`, if the journal still covers it.
     pub fn since(&self, bundle: &BundleName, version: u64, root: &Digest) -> Option<Delta> {
-        let mut covered = self.entries.iter().filter(|entry| entry.delta.bundle == *bundle);
+        let mut covered = self.0.get(bundle)?.iter();
         let first =
             covered.find(|entry| entry.delta.base == version && entry.base_root == *root)?;
         let mut merged = BTreeMap::new();
@@ -103,7 +118,7 @@ mod tests {
         assert_eq!(journal.bytes, JOURNAL_BYTES_MAX);
         let known = |journal: &Journal, n: u8| {
             let name = BundleName::new(&format!("b{n}")).expect("a name");
-            journal.since(&name, 1, &[n; 32]).is_some()
+            journal.of(&[&name].into()).since(&name, 1, &[n; 32]).is_some()
         };
         assert!((0..4).all(|n| known(&journal, n)));
         // One byte too many, and the oldest goes, whose ever it is.
@@ -128,9 +143,11 @@ mod tests {
         journal
             .remember(step(1, vec![(key("a"), value(1)), (key("b"), value(1))], vec![]), [1; 32]);
         journal.remember(step(2, vec![(key("a"), value(2))], vec![key("b")]), [2; 32]);
-        let merged = journal.since(&bundle, 1, &[1; 32]).expect("covered");
+        let of_bundle = journal.of(&[&bundle].into());
+        let merged = of_bundle.since(&bundle, 1, &[1; 32]).expect("covered");
         assert_eq!((merged.base, merged.puts), (1, vec![(key("a"), value(2))]));
         assert_eq!(merged.deletes, [key("b")]);
-        assert_eq!(journal.since(&bundle, 1, &[7; 32]), None, "another content at that version");
+        let other = of_bundle.since(&bundle, 1, &[7; 32]);
+        assert_eq!(other, None, "another content at that version");
     }
 }

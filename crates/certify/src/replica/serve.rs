@@ -216,14 +216,13 @@ impl Replica {
             let found = position.held.binary_search_by(|(held, ..)| held.cmp(name));
             found.ok().map(|i| (position.held[i].1, position.held[i].2))
         };
+        let behind = |head: &&Head| held(&head.name).is_none_or(|(v, _)| v != head.version);
+        let behind: Vec<&Head> = wanted.into_iter().filter(behind).collect();
+        let journal = self.journal.of(&behind.iter().map(|head| &head.name).collect());
         let (mut deltas, mut bytes) = (Vec::new(), 0);
-        for head in wanted {
+        for head in behind {
             let name = &head.name;
-            let delta = match held(name) {
-                Some((version, _)) if version == head.version => continue,
-                Some((version, root)) => self.journal.since(name, version, &root),
-                None => None,
-            };
+            let delta = held(name).and_then(|(v, root)| journal.since(name, v, &root));
             let whole_bytes = head.bytes + ENTRY_WIRE_BYTES * head.entries;
             let delta = delta
                 .filter(|delta| delta.wire_bytes() <= whole_bytes.max(SMALL_DELTA_BYTES))

@@ -14,10 +14,14 @@ use tonic::{Status, body::Body, codegen::http};
 use tower::{Layer, Service};
 
 use super::{PeerSeats, take_seat};
-use crate::pki::PeerIdentity;
+use crate::pki::{PeerIdentity, Role};
+
+/// Streams that follow have seats of their own (U6): what is sent to other services must not keep
+/// edges from their configuration.
+const FOLLOW: &str = "/satrap.v1.Sync/";
 
 /// For `Server::layer`: requests in progress, from their headers to the answer's (U3). A stream that
-/// has been answered counts no more.
+/// has been answered counts no more. An edge follows and calls nothing else.
 #[derive(Clone)]
 pub struct RequestSeats {
     seats: PeerSeats,
@@ -66,6 +70,13 @@ where
         let Some(peer) = request.extensions().get::<PeerIdentity>() else {
             return refuse(Status::permission_denied("no authenticated peer"));
         };
+        if request.uri().path().starts_with(FOLLOW) {
+            return Box::pin(self.inner.call(request));
+        }
+        if matches!(peer.id.role(), Role::Edge { .. }) {
+            let why = format!("{} is an edge; edges follow and call nothing else", peer.id);
+            return refuse(Status::permission_denied(why));
+        }
         let RequestSeats { seats, quota } = &self.requests;
         let seat = match take_seat(seats, peer, *quota, "requests in progress") {
             Ok(seat) => seat,
@@ -116,6 +127,7 @@ mod tests {
             answer.unwrap().headers().contains_key(Status::GRPC_STATUS)
         };
         assert!(refused(http::Request::new(())).await, "no name");
+        assert!(refused(request("region/eu/edge/e")).await, "edges do not call");
         // The inner service answers one request for each permit, and none before.
         answers.add_permits(1);
         assert!(!refused(request("operator/alice")).await);

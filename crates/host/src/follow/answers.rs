@@ -22,7 +22,8 @@ use tonic::Status;
 
 use super::limits::{
     CACHE_BYTES_MAX, CACHE_ENTRIES_MAX, EDGE_ANSWER_BYTES_MAX, POSITIONS_BURST, POSITIONS_PER_S,
-    RELAY_ANSWER_BYTES_MAX, SCOPE_BYTES_MAX, SWEEP_PERIOD, TAKE_WITHIN,
+    RELAY_ANSWER_BYTES_MAX, REPORTS_BURST, REPORTS_PER_S, SCOPE_BYTES_MAX, SWEEP_PERIOD,
+    TAKE_WITHIN,
 };
 use super::replies::piece;
 use crate::{
@@ -54,6 +55,7 @@ struct Cache {
 struct Purse {
     bytes: Arc<Semaphore>,
     positions: Mutex<TokenBucket>,
+    reports: Mutex<TokenBucket>,
 }
 
 /// The half of [`Sending`] that the sweep sees.
@@ -110,6 +112,11 @@ impl Answers {
             let why = format!("{id} names positions too often; wait for {wait:?}");
             Status::resource_exhausted(why)
         })
+    }
+
+    /// Whether a report of `id` is within its rate.
+    pub fn may_report(&self, id: &Arc<SpiffeId>) -> bool {
+        lock(&self.purse(id).reports).take(1, clock::monotonic()).is_ok()
     }
 
     /// Encodes `update`, which leads from `position` to `replica`, once for all who ask for it now,
@@ -238,14 +245,17 @@ impl Sending {
 impl Purse {
     fn new(id: &SpiffeId) -> Self {
         let positions = TokenBucket::new(POSITIONS_BURST, POSITIONS_PER_S, clock::monotonic());
+        let reports = TokenBucket::new(REPORTS_BURST, REPORTS_PER_S, clock::monotonic());
         let bytes = Arc::new(Semaphore::new(purse_bytes(id)));
-        Self { bytes, positions: Mutex::new(positions) }
+        Self { bytes, positions: Mutex::new(positions), reports: Mutex::new(reports) }
     }
 
-    /// Whether the identity holds nothing and has its whole rate left; the rate is used up then.
+    /// Whether the identity holds nothing and has its whole rates left.
     fn is_new(&self, id: &SpiffeId) -> bool {
-        let rate = || lock(&self.positions).take(POSITIONS_BURST, clock::monotonic()).is_ok();
-        self.bytes.available_permits() == purse_bytes(id) && rate()
+        let now = clock::monotonic();
+        self.bytes.available_permits() == purse_bytes(id)
+            && lock(&self.positions).clone().take(POSITIONS_BURST, now).is_ok()
+            && lock(&self.reports).clone().take(REPORTS_BURST, now).is_ok()
     }
 }
 

@@ -35,6 +35,11 @@ pub const CACHE_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const POSITIONS_BURST: u32 = 64;
 /// See [`POSITIONS_BURST`].
 pub const POSITIONS_PER_S: u32 = 8;
+/// Reports of one identity that are looked at, at once and in each second after that: an edge makes
+/// one for each update it has taken.
+pub const REPORTS_BURST: u32 = 64;
+/// See [`REPORTS_BURST`].
+pub const REPORTS_PER_S: u32 = 16;
 /// How long a follower may take to say where it is.
 pub const FIRST_POSITION_TIMEOUT: Duration = Duration::from_secs(5);
 

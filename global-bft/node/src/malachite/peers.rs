@@ -49,6 +49,15 @@ struct Peer {
 pub struct Peers(BTreeMap<Label, Peer>);
 
 impl Peers {
+    /// Whether `name`, which has sent something before, could pay `cost` now. Takes nothing.
+    pub fn can_pay(&self, name: &Label, (purpose, cost): (Purpose, u32), now: Duration) -> bool {
+        let bucket = self.0.get(name).map(|peer| match purpose {
+            Purpose::Consensus => &peer.consensus,
+            Purpose::Bulk => &peer.bulk,
+        });
+        bucket.is_some_and(|bucket| bucket.clone().take(cost, now).is_ok())
+    }
+
     /// Whether a message of `cost` from `name` may be looked at.
     pub fn allow(&mut self, name: &Label, (purpose, cost): (Purpose, u32), now: Duration) -> bool {
         if !self.0.contains_key(name) {
@@ -237,6 +246,16 @@ mod tests {
         assert_eq!(ask(&peers, now), Some(label("b")), "its distrust ends first");
         peers.trust(&label("a"));
         assert_eq!(ask(&peers, now), Some(label("a")));
+    }
+
+    #[test]
+    fn whoever_could_not_pay_is_known_before_any_work() {
+        let (mut peers, name) = (Peers::default(), label("v1"));
+        let (bulk, now) = (Purpose::Bulk, Duration::ZERO);
+        assert!(!peers.can_pay(&name, (bulk, 1), now), "never heard of");
+        assert!(peers.allow(&name, (bulk, PEER_BULK_COST_BURST - 10), now));
+        assert!(peers.can_pay(&name, (bulk, 10), now) && peers.can_pay(&name, (bulk, 10), now));
+        assert!(!peers.can_pay(&name, (bulk, 11), now));
     }
 
     #[test]

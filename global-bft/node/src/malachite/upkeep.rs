@@ -24,7 +24,8 @@ use super::{
     peers::{Asked, Purpose, Request},
 };
 use crate::limits::{
-    SYNC_BYTES_PER_COST, SYNC_HEDGE_AFTER, SYNC_PATIENCE, SYNC_REQUESTS_MAX, SYNC_TIMEOUT,
+    FULL_BLOCK_COST, SYNC_BYTES_PER_COST, SYNC_HEDGE_AFTER, SYNC_PATIENCE, SYNC_REQUESTS_MAX,
+    SYNC_TIMEOUT,
 };
 
 /// Blocks are at least this far apart, so that a clock that stands still cannot stop the realm.
@@ -189,6 +190,10 @@ impl Host {
 
     /// Answers a peer that is behind.
     pub fn serve_block(&mut self, from: Label, height: u64) -> Result<(), Fatal> {
+        // Reading costs as much as sending, so nothing is read for who could not pay for a full block.
+        if !self.peers.can_pay(&from, (Purpose::Bulk, FULL_BLOCK_COST), self.now.monotonic) {
+            return Ok(());
+        }
         let decided = self.store.decided(height)?;
         // What is sent back is charged to whoever asked: a full block is a thousand small ones.
         let bytes = decided.as_ref().map_or(0, |(block, _)| block.to_canonical().len());

@@ -116,4 +116,8 @@ async fn positions_are_charged_to_who_names_them() {
     let refused = answers.charge_position(&greedy.id).unwrap_err();
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
     answers.charge_position(&other.id).unwrap();
+    for _ in 0..REPORTS_BURST {
+        assert!(answers.may_report(&greedy.id));
+    }
+    assert!(!answers.may_report(&greedy.id) && answers.may_report(&other.id));
 }
