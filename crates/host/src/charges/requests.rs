@@ -132,15 +132,20 @@ mod tests {
         answers.add_permits(1);
         assert!(!refused(request("operator/alice")).await);
         let mut held = Vec::new();
-        for id in ["region/eu/member/a", "region/eu/member/a", "region/eu/edge/e"] {
+        for id in ["region/eu/member/a", "region/eu/member/a", "region/eu/member/b"] {
             held.push(service.call(request(id)));
         }
         assert!(refused(request("region/eu/member/a")).await, "over the limit of a name");
-        assert!(refused(request("region/eu/edge/minted")).await, "over the limit of a scope");
+        assert!(refused(request("region/eu/member/minted")).await, "over the limit of a scope");
+        // Edges that ask to follow have seats of their own.
+        let mut follow = request("region/eu/edge/e");
+        *follow.uri_mut() = "/satrap.v1.Sync/Follow".parse().unwrap();
+        answers.add_permits(1);
+        assert!(!refused(follow).await);
         answers.add_permits(1);
         assert!(!refused(request("region/us/member/a")).await);
         held.clear();
         answers.add_permits(1);
-        assert!(!refused(request("region/eu/edge/minted")).await);
+        assert!(!refused(request("region/eu/member/minted")).await);
     }
 }

@@ -65,11 +65,12 @@ fn a_receipt_names_the_version_that_was_made_also_after_a_retirement() {
         submit(&mut pool, &ledger, publish(&genesis, version, values), version);
         assert_eq!(decide(&mut pool, &mut ledger), [(version, Ok(version + 1))]);
     }
-    // Two wait for version 3: one is decided, the other is told why it never can be.
+    // Two wait for version 3: one is decided, the other gets the reason why it never can be.
     submit(&mut pool, &ledger, retire(&genesis, 3), 10);
     submit(&mut pool, &ledger, publish(&genesis, 3, ["3", "4"]), 11);
     assert_eq!(decide(&mut pool, &mut ledger), [(10, Ok(0)), (11, Err("V4".into()))]);
     assert!(pool.is_empty());
-    submit(&mut pool, &ledger, publish(&genesis, 0, ["", "5"]), 12);
-    assert_eq!(decide(&mut pool, &mut ledger), [(12, Ok(4))]);
+    // The retirement was version 4.
+    submit(&mut pool, &ledger, publish(&genesis, 4, ["", "5"]), 12);
+    assert_eq!(decide(&mut pool, &mut ledger), [(12, Ok(5))]);
 }
