@@ -10,7 +10,7 @@ pub const BUNDLE_NAME_BYTES_MAX: usize = 128;
 pub const LABEL_BYTES_MAX: usize = 63;
 /// A URL of a validator in the governance state.
 pub const URL_BYTES_MAX: usize = 256;
-/// One value; larger artifacts belong in an object store, by digest (000-25).
+/// One value; larger artifacts belong in an object store, by digest.
 pub const VALUE_BYTES_MAX: usize = 256 * 1024;
 /// All keys and values of one bundle.
 pub const BUNDLE_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -86,8 +86,8 @@ pub const DELTA_BYTES_MAX: usize =
 /// Canonical bytes of one head with its share of a directory proof: the head, two neighbors, and
 /// one hash for each level for each of the three.
 pub const HEAD_PROOF_BYTES_MAX: usize = 3 * (512 + 32 * 13);
-/// Updates between two complete states of a relay: the content of a realm in parts, and a path of
-/// some thousand set changes.
+/// Updates between two complete states of a relay: the content of a realm in parts, and the path of
+/// all set changes there can be.
 pub const PARTS_MAX: usize = 2_048;
 /// Canonical bytes of one update: all of the history in one piece, all heads, and a part of the
 /// content.
@@ -109,6 +109,12 @@ pub const CERTIFICATE_BYTES_MAX: usize = 4 * 1024;
 pub const REPORT_REFUSALS_MAX: usize = 64;
 
 const _: () = assert!(BUNDLE_BYTES_MAX <= REALM_BYTES_MAX);
+// A new relay completes its first state within the parts that are kept.
+const _: () =
+    assert!(PATH_STEPS_MAX / STEPS_MAX + (REALM_BYTES_MAX / PART_BYTES) as usize + 1 < PARTS_MAX);
+const _: () = assert!(4 * GOVERNANCE_ITEMS_MAX <= BLOCK_NODES_MAX);
+const _: () = assert!(TRUST_BYTES_RESERVED >= BUNDLE_BYTES_MAX);
+const _: () = assert!(JOURNAL_BYTES_MAX as usize >= DELTA_BYTES_MAX);
 const _: () = assert!(BUNDLE_ENTRIES_MAX <= REALM_ENTRIES_MAX);
 /// A part of the content ends at the latest with the bundle that crossed the mark.
 const PART_BYTES_MAX: usize = PART_BYTES as usize + DELTA_BYTES_MAX;

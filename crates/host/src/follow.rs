@@ -12,9 +12,9 @@
 //!   lock is held meanwhile.
 //! - **Y3** A report reaches [`Followers::report`] together with the peer that sent it, and a tier
 //!   keeps it only if that peer made it.
-//! - **Y4** What is encoded and not taken is charged to the identity that asked, within a budget per
-//!   identity and one per scope, and is dropped when it is not taken in time. Positions and
-//!   reports are charged to rates. So made-up positions cost whoever makes them up.
+//! - **Y4** Updates that are encoded and not taken are charged to the identity that asked, within a
+//!   budget per identity and one per scope, and are dropped when they are not taken in time.
+//!   Positions and reports are charged to rates. So made-up positions cost only their maker.
 
 mod answers;
 pub mod limits;
@@ -84,7 +84,7 @@ impl<F: Followers> FollowService<F> {
     #[must_use]
     pub fn new(views: watch::Receiver<Arc<F::View>>, followers: F, group: &TaskGroup) -> Self {
         let answers = Answers::default();
-        group.spawn("answers that nobody takes", answers.clone().sweep(group.shutdown()));
+        group.spawn("answers not taken", answers.clone().sweep(group.shutdown()));
         Self { views, answers, followers, shutdown: group.shutdown() }
     }
 }

@@ -15,7 +15,7 @@ use std::{
 };
 
 use ed25519_dalek::SigningKey;
-use satrap_certify::{PublicKey, Replica};
+use satrap_certify::{PublicKey, Replica, limits::VALIDATORS_MAX};
 use satrap_host::{
     TaskGroup,
     charges::RequestSeats,
@@ -68,6 +68,7 @@ const MESH_LIMITS: Limits = Limits {
     ..Limits::PEERS
 };
 const _: () = assert!(CLIENT_LIMITS.keeps_room_for(FOREIGN_SCOPES));
+const _: () = assert!(MESH_LIMITS.connections_own_scope_max >= 2 * VALIDATORS_MAX);
 
 /// Where a validator listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,14 +5,14 @@
 //! every adopted update again, and all members refuse the same one for the same reason, because
 //! the time it is verified at is part of the command.
 //!
-//! A long way is adopted in parts. What is served is the last complete state; the parts after it
+//! A long way is adopted in parts. The last complete state is served; the parts after it
 //! are kept beside it, so that a member that restarts in the middle holds what all others hold.
 //!
 //! # Invariants
 //!
 //! - **G1** Two members that applied the same commands hold equal replicas.
 //! - **G2** Nothing enters the replica but what [`Replica::verify`] certified.
-//! - **G3** What is served [is complete](Replica::is_complete).
+//! - **G3** The state that is served [is complete](Replica::is_complete).
 
 use satrap_certify::{
     Genesis, Interest, Rejection, Replica, Snapshot, Timestamp, Update, limits::PARTS_MAX,

@@ -1,5 +1,4 @@
-//! What a relay remembers of how content came about, so that followers a few versions behind get
-//! what changed.
+//! The deltas that a relay keeps, so that followers a few versions behind get only what changed.
 //!
 //! One journal for all bundles: whoever publishes often to one bundle pushes out what is oldest,
 //! and cannot make a relay hold more by publishing to many.

@@ -1,4 +1,4 @@
-//! What a follower must not forget, and how it goes on from there.
+//! The memory of a follower, and how it goes on from there.
 //!
 //! A follower that lost its newest verified checkpoint, or the highest version of a bundle, would
 //! accept older ones again. So both are a value of their own that does not depend on what is wanted

@@ -24,7 +24,7 @@ use crate::{
 /// A delta of at most this is sent even if the whole content takes less.
 const SMALL_DELTA_BYTES: u64 = 4 * 1024;
 
-/// One update, and where a follower stands that has taken it.
+/// One update, and the position of a follower that has taken it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// What to send.

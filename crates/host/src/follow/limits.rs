@@ -1,4 +1,4 @@
-//! What followers may make a server hold, and how often they may ask.
+//! Bounds on the memory that followers cost a server, and on how often they may ask.
 
 use std::time::Duration;
 
@@ -46,4 +46,5 @@ pub const FIRST_POSITION_TIMEOUT: Duration = Duration::from_secs(5);
 // What one scope asked for and is kept for others leaves it room for the largest update.
 const _: () = assert!(CACHE_BYTES_MAX + UPDATE_BYTES_MAX <= SCOPE_BYTES_MAX);
 const _: () = assert!(SCOPE_BYTES_MAX < u32::MAX as usize, "permits are counted in 32 bits");
-const _: () = assert!(ANSWERS_BYTES_MAX / SCOPE_BYTES_MAX == 33);
+const _: () = assert!(ANSWERS_BYTES_MAX <= 3_200 << 20);
+const _: () = assert!(TAKE_WITHIN.as_secs() > SWEEP_PERIOD.as_secs());
