@@ -57,6 +57,7 @@ async fn run(
         let (sent, caused) = (Report::sent(&under), Report::caused(&before, realm.costs()));
         panic!("{principal}: {PUBLISHES} publishes took {ATTACK_WITHIN:?}: {quiet:?} {sent:?} {caused:?}")
     })?;
+    assert!(under.goes_on(), "the attacks of {principal} ended before the publishes did");
     let lasted = clock::monotonic() - started;
     let sent = Report::sent(&under);
     drop(under);

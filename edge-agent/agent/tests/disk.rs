@@ -173,6 +173,9 @@ async fn k4_floors_outlive_the_configuration_that_needed_them() {
         assert_eq!(serve(&mut edge, &second, servers.realm.now).await, Ok(()));
         assert_eq!(active(edge.acceptor()), 3);
         assert_eq!(host.read(&bundle(), "a").unwrap(), "three");
+        // B1 holds against this, in whatever directory it comes.
+        let floors = edge.acceptor().replica().memory().floors;
+        assert_eq!(floors[&bundle()].version, 3);
     }
 }
 
@@ -192,7 +195,7 @@ fn standing(host: &Host, edge: &Installer) -> Standing {
 }
 
 #[tokio::test]
-async fn a3_a_retired_bundle_keeps_running_and_comes_back_only_above_its_version() {
+async fn a3_a_retired_bundle_keeps_running_and_comes_back_above_its_version() {
     let (mut host, mut servers) = at_one().await;
     let mut edge = host.start(servers.realm.now).await.unwrap();
     publish(&mut edge, &mut servers, "two", true).await;

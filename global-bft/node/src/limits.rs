@@ -123,12 +123,10 @@ pub const READS: CallLimits = CallLimits {
     rate: Rate { burst: 8 * 1024 * 1024, per_s: 4 * 1024 * 1024 },
     flat_bytes: 4 * 1024,
 };
-/// `LightBlocks`, which are slowed down to the rate. A stream holds two blocks that were not sent,
-/// each with its light block at most [`LIGHT_BLOCK_BYTES_MAX`].
+/// `LightBlocks`, which are slowed down to the rate. A stream holds two blocks that were not sent, each
+/// with all its changes, its light block and its commit.
 pub const LIGHT_BLOCK_STREAMS: CallLimits =
     CallLimits { at_once: Quota { group_max: 4, holder_max: 2 }, ..READS };
-/// A block with all its changes, its light block and its commit.
-pub const LIGHT_BLOCK_BYTES_MAX: usize = 1024 * 1024;
 /// `Follow` streams of one name, and of all names of one scope: a region has a handful of members,
 /// and the operators run a few programs each. No scope can use the streams of another.
 pub const FOLLOWERS_PER_SCOPE: Quota = Quota { group_max: 32, holder_max: 4 };

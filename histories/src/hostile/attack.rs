@@ -121,6 +121,12 @@ impl Under {
     pub fn all_began(&self) -> bool {
         self.tallies.iter().all(|(_, tally)| tally.counts().0 > 0)
     }
+
+    /// Whether the attacks still go on: a panic in one of them ends all.
+    #[must_use]
+    pub fn goes_on(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
 }
 
 impl Drop for Under {
