@@ -1,6 +1,10 @@
 //! One of four validators is hostile: the other three keep deciding, and evidence remains.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use arc_malachitebft_core_types::{NilOrVal, Round, SignedMessage, VoteType};
 use satrap_certify::{BlockId, PublicKey, Timestamp, keys};
@@ -95,6 +99,37 @@ fn a_leader_with_a_wrong_root_gets_no_votes_and_loses_the_lead() {
         if block.checkpoint.proposer == address(EVIL) {
             panic!("height {height} was decided in round {} with a wrong root", commit.round);
         }
+    }
+}
+
+/// A6: the leader of the next height follows from the name in the decided block.
+#[test]
+fn a_leader_that_names_another_proposer_gets_no_votes() {
+    let mut world = World::new(genesis(4, 2, HOUR), 4, 7);
+    let realm = world.genesis.realm().clone();
+    let forged = Arc::new(Mutex::new(BTreeSet::new()));
+    let sent = forged.clone();
+    world.nodes[EVIL as usize].corrupt = Some(Box::new(move |_, _, frame| match frame {
+        Frame::Proposal(proposal) if proposal.pol_round.is_nil() => {
+            let mut block = proposal.value.block().clone();
+            block.checkpoint.proposer = address(HONEST[0]);
+            let mut renamed = proposal.message;
+            renamed.value = Value::new(&realm, block).unwrap();
+            sent.lock().unwrap().insert(renamed.value.value_id().block);
+            let signature = keys::sign(&key(EVIL), &bytes_of_proposal(&realm, &renamed));
+            vec![Frame::Proposal(SignedMessage::new(renamed, signature))]
+        }
+        frame => vec![frame],
+    }));
+    world.start_all();
+    decide(&mut world, 0, 24);
+    let forged = forged.lock().unwrap();
+    assert!(!forged.is_empty());
+    for height in 1..=world.height(0) {
+        use satrap_global_node::store::Storage as _;
+        let (block, _) = world.store(0).decided(height).unwrap().unwrap();
+        let id = block.checkpoint.id(world.genesis.realm());
+        assert!(!forged.contains(&id), "height {height} names a validator that did not lead");
     }
 }
 
