@@ -13,8 +13,9 @@ use std::time::Duration;
 use satrap_cli::operator;
 use satrap_histories::{
     Trouble,
+    failover::percentile,
     hostile::{
-        Attack, Attacker, Honest, Realm, Report, Times, Under, attacks,
+        Attack, Attacker, Honest, Realm, Report, Under, attacks,
         realm::{credentials_of, credentials_of_operator},
     },
 };
@@ -30,8 +31,9 @@ const PUBLISHES: usize = 100;
 const SLOWDOWN_MAX: u32 = 3;
 /// A phase that takes longer has been stopped by the attack.
 const ATTACK_WITHIN: Duration = Duration::from_secs(60);
-/// What a scheduler of a busy machine adds to a single publish.
-const NOISE: Duration = Duration::from_millis(500);
+/// The delay that the scheduler of a busy machine adds to half of the publishes, and to the slowest.
+const NOISE: [(usize, Duration); 2] =
+    [(50, Duration::from_millis(50)), (99, Duration::from_millis(500))];
 /// The most memory that any process may have had.
 const RESIDENT_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
@@ -82,12 +84,13 @@ fn judge(principal: &'static str, attacks: &[Attack], attacker: impl Fn(&Realm) 
         ("decided", &report.quiet.decided, &report.attacked.decided),
         ("active", &report.quiet.active, &report.attacked.active),
     ] {
-        let (quiet, attacked) = (Times::percentile(quiet, 99), Times::percentile(attacked, 99));
-        let most = quiet * SLOWDOWN_MAX + NOISE;
-        assert!(
-            attacked <= most,
-            "{what}: p99 {quiet:?} alone, {attacked:?} under attack\n{report}"
-        );
+        for (percent, noise) in NOISE {
+            let (quiet, attacked) = (percentile(quiet, percent), percentile(attacked, percent));
+            assert!(
+                attacked <= quiet * SLOWDOWN_MAX + noise,
+                "{what}: p{percent} {quiet:?} alone, {attacked:?} under attack\n{report}"
+            );
+        }
     }
     let resident = report.resident_bytes_max();
     assert!(resident <= RESIDENT_BYTES_MAX, "{resident} bytes were resident\n{report}");

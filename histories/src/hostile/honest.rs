@@ -18,7 +18,7 @@ use crate::Trouble;
 
 /// A realm that has just started elects a leader and certifies its first block.
 const START_WITHIN: Duration = Duration::from_secs(60);
-/// What an attack may not even come near to.
+/// The time after which an honest publish counts as stopped.
 const EDGE_WITHIN: Duration = Duration::from_secs(30);
 const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
@@ -38,15 +38,6 @@ pub struct Times {
     pub decided: Vec<Duration>,
     /// Until the last edge had it active.
     pub active: Vec<Duration>,
-}
-
-impl Times {
-    /// The percentile of a sorted list.
-    #[must_use]
-    pub fn percentile(sorted: &[Duration], percent: usize) -> Duration {
-        let last = sorted.len().saturating_sub(1);
-        sorted.get(last * percent / 100).copied().unwrap_or_default()
-    }
 }
 
 fn bundle() -> BundleName {

@@ -1,8 +1,9 @@
-//! What an attack cost the one who made it, and everybody else.
+//! The cost of an attack to its maker and to everybody else.
 
 use std::{fmt, time::Duration};
 
 use super::{attack::Under, honest::Times, realm::Cost};
+use crate::failover::percentile;
 
 /// One principal's attacks.
 pub struct Report {
@@ -27,7 +28,7 @@ impl Report {
         under.tallies.iter().map(|(name, tally)| (*name, tally.counts())).collect()
     }
 
-    /// What processes cost between two looks.
+    /// The cost of processes between two looks.
     #[must_use]
     pub fn caused(before: &[(String, Cost)], after: Vec<(String, Cost)>) -> Vec<(String, Cost)> {
         let since = |(name, cost): (String, Cost)| {
@@ -63,9 +64,8 @@ impl fmt::Display for Report {
             ("decided", &self.quiet.decided, &self.attacked.decided),
             ("active on all edges", &self.quiet.active, &self.attacked.active),
         ] {
-            let p = Times::percentile;
-            let (q50, q99) = (p(quiet, 50), p(quiet, 99));
-            let (a50, a99) = (p(attacked, 50), p(attacked, 99));
+            let (q50, q99) = (percentile(quiet, 50), percentile(quiet, 99));
+            let (a50, a99) = (percentile(attacked, 50), percentile(attacked, 99));
             writeln!(f, "  {what:<22} p50 {q50:.0?} and {a50:.0?}, p99 {q99:.0?} and {a99:.0?}")?;
         }
         Ok(())
