@@ -43,7 +43,8 @@ pub trait Followers: Clone + Send + Sync + 'static {
     /// Lives as long as the stream: a slot, an entry among the connected, or nothing.
     type Guard: Send + 'static;
 
-    /// What of `view` is served; a complete relay, since followers choose their interest.
+    /// The replica of `view` that is served: a complete relay, since followers choose their
+    /// interest.
     fn replica(view: &Self::View) -> &Replica;
 
     /// Whether `peer` may follow now.
@@ -148,7 +149,7 @@ struct Follower<F: Followers> {
     position: Option<Position>,
     /// Whether an answer must be looked for: the position or the view is new.
     is_due: bool,
-    /// What is on its way.
+    /// The update on its way.
     sending: Option<Sending>,
     _guard: F::Guard,
 }

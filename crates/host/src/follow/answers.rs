@@ -12,7 +12,7 @@ use satrap_certify::{
     Digest, Position, Replica, Update, limits::STEP_BYTES_MAX, update::HistoryUpdate,
 };
 use satrap_merkle::codec::Canonical as _;
-use satrap_pressure::TokenBucket;
+use satrap_pressure::Budgets;
 use satrap_proto::v1::FollowReply;
 use tokio::{
     sync::{OnceCell, OwnedSemaphorePermit, Semaphore},
@@ -21,8 +21,8 @@ use tokio::{
 use tonic::Status;
 
 use super::limits::{
-    CACHE_BYTES_MAX, CACHE_ENTRIES_MAX, EDGE_ANSWER_BYTES_MAX, POSITIONS_BURST, POSITIONS_PER_S,
-    RELAY_ANSWER_BYTES_MAX, REPORTS_BURST, REPORTS_PER_S, SCOPE_BYTES_MAX, SWEEP_PERIOD,
+    CACHE_BYTES_MAX, CACHE_ENTRIES_MAX, CACHE_ENTRIES_PER_IDENTITY_MAX, EDGE_ANSWER_BYTES_MAX,
+    IDENTITIES_MAX, POSITIONS, RELAY_ANSWER_BYTES_MAX, REPORTS, SCOPE_BYTES_MAX, SWEEP_PERIOD,
     TAKE_WITHIN,
 };
 use super::replies::piece;
@@ -49,13 +49,8 @@ struct Cache {
     height: u64,
     bytes: usize,
     cells: HashMap<Vec<u8>, Cell>,
-}
-
-/// What one identity may still cost.
-struct Purse {
-    bytes: Arc<Semaphore>,
-    positions: Mutex<TokenBucket>,
-    reports: Mutex<TokenBucket>,
+    /// How many of them each identity was the first to ask for.
+    askers: HashMap<Arc<SpiffeId>, usize>,
 }
 
 /// The half of [`Sending`] that the sweep sees.
@@ -74,7 +69,10 @@ pub(super) struct Sending {
 struct Inner {
     cache: Mutex<Cache>,
     rooms: Mutex<HashMap<Scope, Arc<Semaphore>>>,
-    purses: Mutex<HashMap<Arc<SpiffeId>, Arc<Purse>>>,
+    /// Room that each identity has for updates it has not taken.
+    purses: Mutex<HashMap<Arc<SpiffeId>, Arc<Semaphore>>>,
+    positions: Mutex<Budgets<Arc<SpiffeId>>>,
+    reports: Mutex<Budgets<Arc<SpiffeId>>>,
     slots: Mutex<Vec<Weak<Slot>>>,
 }
 
@@ -88,6 +86,8 @@ impl Default for Answers {
             cache: Mutex::default(),
             rooms: Mutex::default(),
             purses: Mutex::default(),
+            positions: Mutex::new(Budgets::new(POSITIONS, IDENTITIES_MAX)),
+            reports: Mutex::new(Budgets::new(REPORTS, IDENTITIES_MAX)),
             slots: Mutex::default(),
         }))
     }
@@ -99,14 +99,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Answers {
-    fn purse(&self, id: &Arc<SpiffeId>) -> Arc<Purse> {
-        let new = || Arc::new(Purse::new(id));
+    fn purse(&self, id: &Arc<SpiffeId>) -> Arc<Semaphore> {
+        let new = || Arc::new(Semaphore::new(purse_bytes(id)));
         lock(&self.0.purses).entry(id.clone()).or_insert_with(new).clone()
     }
 
     /// Counts a position that `id` named.
     pub fn charge_position(&self, id: &Arc<SpiffeId>) -> Result<(), Status> {
-        let charged = lock(&self.purse(id).positions).take(1, clock::monotonic());
+        let charged = lock(&self.0.positions).take(id, 1, clock::monotonic());
         charged.map_err(|wait| {
             let wait = wait.unwrap_or(TAKE_WITHIN);
             let why = format!("{id} names positions too often; wait for {wait:?}");
@@ -116,7 +116,7 @@ impl Answers {
 
     /// Whether a report of `id` is within its rate.
     pub fn may_report(&self, id: &Arc<SpiffeId>) -> bool {
-        lock(&self.purse(id).reports).take(1, clock::monotonic()).is_ok()
+        lock(&self.0.reports).take(id, 1, clock::monotonic()).is_ok()
     }
 
     /// Encodes `update`, which leads from `position` to `replica`, once for all who ask for it now,
@@ -130,8 +130,8 @@ impl Answers {
     ) -> Result<Sending, Status> {
         let purse = self.purse(&peer.id);
         let size = size_at_most(&update).min(purse_bytes(&peer.id));
-        let charge = acquire(&purse.bytes, size).await?;
-        let cell = self.cell(replica.height(), key(replica, position));
+        let charge = acquire(&purse, size).await?;
+        let cell = self.cell(replica.height(), key(replica, position), &peer.id);
         let encoded = match &cell {
             Some(cell) => {
                 let height = replica.height();
@@ -151,7 +151,9 @@ impl Answers {
     }
 
     /// The place of an update among those that are shared, if there is room for one more.
-    fn cell(&self, height: u64, key: Vec<u8>) -> Option<Cell> {
+    /// An identity that asks from ever new positions gets a few places, so that it cannot keep
+    /// others from sharing.
+    fn cell(&self, height: u64, key: Vec<u8>, asker: &Arc<SpiffeId>) -> Option<Cell> {
         let mut cache = lock(&self.0.cache);
         if cache.height < height {
             *cache = Cache { height, ..Cache::default() };
@@ -162,6 +164,11 @@ impl Answers {
         if cache.height != height || cache.cells.len() >= CACHE_ENTRIES_MAX {
             return None;
         }
+        let asked = cache.askers.entry(asker.clone()).or_default();
+        if *asked >= CACHE_ENTRIES_PER_IDENTITY_MAX {
+            return None;
+        }
+        *asked += 1;
         let cell = Cell::default();
         cache.cells.insert(key, cell.clone());
         Some(cell)
@@ -180,7 +187,7 @@ impl Answers {
         }
     }
 
-    /// What different updates of one scope may take (Y4); scopes are those of the trusted CAs.
+    /// The room for different updates of one scope (Y4); scopes are those of the trusted CAs.
     fn room(&self, scope: Scope) -> Arc<Semaphore> {
         let new = || Arc::new(Semaphore::new(SCOPE_BYTES_MAX));
         lock(&self.0.rooms).entry(scope).or_insert_with(new).clone()
@@ -207,7 +214,8 @@ impl Answers {
                 () = shutdown.requested() => return Ok(()),
                 () = time::sleep(SWEEP_PERIOD) => {
                     self.drop_untaken(clock::monotonic());
-                    lock(&self.0.purses).retain(|id, purse| !purse.is_new(id));
+                    // A permit holds its semaphore, so one that is held here alone is whole.
+                    lock(&self.0.purses).retain(|_, purse| Arc::strong_count(purse) > 1);
                 }
             }
         }
@@ -242,23 +250,6 @@ impl Sending {
     }
 }
 
-impl Purse {
-    fn new(id: &SpiffeId) -> Self {
-        let positions = TokenBucket::new(POSITIONS_BURST, POSITIONS_PER_S, clock::monotonic());
-        let reports = TokenBucket::new(REPORTS_BURST, REPORTS_PER_S, clock::monotonic());
-        let bytes = Arc::new(Semaphore::new(purse_bytes(id)));
-        Self { bytes, positions: Mutex::new(positions), reports: Mutex::new(reports) }
-    }
-
-    /// Whether the identity holds nothing and has its whole rates left.
-    fn is_new(&self, id: &SpiffeId) -> bool {
-        let now = clock::monotonic();
-        self.bytes.available_permits() == purse_bytes(id)
-            && lock(&self.positions).clone().take(POSITIONS_BURST, now).is_ok()
-            && lock(&self.reports).clone().take(REPORTS_BURST, now).is_ok()
-    }
-}
-
 fn purse_bytes(id: &SpiffeId) -> usize {
     match id.role() {
         Role::Edge { .. } => EDGE_ANSWER_BYTES_MAX,
@@ -272,7 +263,7 @@ async fn acquire(room: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePe
     Ok(permit.expect("this semaphore is never closed"))
 }
 
-/// What is asked for, however the question is put: a directory that is not ours is any other.
+/// The question behind `position`: a directory that is not this replica's is any other.
 fn key(replica: &Replica, position: &Position) -> Vec<u8> {
     let ours: Option<Digest> = replica.trusted().certified.as_ref().map(|(_, c)| c.directory_root);
     let mut position = position.clone();

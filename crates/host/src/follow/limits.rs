@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use satrap_certify::limits::{EDGE_UPDATE_BYTES_MAX, UPDATE_BYTES_MAX};
+use satrap_pressure::Rate;
 
 use crate::mtls::FOREIGN_SCOPES;
 
@@ -27,23 +28,22 @@ pub const TAKE_WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks for updates that were not taken.
 pub const SWEEP_PERIOD: Duration = Duration::from_secs(5);
 /// Encoded updates kept for followers that will ask from the same position.
-pub const CACHE_ENTRIES_MAX: usize = 64;
+pub const CACHE_ENTRIES_MAX: usize = 256;
+/// Those of them that one identity was the first to ask for.
+pub const CACHE_ENTRIES_PER_IDENTITY_MAX: usize = 4;
 /// Their bytes.
 pub const CACHE_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Positions that one identity may name at once, and in each second after that. An honest follower
-/// names one per stream, and a relay one more after each update.
-pub const POSITIONS_BURST: u32 = 64;
-/// See [`POSITIONS_BURST`].
-pub const POSITIONS_PER_S: u32 = 8;
-/// Reports of one identity that are looked at, at once and in each second after that: an edge makes
-/// one for each update it has taken.
-pub const REPORTS_BURST: u32 = 64;
-/// See [`REPORTS_BURST`].
-pub const REPORTS_PER_S: u32 = 16;
+/// Positions that one identity may name. An honest follower names one per stream, and a relay one
+/// more when another server was faster.
+pub const POSITIONS: Rate = Rate { burst: 64, per_s: 8 };
+/// Reports of one identity that are looked at: an edge makes one for each update it has taken.
+pub const REPORTS: Rate = Rate { burst: 64, per_s: 16 };
+/// Identities whose positions and reports are counted; more than have streams at one time.
+pub const IDENTITIES_MAX: usize = 32_768;
 /// How long a follower may take to say where it is.
 pub const FIRST_POSITION_TIMEOUT: Duration = Duration::from_secs(5);
 
-// What one scope asked for and is kept for others leaves it room for the largest update.
+// The cached updates of one scope leave it room for the largest update.
 const _: () = assert!(CACHE_BYTES_MAX + UPDATE_BYTES_MAX <= SCOPE_BYTES_MAX);
 const _: () = assert!(SCOPE_BYTES_MAX < u32::MAX as usize, "permits are counted in 32 bits");
 const _: () = assert!(ANSWERS_BYTES_MAX <= 3_200 << 20);

@@ -49,7 +49,7 @@ impl Replies {
         Self { pieces, bytes_max }
     }
 
-    /// The next update, encoded; `None` if the server ended the stream. What has arrived of an
+    /// The next update, encoded; `None` if the server ended the stream. A part of an
     /// update is lost if this is not awaited to its end.
     ///
     /// # Errors

@@ -3,7 +3,7 @@ use satrap_certify::{BundleName, Interest};
 use satrap_sim::SimRealm;
 
 use super::*;
-use crate::follow::limits::{EDGE_ANSWER_BYTES_MAX, POSITIONS_BURST};
+use crate::follow::limits::{EDGE_ANSWER_BYTES_MAX, POSITIONS};
 
 const BUNDLE: &str = "config/motd";
 
@@ -110,13 +110,13 @@ fn cached(answers: &Answers) -> usize {
 async fn positions_are_charged_to_who_names_them() {
     let answers = Answers::default();
     let (greedy, other) = (edge(), peer("spiffe://test/region/eu/edge/e2"));
-    for _ in 0..POSITIONS_BURST {
+    for _ in 0..POSITIONS.burst {
         answers.charge_position(&greedy.id).unwrap();
     }
     let refused = answers.charge_position(&greedy.id).unwrap_err();
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
     answers.charge_position(&other.id).unwrap();
-    for _ in 0..REPORTS_BURST {
+    for _ in 0..REPORTS.burst {
         assert!(answers.may_report(&greedy.id));
     }
     assert!(!answers.may_report(&greedy.id) && answers.may_report(&other.id));
