@@ -6,7 +6,8 @@
 //! # Invariants
 //!
 //! - **U1** A call is charged before any work is done for it, and a refused one costs extra.
-//! - **U2** What a payer has spent costs no other payer anything; it is told when to come back.
+//! - **U2** A payer that has spent its budget costs no other payer anything; the refusal says when
+//!   to come back.
 //! - **U3** Calls in progress are bounded per scope and per name, and no scope's are another's.
 //! - **U4** A reply is charged by its bytes once they are known; its payer waits them off (P7).
 
@@ -29,6 +30,12 @@ pub use requests::{RequestSeats, Seated};
 
 /// Payers whose spending is remembered; each takes less than 256 bytes.
 const PAYERS_MAX: usize = 4_096;
+/// The cost of a submission to its payer besides its bytes: its signatures are checked.
+pub const SUBMIT_FLAT_BYTES: usize = 1024;
+/// A refused one costs its payer this besides: it was checked for nothing.
+pub const SUBMIT_REFUSED_BYTES: usize = 64 * 1024;
+/// Requests in progress of one scope; with the largest change in each they take 49 MiB.
+pub const REQUESTS: Quota = Quota { group_max: 64, holder_max: 16 };
 /// The header in which gRPC carries a retry hint, in milliseconds.
 const RETRY_HEADER: &str = "grpc-retry-pushback-ms";
 
@@ -144,14 +151,14 @@ fn tokens(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
-/// What callers may ask of one service.
+/// The budget of callers for one service.
 #[derive(Clone, Copy, Debug)]
 pub struct CallLimits {
     /// Calls in progress.
     pub at_once: Quota,
     /// Bytes of replies.
     pub rate: Rate,
-    /// What a call costs before its reply is known, in bytes.
+    /// The cost of a call before its reply is known, in bytes.
     pub flat_bytes: usize,
 }
 

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use satrap_certify::limits::{BLOCK_CHANGES_BYTES_MAX, CHANGE_BYTES_MAX, VALIDATORS_MAX};
-use satrap_host::{charges::CallLimits, mtls::FOREIGN_SCOPES};
+use satrap_host::{
+    charges::{CallLimits, REQUESTS, SUBMIT_FLAT_BYTES},
+    mtls::FOREIGN_SCOPES,
+};
 use satrap_pressure::{Quota, Rate};
 
 /// One mesh frame: a proposal with a full block, its header and signature.
@@ -36,24 +39,18 @@ pub const SUBMISSION_BYTES_PER_PAYER_MAX: usize = 2 * 1024 * 1024;
 pub const SUBMISSIONS_MAX: usize = 1_024;
 /// Their canonical bytes.
 pub const SUBMISSION_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Requests in progress: what is read of them before they are whole takes 49 MiB of a scope at most.
-pub const REQUESTS: Quota = Quota { group_max: 64, holder_max: 16 };
 /// Bytes that one payer may submit: a few of the largest changes at once, and less in the long run
 /// than blocks carry.
 pub const SUBMIT_RATE: Rate = Rate { burst: 3 * 1024 * 1024, per_s: 512 * 1024 };
-/// What any submission costs its payer besides its bytes: the signatures are checked.
-pub const SUBMIT_FLAT_BYTES: usize = 1024;
-/// What a refused one costs it besides: it was checked for nothing, and leaves nothing to others.
-pub const SUBMIT_REFUSED_BYTES: usize = 64 * 1024;
 /// Names of validators that may have a mesh stream here at one time.
 pub const PEERS_MAX: usize = 256;
 
-/// What votes, proposals and certificates of one peer may cost this process per second, in
+/// The budget of one peer for votes, proposals and certificates per second, in
 /// verified votes (about 60 us each): a fifth of the consensus thread at most, with the next.
 pub const PEER_COST_PER_S: u32 = 2_000;
 /// Burst of the same.
 pub const PEER_COST_BURST: u32 = 8_000;
-/// What its changes and requests for blocks may cost per second.
+/// The budget of one peer for changes and requests for blocks per second.
 pub const PEER_BULK_COST_PER_S: u32 = 1_000;
 /// Burst of the same.
 pub const PEER_BULK_COST_BURST: u32 = 4_000;
@@ -155,7 +152,7 @@ pub const RESUBMIT_AFTER: Duration = Duration::from_secs(1);
 
 const _: () = assert!(BLOCK_CHANGES_BYTES_MAX + 64 * 1024 <= FRAME_BYTES_MAX);
 const _: () = assert!(INBOX_BYTES_MAX > 4 * FRAME_BYTES_MAX);
-/// What the largest block costs whoever asks for it.
+/// The cost of the largest block to the peer that asks for it.
 pub const FULL_BLOCK_COST: u32 = (FRAME_BYTES_MAX / SYNC_BYTES_PER_COST) as u32;
 const _: () = assert!(FULL_BLOCK_COST <= PEER_BULK_COST_BURST / 8);
 const _: () = assert!(FRAME_COST_MAX <= PEER_COST_BURST / 4);

@@ -54,7 +54,8 @@ struct Pending {
     change: SignedChange,
     digest: Digest,
     bytes: usize,
-    /// What its bundle will take, so that the change need not be applied to check it again.
+    /// The room that its bundle will take, so that the change need not be applied to check it
+    /// again.
     room: Room,
     tickets: Vec<Ticket>,
     /// When it was last sent to the other validators, if it was submitted here.

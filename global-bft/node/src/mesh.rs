@@ -63,8 +63,8 @@ impl Outbox {
         (Self { frames, bytes: Arc::new(Semaphore::new(OUTBOX_BYTES_MAX)) }, queued)
     }
 
-    /// Queues `frame`, or loses it if there is no room. What is sent again anyway, and may be large,
-    /// leaves room for votes and proposals.
+    /// Queues `frame`, or loses it if there is no room. A frame that is sent again anyway, and may
+    /// be large, leaves room for votes and proposals.
     fn send(&self, frame: MeshFrame) {
         let bulk = matches!(frame.body, Some(Body::Change(_) | Body::SyncResponse(_)));
         let reserved = if bulk { OUTBOX_RESERVED_BYTES } else { 0 };
@@ -80,7 +80,7 @@ impl Outbox {
     }
 }
 
-/// What the network takes from an outbox.
+/// The end of an outbox that the network takes from.
 fn frames_of(queued: mpsc::Receiver<Queued>) -> impl Stream<Item = MeshFrame> + Send + 'static {
     ReceiverStream::new(queued).map(|queued| queued.frame)
 }

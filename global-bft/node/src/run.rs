@@ -18,7 +18,7 @@ use ed25519_dalek::SigningKey;
 use satrap_certify::{PublicKey, Replica, limits::VALIDATORS_MAX};
 use satrap_host::{
     TaskGroup,
-    charges::RequestSeats,
+    charges::{REQUESTS, RequestSeats},
     clock, files,
     follow::FollowService,
     mtls::{
@@ -35,7 +35,7 @@ use crate::{
     config::Config,
     guard::{Guard, SlotFile},
     inbox::{Inbox, Next, Reply},
-    limits::{CONTROL_BYTES_MAX, FRAME_BYTES_MAX, KEY_BYTES_MAX, PEERS_MAX, REQUESTS, TICK},
+    limits::{CONTROL_BYTES_MAX, FRAME_BYTES_MAX, KEY_BYTES_MAX, PEERS_MAX, TICK},
     malachite::{
         Engine, EngineEffect, EngineInput, Fatal, Setup, Signer as _, SoftSigner, TimerId,
     },

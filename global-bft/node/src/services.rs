@@ -15,7 +15,7 @@ use prost::Message as _;
 use satrap_certify::{Address, Label, Realm, Replica, SignedChange, light_block::light_block};
 use satrap_host::{
     TaskGroup,
-    charges::{Calls, Charges, Payer},
+    charges::{Calls, Charges, Payer, SUBMIT_FLAT_BYTES, SUBMIT_REFUSED_BYTES},
     mtls::PeerRule,
 };
 use satrap_merkle::codec::Canonical as _;
@@ -30,10 +30,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     inbox::Inbox,
-    limits::{
-        LIGHT_BLOCK_STREAMS, LIGHT_BLOCKS_MAX, READS, SUBMIT_FLAT_BYTES, SUBMIT_RATE,
-        SUBMIT_REFUSED_BYTES,
-    },
+    limits::{LIGHT_BLOCK_STREAMS, LIGHT_BLOCKS_MAX, READS, SUBMIT_RATE},
     mempool::Refusal,
     mesh::Links,
     status,

@@ -186,7 +186,7 @@ impl Front {
 struct Pending(VecDeque<oneshot::Sender<Infallible>>);
 
 impl Pending {
-    /// Takes one more. What is returned ends when the connection has to give way.
+    /// Takes one more. The receiver ends when the connection has to give way.
     fn enter(&mut self) -> oneshot::Receiver<Infallible> {
         if self.0.len() >= HANDSHAKES_PENDING_MAX {
             self.0.retain(|pending| !pending.is_closed());

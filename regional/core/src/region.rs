@@ -36,7 +36,7 @@ pub struct Region {
     genesis: Genesis,
     /// The last complete state (G3).
     served: Replica,
-    /// What was adopted after it, and has not made it complete yet.
+    /// Updates adopted after it that have not made a complete state yet.
     parts: Vec<Update>,
     /// `served` and `parts` together: where the next update must fit.
     replica: Replica,

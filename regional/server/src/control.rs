@@ -20,7 +20,9 @@ use futures::{Stream, future::join_all};
 use prost::Message as _;
 use satrap_certify::{SignedReport, Timestamp};
 use satrap_host::{
-    charges::{Calls, Charges, Payer, PeerSeats, take_seat},
+    charges::{
+        Calls, Charges, Payer, PeerSeats, SUBMIT_FLAT_BYTES, SUBMIT_REFUSED_BYTES, take_seat,
+    },
     clock,
     mtls::{self, ConnectError, Credentials, PeerRule},
     pki::{PeerIdentity, PkiError, Role, SpiffeId},
@@ -38,8 +40,8 @@ use tonic::{Code, Request, Response, Status, transport::Channel};
 use crate::{
     config::{Config, Endpoint},
     limits::{
-        READS, STATUS_BYTES_MAX, STATUS_TIMEOUT, SUBMIT_BYTES_MAX, SUBMIT_FLAT_BYTES, SUBMIT_RATE,
-        SUBMIT_REFUSED_BYTES, SUBMIT_TIMEOUT, SUBMITS_AT_ONCE,
+        READS, STATUS_BYTES_MAX, STATUS_TIMEOUT, SUBMIT_BYTES_MAX, SUBMIT_RATE, SUBMIT_TIMEOUT,
+        SUBMITS_AT_ONCE,
     },
     raft::Ring,
     refusals::Refusals,

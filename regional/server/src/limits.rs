@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use satrap_certify::limits::{CHANGE_BYTES_MAX, UPDATE_BYTES_MAX};
-use satrap_host::{charges::CallLimits, mtls::FOREIGN_SCOPES};
+use satrap_host::{
+    charges::{CallLimits, REQUESTS, SUBMIT_FLAT_BYTES},
+    mtls::FOREIGN_SCOPES,
+};
 use satrap_pressure::{Quota, Rate};
 
 /// One `RingFrame` on the wire; longer messages are split over a stream.
@@ -111,12 +114,6 @@ pub const SUBMIT_BYTES_MAX: usize = CHANGE_BYTES_MAX + 1024;
 /// Bytes that one payer may have forwarded. The validators charge the whole region, so an operator
 /// gets a quarter of that in the long run.
 pub const SUBMIT_RATE: Rate = Rate { burst: 2 * 1024 * 1024, per_s: 128 * 1024 };
-/// What any submission costs its payer besides its bytes.
-pub const SUBMIT_FLAT_BYTES: usize = 1024;
-/// What a refused one costs it besides, as at the validators.
-pub const SUBMIT_REFUSED_BYTES: usize = 64 * 1024;
-/// Requests in progress: what is read of them before they are whole takes 49 MiB of a scope at most.
-pub const REQUESTS: Quota = Quota { group_max: 64, holder_max: 16 };
 /// Submissions that are being forwarded: each holds its bytes until it is decided.
 pub const SUBMITS_AT_ONCE: Quota = Quota { group_max: 32, holder_max: 8 };
 /// `Status` and `Governance`. A reply has at most [`STATUS_BYTES_MAX`], so a scope can make this

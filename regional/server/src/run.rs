@@ -15,7 +15,7 @@ use std::{fs, io, net::SocketAddr, sync::Arc, time::Duration};
 use satrap_certify::Label;
 use satrap_host::{
     Failure, Shutdown, TaskGroup,
-    charges::{PeerSeats, RequestSeats},
+    charges::{PeerSeats, REQUESTS, RequestSeats},
     follow::FollowService,
     mtls::{CredentialError, Credentials, Limits, Listener, PeerRule, server_builder},
     runtime,
@@ -31,9 +31,7 @@ use crate::{
     config::Config,
     control::{ControlError, ControlService, Sources},
     etcd::{self, EtcdError, Served},
-    limits::{
-        FOLLOW_REQUEST_BYTES_MAX, REQUESTS, STATUS_BYTES_MAX, SUBMIT_BYTES_MAX, SUBMIT_TIMEOUT,
-    },
+    limits::{FOLLOW_REQUEST_BYTES_MAX, STATUS_BYTES_MAX, SUBMIT_BYTES_MAX, SUBMIT_TIMEOUT},
     raft::{Ring, RingError, serve},
     refusals::Refusals,
     reports::Reports,

@@ -35,7 +35,7 @@ pub struct Audience {
     pub refusals: Refusals,
     /// Who has streams.
     pub seats: PeerSeats,
-    /// What this region's CA vouches for.
+    /// The names that this region's CA can sign.
     pub own_scope: Scope,
 }
 

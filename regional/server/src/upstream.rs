@@ -259,9 +259,9 @@ impl Upstream {
         Ok(*moves)
     }
 
-    /// Verifies one update and proposes it. What does not verify never reaches the log. `seen` is how
-    /// often the ring had moved when the sender was asked; what does not fit is no lie if others
-    /// moved the ring since.
+    /// Verifies one update and proposes it. An update that does not verify never reaches the log.
+    /// `seen` is how often the ring had moved when the sender was asked; what does not fit is no
+    /// lie if others moved the ring since.
     ///
     /// # Errors
     ///

@@ -58,7 +58,7 @@ fn change_cost(change: &SignedChange) -> u32 {
 }
 
 impl Frame {
-    /// What processing it may cost the consensus thread, in units of one verified vote, and out of
+    /// The cost of processing it to the consensus thread, in units of one verified vote, and out of
     /// which budget. It grows with what the sender put into the frame: signatures, entries, bytes.
     #[must_use]
     pub fn cost(&self) -> (Purpose, u32) {

@@ -21,8 +21,8 @@ use crate::limits::{
     STRIKES_MAX, SYNC_DISTRUST_MAX, SYNC_DISTRUST_MIN,
 };
 
-/// What a frame is for. Each has its own budget, so that no amount of relayed changes makes a peer's
-/// votes and proposals go unheard.
+/// The purpose of a frame. Each has its own budget, so that no amount of relayed changes makes a
+/// peer's votes and proposals go unheard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Votes, proposals, certificates, status.

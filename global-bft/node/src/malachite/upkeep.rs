@@ -195,7 +195,7 @@ impl Host {
             return Ok(());
         }
         let decided = self.store.decided(height)?;
-        // What is sent back is charged to whoever asked: a full block is a thousand small ones.
+        // The block sent back is charged to its asker: a full one is a thousand small ones.
         let bytes = decided.as_ref().map_or(0, |(block, _)| block.to_canonical().len());
         let cost = u32::try_from(bytes / SYNC_BYTES_PER_COST).unwrap_or(u32::MAX);
         if !self.peers.allow(&from, (Purpose::Bulk, cost), self.now.monotonic) {
