@@ -36,7 +36,7 @@ const SILENT_HEARTBEATS: u32 = 3;
 const LOOK_PAUSE: Duration = Duration::from_millis(25);
 const LOOK_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// What one server said of a change.
+/// The answer of one server to a submitted change.
 enum Answer {
     /// It was decided.
     Decided(SubmitReply),

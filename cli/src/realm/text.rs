@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use satrap_certify::{BundleName, ChainId, Class, ClassKind, Label, Policy};
+use satrap_certify::{BundleName, ChainId, Label, Policy, genesis::RawClass};
 use serde::{Deserialize, Serialize};
 
 use super::plan::{
@@ -70,25 +70,6 @@ impl Default for RawPki {
     fn default() -> Self {
         Self { ca_days: 3_650, leaf_days: 365 }
     }
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawClass {
-    prefix: String,
-    approvals: u32,
-    kind: RawKind,
-    /// These three are what the kind has unless they are given.
-    bundles_max: Option<u32>,
-    bytes_max: Option<u64>,
-    publishes_per_hour: Option<u32>,
-}
-
-#[derive(Clone, Copy, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum RawKind {
-    Opaque,
-    X509Trust,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -192,7 +173,7 @@ impl RawPlan {
             regions: self.regions.into_iter().map(RawRegion::plan).collect::<Result<_, _>>()?,
             edges: self.edges.into_iter().map(RawEdge::plan).collect::<Result<_, _>>()?,
             operators: labels("operators", &self.operators)?,
-            classes: self.classes.into_iter().map(RawClass::plan).collect(),
+            classes: self.classes.into_iter().map(RawClass::class).collect(),
         })
     }
 
@@ -216,36 +197,6 @@ impl RawPlan {
             validators: plan.validators.iter().map(RawValidator::of).collect(),
             regions: plan.regions.iter().map(RawRegion::of).collect(),
             edges: plan.edges.iter().map(RawEdge::of).collect(),
-        }
-    }
-}
-
-impl RawClass {
-    fn plan(self) -> Class {
-        let kind = match self.kind {
-            RawKind::Opaque => ClassKind::Opaque,
-            RawKind::X509Trust => ClassKind::X509Trust,
-        };
-        let mut class = Class::new(&self.prefix, self.approvals, kind);
-        let quota = &mut class.quota;
-        quota.bundles_max = self.bundles_max.unwrap_or(quota.bundles_max);
-        quota.bytes_max = self.bytes_max.unwrap_or(quota.bytes_max);
-        quota.publishes_per_hour = self.publishes_per_hour.unwrap_or(quota.publishes_per_hour);
-        class
-    }
-
-    fn of(class: &Class) -> Self {
-        let kind = match class.kind {
-            ClassKind::Opaque => RawKind::Opaque,
-            ClassKind::X509Trust => RawKind::X509Trust,
-        };
-        Self {
-            prefix: class.prefix.clone(),
-            approvals: class.approvals,
-            kind,
-            bundles_max: Some(class.quota.bundles_max),
-            bytes_max: Some(class.quota.bytes_max),
-            publishes_per_hour: Some(class.quota.publishes_per_hour),
         }
     }
 }

@@ -62,17 +62,18 @@ pub struct NewKey {
     file: PathBuf,
 }
 
-/// How a governance change is signed and where it goes.
+/// How a change is signed and where it goes.
 #[derive(clap::Args, Debug)]
 pub struct Signing {
     /// Sign with this key (repeatable); without it, with the client's own
     #[arg(long = "operator", value_name = "FILE")]
-    operators: Vec<PathBuf>,
+    pub operators: Vec<PathBuf>,
     /// Save the signed change for others to approve, and do not submit it
     #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    pub out: Option<PathBuf>,
     #[command(flatten)]
-    connection: Connection,
+    /// Which realm.
+    pub connection: Connection,
 }
 
 /// Arguments of `authorize-operator`.

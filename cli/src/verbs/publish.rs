@@ -17,12 +17,12 @@ use satrap_merkle::BundleTree;
 use serde::Serialize;
 
 use crate::{
-    client::{Client, Connection, version_of},
+    client::{Client, version_of},
     content::{self, Difference},
     error::CliError,
     operator::{self, Summary},
     output::{Output, short, span},
-    verbs::block_on,
+    verbs::{block_on, govern::Signing},
 };
 
 /// Arguments of `publish`.
@@ -35,14 +35,8 @@ pub struct Args {
     /// Fail unless this is the current version; 0 if the bundle does not exist yet
     #[arg(long, value_name = "N")]
     expect_version: Option<u64>,
-    /// Sign with this key (repeatable); without it, with the client's own
-    #[arg(long = "operator", value_name = "FILE")]
-    operators: Vec<PathBuf>,
-    /// Save the signed change for others to approve, and do not submit it
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
     #[command(flatten)]
-    connection: Connection,
+    signing: Signing,
 }
 
 /// What `publish` and `submit` print when a change is decided.
@@ -82,8 +76,8 @@ pub struct Saved {
 /// If the content is wrong, the version is not the expected one, or the validators refuse.
 pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
     let to = content::read(&args.path)?;
-    let client = Client::open(&args.connection)?;
-    let keys = client.signing_keys(&args.operators);
+    let client = Client::open(&args.signing.connection)?;
+    let keys = client.signing_keys(&args.signing.operators);
     let base = block_on(base(&client, &args.bundle, args.expect_version))?;
     let difference = Difference::between(&base.tree, &to);
     if difference.is_empty() && base.version > 0 {
@@ -101,7 +95,7 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
     let change = build(client.genesis.realm(), &args.bundle, &base, &to);
     let mut signed = SignedChange::unsigned(change);
     operator::approve(&mut signed, &keys)?;
-    if let Some(file) = &args.out {
+    if let Some(file) = &args.signing.out {
         return save(file, &signed, output);
     }
     let started = clock::monotonic();

@@ -11,12 +11,12 @@ use satrap_host::clock;
 use serde::Serialize;
 
 use crate::{
-    client::{Client, Connection},
+    client::Client,
     content::Difference,
     error::CliError,
     operator,
     output::{Output, count},
-    verbs::{block_on, publish},
+    verbs::{block_on, govern::Signing, publish},
 };
 
 /// Keys listed for people; `--json` lists all.
@@ -30,14 +30,8 @@ pub struct Args {
     /// Fail unless this is the current version
     #[arg(long, value_name = "N")]
     expect_version: Option<u64>,
-    /// Sign with this key (repeatable); without it, with the client's own
-    #[arg(long = "operator", value_name = "FILE")]
-    operators: Vec<PathBuf>,
-    /// Save the signed change for others to approve, and do not submit it
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
     #[command(flatten)]
-    connection: Connection,
+    signing: Signing,
 }
 
 /// A bundle to retire, or retired.
@@ -69,8 +63,8 @@ struct Decision {
 ///
 /// If the bundle does not exist or is not at the expected version, or the validators refuse.
 pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
-    let client = Client::open(&args.connection)?;
-    let keys = client.signing_keys(&args.operators);
+    let client = Client::open(&args.signing.connection)?;
+    let keys = client.signing_keys(&args.signing.operators);
     let base = block_on(publish::base(&client, &args.bundle, args.expect_version))?;
     if base.version == 0 {
         let bundle = &args.bundle;
@@ -89,9 +83,9 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
         bytes: base.tree.bytes(),
         removed: Difference::between(&base.tree, &Default::default()).removed,
         decided: None,
-        file: args.out.clone(),
+        file: args.signing.out.clone(),
     };
-    match &args.out {
+    match &args.signing.out {
         Some(file) => operator::write_change(file, &signed)?,
         None => {
             let started = clock::monotonic();

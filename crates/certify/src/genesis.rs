@@ -257,9 +257,10 @@ struct RawOperator {
     public_key: String,
 }
 
-#[derive(Serialize, Deserialize)]
+/// A class as text files name it: the genesis, and plans of realms.
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawClass {
+pub struct RawClass {
     prefix: String,
     approvals: u32,
     kind: RawKind,
@@ -269,7 +270,7 @@ struct RawClass {
     publishes_per_hour: Option<u32>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum RawKind {
     Opaque,
@@ -403,7 +404,9 @@ impl RawOperator {
 }
 
 impl RawClass {
-    fn of(c: &Class) -> Self {
+    /// The text of `c`, with every number of its quota.
+    #[must_use]
+    pub fn of(c: &Class) -> Self {
         let kind = match c.kind {
             ClassKind::Opaque => RawKind::Opaque,
             ClassKind::X509Trust => RawKind::X509Trust,
@@ -418,7 +421,9 @@ impl RawClass {
         }
     }
 
-    fn class(self) -> Class {
+    /// The class, with the quota of its kind where the text names none.
+    #[must_use]
+    pub fn class(self) -> Class {
         let kind = match self.kind {
             RawKind::Opaque => ClassKind::Opaque,
             RawKind::X509Trust => ClassKind::X509Trust,
