@@ -89,7 +89,7 @@ impl Excerpt<'_> {
 }
 
 impl Entry {
-    /// What is counted is what it would take on the wire.
+    /// The bytes that the delta would take on the wire.
     fn bytes(&self) -> u64 {
         self.delta.wire_bytes()
     }

@@ -32,7 +32,7 @@ pub struct Memory {
 }
 
 impl Replica {
-    /// What must not be forgotten.
+    /// The memory of this replica: its newest checkpoint, its history and its floors.
     #[must_use]
     pub fn memory(&self) -> Memory {
         Memory {
@@ -84,17 +84,6 @@ impl Replica {
             contents,
             ..Self::genesis(genesis, interest)
         })
-    }
-
-    /// Remembers floors that were verified elsewhere: versions below them are refused (B1).
-    /// Nothing is lowered.
-    pub fn raise_floors(&mut self, floors: &BTreeMap<BundleName, Head>) {
-        for (name, floor) in floors {
-            let known = self.floors.get(name).is_some_and(|head| head.version >= floor.version);
-            if !known {
-                self.floors.insert(name.clone(), floor.clone());
-            }
-        }
     }
 }
 

@@ -27,7 +27,7 @@ const SMALL_DELTA_BYTES: u64 = 4 * 1024;
 /// One update, and the position of a follower that has taken it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// What to send.
+    /// The update to send.
     pub update: Update,
     /// Where to go on from.
     pub leads_to: Position,
@@ -42,7 +42,8 @@ enum Route {
 }
 
 impl Replica {
-    /// What brings a follower at `position` here, or closer; `None` if it has everything.
+    /// The update that brings a follower at `position` to this replica's state, or closer to it;
+    /// `None` if the follower has everything.
     ///
     /// # Errors
     ///
@@ -206,7 +207,8 @@ impl Replica {
         }
     }
 
-    /// What of the content asked for is not held, in the order of names, as much as fits.
+    /// The content that the follower asked for and does not hold, in the order of names, as much as
+    /// fits.
     fn contents_for(&self, position: &Position) -> Vec<Delta> {
         let wanted: Vec<&Head> = match &position.interest {
             Interest::Everything => self.heads.values().collect(),

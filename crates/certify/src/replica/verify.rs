@@ -61,7 +61,8 @@ impl Replica {
 
     /// C2 to C12
     fn check_steps(&self, steps: &[Step], clock: Clock) -> Result<Verified, Rejection> {
-        // What a process stored itself is one path from the genesis, however long (E2 bounds it).
+        // A snapshot that a process stored itself is one path from the genesis, however long (E2
+        // bounds it).
         let steps_max = match clock {
             Clock::Now(_) => STEPS_MAX,
             Clock::Ignored => PATH_STEPS_MAX,
