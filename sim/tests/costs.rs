@@ -34,7 +34,7 @@ fn timed<T>(work: impl FnOnce() -> T) -> Duration {
     cpu() - start
 }
 
-/// What one verified signature takes: the unit of all costs.
+/// The time of one verified signature: the unit of all costs.
 fn unit() -> Duration {
     const ROUNDS: u32 = 2_000;
     let (signer, message) = (key("unit"), [7; 120]);

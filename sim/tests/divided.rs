@@ -32,7 +32,7 @@ fn catch_up(relay: &Replica, replica: &mut Replica, now: Timestamp) -> Vec<Updat
     let mut updates = Vec::new();
     while let Some(answer) = relay.answer(&position).unwrap() {
         take(replica, &answer.update, now).unwrap();
-        // What the server believes of its follower is what the follower is.
+        // The server's idea of its follower's position is the follower's own.
         assert_eq!(answer.leads_to, replica.position());
         position = answer.leads_to;
         updates.push(answer.update);
@@ -72,7 +72,7 @@ fn any_number_of_set_changes_can_be_followed_restored_and_skipped() {
     let updates = catch_up(&relay, &mut edge, realm.now);
     let steps: usize = updates.iter().map(|update| update.steps.len()).sum();
     assert!(steps < 350, "{steps} steps over 600 changes");
-    // What both keep on disk leads there again.
+    // The snapshots of both lead there again.
     for (replica, interest) in [(&other, Interest::Everything), (&edge, names(&["config/routing"]))]
     {
         let disk = replica.snapshot().unwrap().to_canonical();

@@ -118,7 +118,7 @@ impl Realm {
     }
 }
 
-/// What became of an edge.
+/// The outcome for an edge.
 struct Outcome {
     /// The oldest state it had once it had begun, in heartbeats.
     oldest: u64,

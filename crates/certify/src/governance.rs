@@ -55,7 +55,7 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// What a class has that says nothing else: a class of trust roots the room that is reserved
+    /// The quota of a class that names none: for a class of trust roots, the room that is reserved
     /// for them, any other class the rest.
     #[must_use]
     pub fn of(kind: ClassKind) -> Self {

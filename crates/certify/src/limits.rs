@@ -40,7 +40,7 @@ pub const TRUST_HISTORY_RESERVED: usize = HISTORY_LEAVES_MAX / 4;
 pub const PUBLISH_BURST: u64 = 1_024;
 /// Publishes per hour that a class can allow one principal in the long run.
 pub const PUBLISHES_PER_HOUR_MAX: u32 = 3_600_000;
-/// What a class allows that says nothing else: one directory every ten minutes.
+/// The same of a class that names no rate: one directory every ten minutes.
 pub const PUBLISHES_PER_HOUR_DEFAULT: u32 = 6;
 /// Canonical bytes of one signed change: the proposal that carries it must fit a mesh frame.
 pub const CHANGE_BYTES_MAX: usize = 768 * 1024;
@@ -166,7 +166,7 @@ const GOVERNANCE: usize = {
 };
 const _: () = assert!(GOVERNANCE <= GOVERNANCE_BYTES_MAX);
 
-// What is reserved for trust roots leaves most of the realm to everything else.
+// The reserve for trust roots leaves most of the realm to opaque classes.
 const _: () = assert!(TRUST_HEADS_RESERVED < HEADS_MAX / 2);
 const _: () = assert!(TRUST_BYTES_RESERVED < REALM_BYTES_MAX / 2);
 const _: () = assert!(TRUST_ENTRIES_RESERVED < REALM_ENTRIES_MAX / 2);

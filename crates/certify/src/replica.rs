@@ -269,9 +269,9 @@ impl Replica {
 
     /// [`Replica::verify`] for what this process itself decided: no clock judges it.
     ///
-    /// A clock protects against strangers who show an old state. What a process decided, or holds in
-    /// its own store, is no older than the process; were its age judged, a realm that was down for
-    /// longer than the trusting period could never store its next block.
+    /// A clock protects against strangers who show an old state. State that a process decided, or
+    /// holds in its own store, is no older than the process; were its age judged, a realm that was
+    /// down for longer than the trusting period could never store its next block.
     ///
     /// # Errors
     ///

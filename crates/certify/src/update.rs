@@ -86,7 +86,7 @@ pub struct Delta {
     pub deletes: Vec<Key>,
 }
 
-/// What brings a follower from one position closer to the newest checkpoint, or there.
+/// The message that brings a follower from one position closer to the newest checkpoint, or there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Update {
     /// The sender's realm.

@@ -1,4 +1,5 @@
-//! What a genesis file may say: nothing twice, and nothing that the realm could not keep.
+//! The contents that a genesis file may have: nothing twice, and nothing that the realm could not
+//! keep.
 
 use satrap_certify::{ClassKind, Genesis, Quota, limits::HEADS_MAX};
 

@@ -1,4 +1,4 @@
-//! What the limits promise about memory is measured. One test, so that nothing else allocates.
+//! Measures the promises of the limits about memory. One test, so that nothing else allocates.
 
 use std::{fs, sync::Arc};
 

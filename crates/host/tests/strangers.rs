@@ -1,4 +1,4 @@
-//! What a stranger without any certificate, and a CA that mints names, can take from others.
+//! How much a stranger without any certificate, and a CA that mints names, can take from others.
 
 #![expect(clippy::unwrap_used, reason = "the lint exempts test functions but not their helpers")]
 
@@ -117,7 +117,7 @@ fn strangers_delay_nobody(first_words: &'static [u8]) {
         println!("p99 of a connect: {quiet:?} alone, {flooded:?} among {STRANGERS} strangers");
         assert!(flooded <= quiet * SLOWDOWN_MAX, "{quiet:?} alone, {flooded:?} among strangers");
         let held = open_files().saturating_sub(before + STRANGERS);
-        // What both pools hold, and the honest client's sockets that were not closed yet.
+        // The places of both pools, and the honest client's sockets that were not closed yet.
         let held_max = SILENT_PENDING_MAX + HANDSHAKES_PENDING_MAX + CONNECTS;
         assert!(held <= held_max, "the server holds {held} sockets of strangers");
         drop(strangers);

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use crate::TokenBucket;
 
-/// What one payer may spend.
+/// The budget of one payer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     /// At once, in tokens.

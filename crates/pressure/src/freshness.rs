@@ -2,7 +2,7 @@
 //!
 //! A server cannot forge news, but it can hold it back, and do so politely: one old checkpoint
 //! after the other, each newer than the last, none of them new; or heads without the content they
-//! speak of. What it sends says nothing about that. What decides is how old the follower's own
+//! speak of. Its messages say nothing about that. The decision is how old the follower's own
 //! verified state is, by certified time, and whether it is whole.
 //!
 //! # Invariants

@@ -1,14 +1,14 @@
-//! What an edge keeps across restarts: what it must not forget, and content.
+//! The state that an edge keeps across restarts: its memory, and content.
 //!
 //! The disk is one more peer that may lie: a bit may have flipped, a file may have been replaced.
-//! So nothing is believed when it is read back. What must not be forgotten ([`Kept`]) is one sealed
+//! So nothing is believed when it is read back. The memory ([`Kept`]) is one sealed
 //! row; without it the edge does not start, because it could not tell old versions from new ones.
 //! Content is compared with the root of its version; without it the edge starts and fetches it.
 //!
 //! # Invariants
 //!
 //! - **K1** Only verified state is written ([`Staged`] holds nothing else), content and [`Kept`] in
-//!   one transaction. What is read back is verified, or not used.
+//!   one transaction. Content that is read back is verified, or not used.
 //! - **K2** The content of what is active stays on disk until something else is active, also if
 //!   newer versions were verified since.
 //! - **K5** A database that exists is never treated as none: one without a readable [`Kept`], or of
@@ -50,7 +50,7 @@ pub enum CacheError {
     Damaged {
         /// The database file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault in it.
         what: String,
     },
     /// K5
@@ -80,7 +80,7 @@ pub struct Contents {
     pub newest: BTreeMap<BundleName, BundleTree>,
     /// Of what the workload runs.
     pub active: BTreeMap<BundleName, BundleTree>,
-    /// What was found and refused, for the log.
+    /// Everything that was found and refused, for the log.
     pub damage: Vec<Rejection>,
 }
 
@@ -114,14 +114,15 @@ impl Cache {
         Ok(Self { database, kept })
     }
 
-    /// What must not be forgotten, as it is on disk.
+    /// The memory, as it is on disk.
     #[must_use]
     pub fn kept(&self) -> &Kept {
         &self.kept
     }
 
-    /// Reads content back: of the highest versions of `wanted`, and of what is active. What the
-    /// database cannot give, `elsewhere` may; it must have the root of the version either way.
+    /// Reads content back: of the highest versions of `wanted`, and of the active ones. Content
+    /// that the database cannot give, `elsewhere` may; it must have the root of the version either
+    /// way.
     ///
     /// # Errors
     ///

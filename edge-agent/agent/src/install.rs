@@ -34,7 +34,7 @@ use crate::{
 /// Why nothing can be installed here.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
-    /// What must not be forgotten cannot be read.
+    /// The memory cannot be read.
     #[error(transparent)]
     Cache(#[from] CacheError),
     /// The disk failed; going on could lose what was reported as running.
@@ -105,7 +105,7 @@ impl Installer {
         &self.acceptor
     }
 
-    /// What is on disk for the workload.
+    /// The versions and links on disk.
     #[must_use]
     pub fn activator(&self) -> &Activator {
         &self.activator

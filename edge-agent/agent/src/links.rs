@@ -23,7 +23,7 @@ use crate::{activate::ActivateError, paths};
 /// The directory that holds all versions, in the data directory.
 pub const VERSIONS: &str = "versions";
 
-/// What is found where a bundle's link belongs, compared with the version that should run.
+/// The state of the place where a bundle's link belongs, compared with the version that should run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnDisk {
@@ -37,7 +37,7 @@ pub enum OnDisk {
     Foreign,
 }
 
-/// What is found where a link belongs.
+/// The entry found where a link belongs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     Nothing,

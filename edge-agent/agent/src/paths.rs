@@ -28,7 +28,7 @@ use satrap_certify::{BundleName, Key};
 use satrap_edge_core::Active;
 use satrap_merkle::BundleTree;
 
-/// What Linux file systems allow for one part of a path.
+/// The bytes that Linux file systems allow for one part of a path.
 const FILE_NAME_BYTES_MAX: usize = 255;
 /// Bytes of a root in the name of a version's directory: enough to tell versions apart by sight.
 const ROOT_PREFIX_BYTES: usize = 8;

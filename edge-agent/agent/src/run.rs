@@ -182,7 +182,7 @@ impl Edge {
         let identity = self.credentials.current();
         let replica = self.installer.acceptor().replica();
         let (active, activator) = (self.installer.acceptor().active(), self.installer.activator());
-        // What the workload reads, not what it was once given.
+        // The versions that the workload reads, not those it was once given.
         let running = active
             .iter()
             .filter(|(name, version)| activator.on_disk(name, **version) == OnDisk::Current);

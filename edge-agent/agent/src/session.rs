@@ -31,7 +31,7 @@ pub enum SessionError {
     /// Not the server's fault, or not provably: unreachable, restarted, overloaded.
     #[error("{0}")]
     Lost(String),
-    /// What came was old or not complete for this long (P3).
+    /// Its state was old or not complete for this long (P3).
     #[error("no fresh and complete state in {0:?}; another server may have it")]
     Stale(Duration),
     /// The server sent what no honest server sends.

@@ -56,7 +56,7 @@ pub struct ActiveBundle {
     pub standing: Standing,
 }
 
-/// What becomes of an active bundle.
+/// The standing of an active bundle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
@@ -79,18 +79,18 @@ pub struct FailedBundle {
     pub root: String,
 }
 
-/// What a status is made of.
+/// The parts of a status.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     /// The edge's state.
     pub acceptor: &'a Acceptor,
-    /// What is on disk.
+    /// Versions and links on disk.
     pub activator: &'a Activator,
-    /// What was refused.
+    /// Refused offers.
     pub refusals: &'a Refusals,
-    /// What the configuration asks for.
+    /// The bundles of the configuration.
     pub bundles: &'a [BundleName],
-    /// Whom it follows.
+    /// The server it follows.
     pub server: Option<&'a str>,
 }
 

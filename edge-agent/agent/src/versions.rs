@@ -1,7 +1,7 @@
 //! The directories that hold versions: written whole, compared, read back.
 //!
-//! A directory appears under its name only when it is complete and synced. What is in it later is
-//! up to the host, so it is compared before it is relied on.
+//! A directory appears under its name only when it is complete and synced. Files that are added or
+//! altered later are up to the host, so it is compared before it is relied on.
 
 use std::{
     fs, io,

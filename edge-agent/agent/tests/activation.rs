@@ -1,4 +1,4 @@
-//! What a workload sees is one complete version, or the one before (S1, S2, S6), and no name leads
+//! A workload sees one complete version, or the one before (S1, S2, S6), and no name leads
 //! to another's files, nor to files that are not this agent's (S3, S4, S5).
 
 mod common;

@@ -1,5 +1,5 @@
-//! What an edge keeps: content and memory are verified when they are read back (K1, K3), nothing
-//! that is needed is forgotten (K2, K4), and a database is never treated as none (K5).
+//! The state that an edge keeps: content and memory are verified when they are read back (K1, K3),
+//! nothing that is needed is forgotten (K2, K4), and a database is never treated as none (K5).
 
 #![expect(clippy::unwrap_used, reason = "the lint exempts test functions but not their helpers")]
 

@@ -72,7 +72,7 @@ fn put(host: &Host, (name, version): &RowKey, bytes: Option<&[u8]>) {
     });
 }
 
-/// What was done to the disk of a stopped edge.
+/// The damage done to the disk of a stopped edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Damage {
     None,
@@ -221,7 +221,7 @@ impl World {
                 assert!(error.to_string().contains("edge.redb is damaged"), "{error}");
                 self.check("in a refused start");
                 self.refusals += 1;
-                // What the message says: a checkpoint of today, and the file moved away.
+                // The remedy in the message: a checkpoint of today, and the file moved away.
                 let (newest, bundles) = (self.servers.newest(), &self.host.config.bundles);
                 let certificate = self.servers.certificate(newest, bundles);
                 self.host.provision(&certificate);

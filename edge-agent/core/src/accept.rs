@@ -19,7 +19,7 @@
 //! - **A1** Only a [`Certified`] advance leaves this module, and only [`Replica::verify`] makes one.
 //! - **A2** Content is durable before a workload sees it, and a version is recorded as active only
 //!   after the workload took it. A crash therefore restarts into a config that already ran here.
-//! - **A3** Neither the verified nor the active version of a bundle ever decreases. What is active
+//! - **A3** Neither the verified nor the active version of a bundle ever decreases. The active one
 //!   is the newest verified version, or the last one that worked if that one failed here or its
 //!   bundle was retired.
 //! - **A4** At most one offer is in flight. A second one is refused, not queued.

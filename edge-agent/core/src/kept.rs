@@ -1,4 +1,4 @@
-//! What an edge must not forget, as one sealed value.
+//! The memory of an edge, as one sealed value.
 //!
 //! An edge that forgot its newest verified checkpoint, the highest version of a bundle, or what
 //! runs, would take an older version for news. So all of that is one value, written as a whole and
@@ -31,14 +31,15 @@ const VERSIONS_MAX: usize = FLOORS_MAX + INTEREST_MAX;
 /// Versions by bundle.
 pub type Versions = BTreeMap<BundleName, Active>;
 
-/// What an edge must not forget.
+/// The memory of an edge: nothing in it may be forgotten.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kept {
     /// The newest verified checkpoint, and the highest version of every bundle.
     pub memory: Memory,
-    /// What was certified when all of it was held: it may be activated without any server.
+    /// The heads that were certified when all of their content was held: it may be activated
+    /// without any server.
     pub ready: Versions,
-    /// What the workload runs.
+    /// The versions that the workload runs.
     pub active: Versions,
     /// Versions that failed here.
     pub quarantine: BTreeSet<(BundleName, Active)>,

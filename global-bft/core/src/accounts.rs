@@ -47,7 +47,7 @@ pub struct Room {
 }
 
 impl Room {
-    /// What a bundle takes.
+    /// The room that a bundle takes.
     #[must_use]
     pub fn of(head: &Head) -> Self {
         Self { heads: 1, entries: head.entries, bytes: head.bytes }
@@ -88,7 +88,7 @@ pub const OPAQUE: Room = Room {
     bytes: REALM_BYTES_MAX - TRUST_BYTES_RESERVED,
 };
 
-/// What everyone has used.
+/// The use that all principals have made of the realm.
 #[derive(Clone, Debug, Default)]
 pub struct Accounts {
     /// The principal that created a bundle.
@@ -266,7 +266,7 @@ impl Accounts {
         self.buckets.retain(|_, buckets| !buckets.is_empty());
     }
 
-    /// What the governance root commits to.
+    /// The digest that the governance root commits to.
     #[must_use]
     pub fn digest(&self) -> Digest {
         let mut w = Writer::tagged("satrap/accounts/v1");

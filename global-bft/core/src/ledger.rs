@@ -253,14 +253,14 @@ struct Draft<'a> {
     ledger: &'a Ledger,
     setting: Setting<'a>,
     state: State,
-    /// What each changed bundle sends to followers; `None` if that is the whole content.
+    /// The delta of each changed bundle for followers; `None` if that is the whole content.
     deltas: BTreeMap<BundleName, Option<Delta>>,
     directory_changed: bool,
     /// RFC 6962 leaves over the changes, and the sum of their canonical bytes.
     leaves: Vec<Digest>,
     bytes: usize,
     cost: Cost,
-    /// What changes cost that were not added.
+    /// The cost of changes that were not added.
     wasted: Cost,
 }
 

@@ -1,6 +1,6 @@
 //! Judges one change: every validity rule for changes (V1 to V19, V27, V28) is applied here.
 //!
-//! Whoever holds one operator key can submit changes at will, so what a change can cost matters as
+//! The holder of one operator key can submit changes at will, so the cost of a change matters as
 //! much as what it does. Judging one costs as much as the change touches, never as much as the
 //! realm holds: nothing is cloned or summed, and what would result is refused before it is hashed.
 //!
@@ -43,7 +43,7 @@ use crate::{
     x509,
 };
 
-/// What all changes so far add up to.
+/// The sum of all changes so far.
 #[derive(Clone, Debug)]
 pub struct State {
     /// Operators, classes, region keys, validators.
@@ -52,7 +52,7 @@ pub struct State {
     pub heads: BTreeMap<BundleName, Head>,
     /// Content by name.
     pub contents: BTreeMap<BundleName, BundleTree>,
-    /// What everyone has used.
+    /// The use that all principals have made of the realm.
     pub accounts: Accounts,
 }
 
@@ -71,7 +71,7 @@ pub struct Setting<'a> {
     pub history_size: u64,
 }
 
-/// What judging has cost so far (V25).
+/// The cost of judging so far (V25).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
     /// Signatures verified.
@@ -108,7 +108,7 @@ enum Admitted<'a> {
     Govern(&'a GovernanceAct),
 }
 
-/// What a change does, judged and not yet made.
+/// The effects of a change, judged and not yet made.
 #[derive(Debug)]
 pub struct Effects(Made);
 
@@ -119,7 +119,7 @@ enum Made {
     Govern(Governance),
 }
 
-/// What a change did to the directory.
+/// The effect of a change on the directory.
 #[derive(Debug)]
 pub enum Applied {
     /// A bundle has new content.

@@ -1,4 +1,4 @@
-//! What may stand in a bundle of trust roots (rule V9).
+//! The contents of a bundle of trust roots (rule V9).
 //!
 //! Edges hand these values to TLS stacks. A value no parser accepts makes some stacks refuse the
 //! whole file, and a private key published by mistake would be signed by the quorum and copied to

@@ -1,4 +1,4 @@
-//! What an attack is, and the thread that runs those of one principal.
+//! Attacks, and the thread that runs those of one principal.
 
 use std::{
     net::SocketAddr,
@@ -21,7 +21,7 @@ use crate::Trouble;
 /// A principal that attacks, and what it attacks.
 #[derive(Clone)]
 pub struct Attacker {
-    /// What it proves itself with; a stranger has nothing.
+    /// Its certificate and key; a stranger has none.
     pub credentials: Option<Credentials>,
     /// The key that it signs changes with, if it may sign any.
     pub key: Option<SigningKey>,
@@ -42,7 +42,7 @@ impl Attacker {
     }
 }
 
-/// What one attack did.
+/// The count of one attack.
 #[derive(Debug, Default)]
 pub struct Tally {
     sent: AtomicU64,
@@ -62,7 +62,7 @@ impl Tally {
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What was sent, its bytes, and how much was refused.
+    /// Messages sent, their bytes, and how many were refused.
     #[must_use]
     pub fn counts(&self) -> (u64, u64, u64) {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);

@@ -168,7 +168,7 @@ fn on<F: Future<Output = Result<Infallible, Ended>> + 'static>(
             async move {
                 loop {
                     if let Some(channel) = aim.connect().await {
-                        // What is left of it was refused.
+                        // The rest of it was refused.
                         drop(act(aim.clone(), channel).await);
                         aim.tally.refused();
                     }

@@ -18,7 +18,7 @@ use satrap_host::mtls::{CredentialFiles, Credentials};
 
 use crate::{Trouble, cluster::directory};
 
-/// What honest edges follow.
+/// The bundle that honest edges follow.
 pub const BUNDLE: &str = "config/honest";
 /// The region that runs.
 pub const REGION: &str = "eu";
@@ -37,7 +37,7 @@ pub struct Process {
     child: Child,
 }
 
-/// What a process has cost since it started.
+/// The cost of a process since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
     /// Processor time, in milliseconds.
@@ -52,7 +52,7 @@ pub struct Realm {
     pub genesis: Genesis,
     /// Where everything lies.
     pub files: RealmFiles,
-    /// What runs.
+    /// The running processes.
     pub processes: Vec<Process>,
     plan: RealmPlan,
     // Last, because the files are in it.
@@ -188,7 +188,7 @@ impl Realm {
         &self.files.edges[EDGES]
     }
 
-    /// What each process has cost.
+    /// The cost of each process.
     #[must_use]
     pub fn costs(&self) -> Vec<(String, Cost)> {
         self.processes.iter().map(|process| (process.name.clone(), process.cost())).collect()

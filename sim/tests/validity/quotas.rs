@@ -66,7 +66,7 @@ fn two_opaque() -> SimRealm {
     )
 }
 
-/// What opaque classes cannot have, trust roots can.
+/// Trust roots can have the room that opaque classes cannot.
 fn reserved(realm: &SimRealm, state: &State) {
     let mut state = state.clone();
     let roots = put(realm, &state, &bundle("pki/roots"), "k", 0);
@@ -115,7 +115,7 @@ fn v18_opaque_classes_leave_bundles_to_trust_roots() {
 #[test]
 fn v19_a_principal_owns_half_of_a_class_and_no_more() {
     let mut realm = with_quota(5, 1_000);
-    // Whoever comes first in the order of keys pays and owns.
+    // The first in the order of keys pays and owns.
     let first = realm.operators.iter().min_by_key(|key| key.verifying_key().to_bytes()).unwrap();
     let operators = [first.clone()];
     let all = std::mem::replace(&mut realm.operators, operators.into());

@@ -110,7 +110,7 @@ fn v28_the_creation_of_a_retired_bundle_cannot_be_replayed() {
     decide(&mut realm, newer);
     let change = realm.retire(CONFIG);
     decide(&mut realm, change);
-    // Whoever holds an old block holds its approvals, too: edges would take the first content for
+    // The holder of an old block holds its approvals, too: edges would take the first content for
     // the newest.
     assert_eq!(rule(&realm, &first), Err("V4"), "what was decided before");
     assert_eq!(rule(&realm, &draft), Err("V4"), "what was approved and never submitted");

@@ -143,7 +143,7 @@ fn v8_a_realm_holds_so_many_entries_and_no_more() {
     assert_eq!(apply(&realm, &mut state, &change), Ok(()));
     let change = put(&realm, &state, &name, "one more", 1);
     assert_eq!(apply(&realm, &mut state, &change), Err("V8"));
-    // What is there can still change, and shrink.
+    // A bundle that exists can still change, and shrink.
     let change = put(&realm, &state, &name, "last", 2);
     assert_eq!(apply(&realm, &mut state, &change), Ok(()));
 }

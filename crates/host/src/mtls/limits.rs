@@ -98,7 +98,7 @@ pub(super) const LOCAL_ERROR_RESET_STREAMS_MAX: usize = 256;
 
 const _: () = assert!(Limits::EDGES.keeps_room_for(FOREIGN_SCOPES));
 const _: () = assert!(Limits::PEERS.keeps_room_for(FOREIGN_SCOPES));
-/// What strangers can make a listener hold.
+/// The memory that strangers can make a listener hold.
 const _: () = assert!(HANDSHAKES_PENDING_MAX * HANDSHAKE_BYTES_MAX <= 48 * 1024 * 1024);
 const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
 const _: () = assert!(FRAME_BYTES_MAX <= STREAM_WINDOW_BYTES);

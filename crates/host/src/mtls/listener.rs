@@ -144,8 +144,9 @@ impl Listener {
 impl Stream for Listener {
     type Item = Result<PeerStream, io::Error>;
 
-    /// What is farthest ahead comes first. The runtime lets a task do so much at a time before
-    /// everything looks pending to it; strangers that arrive without end must not use that up.
+    /// The stage that is farthest ahead comes first. The runtime lets a task do so much at a time
+    /// before everything looks pending to it; strangers that arrive without end must not use that
+    /// up.
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
             match self.greeting.poll_join_next(cx) {

@@ -1,6 +1,6 @@
 //! Counts connections: in total, per name, and per scope (M6).
 //!
-//! Whoever holds the CA of a scope can mint any number of names within it, so a bound per name alone
+//! The holder of a scope's CA can mint any number of names within it, so a bound per name alone
 //! would let one region's CA take every connection of a validator. Scopes cannot be minted: each has
 //! a CA in this process's own trust file.
 

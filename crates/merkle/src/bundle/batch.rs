@@ -18,7 +18,7 @@ use super::{BundleTree, Inner, Key, Leaf, Node, entry_bytes};
 
 /// Changes of one tree, not yet applied.
 pub struct Batch<'a> {
-    /// What the new tree consists of, ascending.
+    /// The parts of the new tree, ascending.
     items: Vec<Item<'a>>,
     descended: usize,
     len: usize,

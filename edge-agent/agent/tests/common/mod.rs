@@ -95,7 +95,7 @@ impl Servers {
         self.decide(&[change]);
     }
 
-    /// What `satrap get --certificate` writes for `bundles` from a server in `state`.
+    /// The certificate that `satrap get` writes for `bundles` from a server in `state`.
     pub fn certificate(&self, state: &Replica, bundles: &[BundleName]) -> Vec<u8> {
         let interest = Interest::Bundles(bundles.to_vec());
         let mut reader = Replica::genesis(&self.realm.genesis, interest);
@@ -148,7 +148,7 @@ impl Host {
         self.config.activate.dir.join(bundle.as_str().replace('/', "+"))
     }
 
-    /// What a workload reads under `key`.
+    /// The value that a workload reads under `key`.
     pub fn read(&self, bundle: &BundleName, key: &str) -> Option<String> {
         fs::read_to_string(self.link(bundle).join(key)).ok()
     }

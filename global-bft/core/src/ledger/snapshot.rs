@@ -1,7 +1,7 @@
 //! The ledger's own snapshot on disk.
 //!
 //! It is not a message: it is read back only by the validator that wrote it, which believes its
-//! disk as little as a peer. What is restored must be what the last header certifies.
+//! disk as little as a peer. A restored ledger must be the one that the last header certifies.
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -245,7 +245,7 @@ async fn what_was_decided_is_served(realm: &Realm, node: &Node, alice: &Credenti
     let mut control = ControlClient::new(channel).max_decoding_message_size(1 << 21);
     let reply = control.governance(GovernanceRequest {}).await.unwrap().into_inner();
     let mut governance = satrap_certify::Governance::from_canonical(&reply.governance).unwrap();
-    // What was published since is accounted for; nothing else has changed.
+    // Publishes since then are accounted for; nothing else has changed.
     assert_ne!(std::mem::take(&mut governance.accounts), [0; 32]);
     assert_eq!(governance, realm.genesis.governance);
     let request = LightBlocksRequest { from_height: 1, to_height: to };

@@ -75,7 +75,7 @@ struct Hostile {
     /// Blocks of this height that exist, its own and those of others.
     blocks: Vec<Value>,
     prevotes: BTreeMap<(u32, ValueId), BTreeMap<Voter, SignedVote>>,
-    /// What it last proposed, which it mostly votes for.
+    /// The block it last proposed, which it mostly votes for.
     favorite: Option<(u32, ValueId)>,
 }
 

@@ -149,7 +149,7 @@ pub struct Node {
     pub connected: bool,
     /// How far this node's wall clock is ahead of the slowest one.
     pub clock_ahead: Duration,
-    /// What others sent to it, if it is played by the test instead of an engine.
+    /// The frames others sent to it, if it is played by the test instead of an engine.
     pub heard: Option<Vec<Frame>>,
     /// Incremented at each start; what belongs to an earlier life is dropped.
     life: u64,

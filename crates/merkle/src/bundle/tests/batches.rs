@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::*;
 
-/// What `work` returns, and how many hashes it took.
+/// The result of `work`, and how many hashes it took.
 fn hashes<T>(work: impl FnOnce() -> T) -> (T, u64) {
     let before = HASHES.get();
     let result = work();
