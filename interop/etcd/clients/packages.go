@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/stats"
 )
 
 var packageScenarios = []scenario{
@@ -113,9 +114,11 @@ func named(w *world) {
 	defer cancel()
 	changes := get(manager.NewWatchChannel(ctx))
 	var servers []*grpc.Server
+	var seen []*connections
 	for i := range 2 {
 		listener := get(net.Listen("tcp", "127.0.0.1:0"))
-		server := grpc.NewServer()
+		seen = append(seen, newConnections())
+		server := grpc.NewServer(grpc.StatsHandler(seen[i]))
 		healthpb.RegisterHealthServer(server, health.NewServer())
 		go func() { _ = server.Serve(listener) }()
 		defer server.Stop()
@@ -136,10 +139,15 @@ func named(w *world) {
 		w.saw("called: %s", reply.Status)
 	}
 	call()
+	for _, server := range seen {
+		w.await(server.begun)
+	}
 	must(manager.DeleteEndpoint(w, "service/0"))
 	for _, update := range <-changes {
 		w.saw("%d %s", update.Op, update.Key)
 	}
+	// The resolver has a watch of its own. Once it has seen the removal, it leaves the server.
+	w.await(seen[0].ended)
 	servers[0].Stop()
 	call()
 	var keys []string
@@ -148,6 +156,45 @@ func named(w *world) {
 	}
 	slices.Sort(keys)
 	w.saw("left %v", keys)
+}
+
+// connections tells when a server got a connection and when one ended.
+type connections struct {
+	begun, ended chan struct{}
+}
+
+func newConnections() *connections {
+	return &connections{begun: make(chan struct{}, 1), ended: make(chan struct{}, 1)}
+}
+
+// HandleConn implements stats.Handler.
+func (c *connections) HandleConn(_ context.Context, event stats.ConnStats) {
+	told := c.begun
+	if _, ended := event.(*stats.ConnEnd); ended {
+		told = c.ended
+	}
+	select {
+	case told <- struct{}{}:
+	default:
+	}
+}
+
+// TagConn implements stats.Handler.
+func (c *connections) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+
+// HandleRPC implements stats.Handler.
+func (c *connections) HandleRPC(context.Context, stats.RPCStats) {}
+
+// TagRPC implements stats.Handler.
+func (c *connections) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
+
+// await waits for a signal.
+func (w *world) await(signal <-chan struct{}) {
+	select {
+	case <-signal:
+	case <-w.Done():
+		must(w.Err())
+	}
 }
 
 // kubernetesClient is the narrow client that Kubernetes' storage is built on.
