@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"sync"
 	"time"
@@ -44,6 +45,7 @@ func main() {
 	flag.StringVar(&p.only, "only", "", "run only the section whose name begins with `text`")
 	flag.BoolVar(&p.slow, "slow", false, "run only the checks of performance and size, more than a minute")
 	flag.Parse()
+	takeInterrupts()
 	equal, err := p.run()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "verbs:", err)
@@ -52,6 +54,17 @@ func main() {
 	if !equal {
 		os.Exit(1)
 	}
+}
+
+// takeInterrupts makes sure that what this process starts can be interrupted: a shell makes whatever
+// it starts in the background ignore that signal, and every command would inherit it.
+func takeInterrupts() {
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, os.Interrupt)
+	go func() {
+		<-interrupted
+		os.Exit(130)
+	}()
 }
 
 func (p *program) run() (bool, error) {
