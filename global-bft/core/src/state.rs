@@ -400,9 +400,8 @@ impl State {
                 if let Some(head) = self.heads.remove(&bundle) {
                     self.accounts.release(&bundle, &payment.class, Room::of(&head));
                     let governance = Arc::make_mut(&mut self.governance);
-                    // V28
-                    // The retirement is a version of its own, so that no change of the bundle that
-                    // was signed before passes for its creation.
+                    // V28: the retirement is a version of its own, so that no change of the bundle
+                    // that was signed before passes for its creation.
                     governance.retired_version = governance.retired_version.max(head.version + 1);
                 }
                 Applied::Retired(bundle)

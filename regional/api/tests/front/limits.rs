@@ -169,8 +169,7 @@ async fn a_stop_ends_connections() {
     assert!(tokio::net::TcpStream::connect(address).await.is_err());
 }
 
-/// L2: a client that connects and says nothing is cut off, and delays nobody meanwhile.
-/// More of them than there are places; before, every client waited for their deadline.
+/// L2: more strangers than there are places; the oldest gives way before its deadline.
 #[tokio::test]
 async fn strangers_that_say_nothing_keep_no_client_out() {
     const STRANGERS: usize = 700;
@@ -187,6 +186,7 @@ async fn strangers_that_say_nothing_keep_no_client_out() {
     member.stop().await;
 }
 
+/// L2: a client that connects and says nothing is cut off, and delays nobody meanwhile.
 #[tokio::test]
 async fn a_client_that_says_nothing_is_cut_off() {
     let member = Member::start().await;
