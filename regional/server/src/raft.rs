@@ -39,6 +39,7 @@ pub mod rebuild;
 pub mod ring_service;
 pub mod serve;
 pub mod state_machine;
+pub mod touch;
 pub mod types;
 pub mod waiters;
 pub mod writer;
@@ -55,7 +56,7 @@ use std::{
 };
 
 use openraft::{
-    ConfigError, Instant as _, Raft,
+    ConfigError, Raft,
     async_runtime::WatchReceiver as _,
     errors::{ClientWriteError, Fatal, RaftError},
 };
@@ -64,10 +65,7 @@ use satrap_merkle::codec::{Canonical as _, Writer as CanonicalWriter};
 use satrap_regional_api::backend::MemberIdentity;
 use satrap_regional_core::{Command, Keyspace, Region, Request};
 use satrap_regional_storage::{Owner, Reserve, StorageError, files::Files};
-use tokio::{
-    sync::{mpsc, watch},
-    time::Instant,
-};
+use tokio::sync::{mpsc, watch};
 
 use self::{
     checkpoint::{Checkpoints, Shared},
@@ -192,8 +190,6 @@ pub struct Ring<P: Platform = Real> {
     network: Network,
     /// When the last proof began that this member's state was the newest.
     fresh_at: Arc<Mutex<Option<Duration>>>,
-    /// When a leader was last heard of.
-    heard_at: Arc<Mutex<Option<Instant>>>,
     reserve: Arc<Reserve>,
     /// Held by whoever changes the membership.
     changing: Arc<tokio::sync::Mutex<()>>,
@@ -216,7 +212,6 @@ impl<P: Platform> Clone for Ring<P> {
             waiters: self.waiters.clone(),
             network: self.network.clone(),
             fresh_at: self.fresh_at.clone(),
-            heard_at: self.heard_at.clone(),
             reserve: self.reserve.clone(),
             changing: self.changing.clone(),
         }
@@ -346,28 +341,13 @@ impl<P: Platform> Ring<P> {
         self.raft.server_metrics().borrow_watched().state.is_leader()
     }
 
-    /// Notes that a leader was heard.
-    pub fn heard_leader(&self) {
-        *lock(&self.heard_at) = Some(Instant::now());
-    }
-
-    /// Whether this member is in touch with whom it takes for the leader, or, if it leads, with a
-    /// quorum. Raft alone does not say: a member that is cut off goes on believing in the leader it
-    /// last knew, and a leader that hears nobody in itself.
+    /// Whether this member is in touch with a leader that a quorum follows, itself included.
     #[must_use]
     pub fn in_touch(&self) -> bool {
-        let heard = lock(&self.heard_at).map(|at| at.elapsed());
-        let acked = || {
-            let acked_at = self.raft.data_metrics().borrow_watched().last_quorum_acked;
-            acked_at.map(|at| at.elapsed())
-        };
-        let silence = match self.leads() {
-            true => heard.into_iter().chain(acked()).min(),
-            false => heard,
-        };
-        // A follower would stand for election after half of that; a busy machine is no cut.
+        // The longest that a follower waits before it stands for election: the lease, and its own
+        // timeout.
         let patience = 2 * self.timing.election_max;
-        silence.is_some_and(|silence| silence <= patience)
+        self.network.touch.silence().is_some_and(|silence| silence <= patience)
     }
 
     /// Completes once this member leads, or stops leading. `false` if raft has stopped.

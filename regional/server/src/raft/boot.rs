@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
-use openraft::{ConfigError, Raft, SnapshotPolicy, async_runtime::WatchReceiver as _};
+use openraft::{
+    ConfigError, Instant as _, Raft, SnapshotPolicy, async_runtime::WatchReceiver as _,
+};
 use satrap_host::{TaskGroup, mtls::Credentials};
 use satrap_regional_storage::{
     Config, InstanceId, Reserve,
@@ -26,7 +28,8 @@ use super::{
     platform::{Platform, Real, draw},
     ring_id,
     state_machine::StateMachine,
-    types::MemberName,
+    touch::Touch,
+    types::{MemberName, Types},
     waiters::Waiters,
     writer::Writer,
 };
@@ -46,6 +49,9 @@ fn raft_config(setup: &RingSetup) -> Result<Arc<openraft::Config>, ConfigError> 
         election_timeout_max: ms(setup.timing.election_max),
         install_snapshot_timeout: INSTALL_SNAPSHOT_TIMEOUT_MS,
         enable_pre_vote: Some(true),
+        // A leader that has lost its quorum falls silent for as long as a follower waits before it
+        // stands for election, then tries again for as long, and so on.
+        quorum_loss_probe_interval: Some(2 * ms(setup.timing.election_max)),
         // A leader sends entries before they are on its own disk. If it went on in its term after a
         // crash lost some of them, it would give their indices to other entries, and peers that hold
         // the lost ones could not tell.
@@ -82,6 +88,25 @@ impl Ring {
         group.spawn_thread("log-writer", move || log.run())?;
         group.spawn_thread("checkpoints", move || checkpoints.run(&requests))?;
         opened.start().await
+    }
+}
+
+/// How long ago a quorum answered this member, if it leads.
+fn quorum_answered<P: Platform>(
+    raft: &Raft<Types<P>, StateMachine<P>>,
+    name: MemberName,
+) -> impl Fn() -> Option<Duration> + Send + Sync + 'static {
+    let (servers, data) = (raft.server_metrics(), raft.data_metrics());
+    move || {
+        let server = servers.borrow_watched();
+        if !server.state.is_leader() {
+            return None;
+        }
+        // openraft notes answers of others only, and a single voter is its own quorum.
+        if server.membership_config.voter_ids().all(|voter| voter == name) {
+            return Some(Duration::ZERO);
+        }
+        data.borrow_watched().last_quorum_acked.map(|at| at.elapsed())
     }
 }
 
@@ -182,8 +207,10 @@ impl<P: Platform> Opened<P> {
             clock.clone(),
             waiters.clone(),
         );
-        let network = Network { peers: peers.clone(), meters: shared.meters.clone() };
+        let (touch, meters) = (Touch::default(), shared.meters.clone());
+        let network = Network { peers: peers.clone(), meters, touch: touch.clone() };
         let raft = Raft::new(name.clone(), config, network.clone(), log.clone(), machine).await?;
+        touch.ask(quorum_answered(&raft, name.clone()));
         let metrics = raft.server_metrics();
         let (logged, agreed) = {
             let metrics = metrics.borrow_watched();
@@ -205,7 +232,6 @@ impl<P: Platform> Opened<P> {
             waiters,
             network,
             fresh_at: Arc::default(),
-            heard_at: Arc::default(),
             reserve,
             changing: Arc::default(),
         };

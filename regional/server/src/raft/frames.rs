@@ -24,7 +24,7 @@ use super::{
 };
 use crate::limits::RING_CHUNK_BYTES;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const HEADER_BYTES: usize = 1 + 1 + 32 + 16 + 8 + 16;
 /// Addresses whoever has the name, before a membership says who is meant.
 pub const ANY_INSTANCE: InstanceId = [0; 16];
@@ -33,7 +33,7 @@ pub const ANY_INSTANCE: InstanceId = [0; 16];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// Append entries, heartbeats included.
+    /// Append entries, heartbeats included, after the sender's `QuorumAge`.
     Append = 1,
     /// A real election.
     Vote = 2,

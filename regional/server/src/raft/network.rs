@@ -41,6 +41,7 @@ use super::{
     peers::{Link, Peers, Refusal, Wire},
     platform::Platform,
     state_machine::SnapshotContent,
+    touch::Touch,
     types::{MemberName, MemberNode, Snapshot, Types, Vote},
 };
 use crate::limits::{RING_CHUNK_BYTES, RING_FRAME_BYTES_MAX};
@@ -61,12 +62,15 @@ pub struct Network {
     pub peers: Peers,
     /// What is counted.
     pub meters: Meters,
+    /// What every append says about a quorum.
+    pub touch: Touch,
 }
 
 /// Sends to one member.
 pub struct PeerSender {
     peers: Peers,
     meters: Meters,
+    touch: Touch,
     target: MemberName,
     /// P1 of `peers`: who of that name is meant, if anybody knows.
     instance: InstanceId,
@@ -299,8 +303,8 @@ impl Network {
     #[must_use]
     pub fn sender(&self, target: MemberName) -> PeerSender {
         let instance = self.peers.instance_of(&target);
-        let Self { peers, meters } = self.clone();
-        PeerSender { peers, meters, target, instance }
+        let Self { peers, meters, touch } = self.clone();
+        PeerSender { peers, meters, touch, target, instance }
     }
 }
 
@@ -326,10 +330,11 @@ impl<P: Platform> RaftNetworkV2<Types<P>> for PeerSender {
         request: AppendEntriesRequest<Types<P>>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types<P>>, RPCError<Types<P>>> {
+        let body = (self.touch.age(), &request);
         let reply = if request.entries.is_empty() {
-            self.ask(Kind::Append, &request, option.soft_ttl()).await
+            self.ask(Kind::Append, &body, option.soft_ttl()).await
         } else {
-            let message = self.pack(Kind::Append, &request);
+            let message = self.pack(Kind::Append, &body);
             self.append_bulk(message).await
         };
         reply.map_err(|status| rpc_error(&status))

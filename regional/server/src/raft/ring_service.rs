@@ -36,6 +36,7 @@ use super::{
     peers::{Peers, Refusal},
     platform::Platform,
     state_machine::SnapshotContent,
+    touch::QuorumAge,
     types::{MemberName, Snapshot, SnapshotMeta, Types, Vote},
 };
 use crate::{limits::APPEND_BYTES_MAX, status};
@@ -126,13 +127,13 @@ impl<P: Platform> RingService<P> {
         caller: &MemberName,
         message: &[u8],
     ) -> Result<RingFrame, Status> {
-        let (sender, request): (_, AppendEntriesRequest<Types<P>>) =
+        let (sender, (age, request)): (_, (QuorumAge, AppendEntriesRequest<Types<P>>)) =
             self.read(caller, Kind::Append, message)?;
         speaks_for(caller, &request.vote)?;
         let reply =
             self.ring.raft.append_entries(request).await.map_err(status::unavailable_from)?;
         if !matches!(reply, AppendEntriesResponse::HigherVote(_)) {
-            self.ring.heard_leader();
+            self.ring.network.touch.heard(age);
         }
         Ok(self.reply(&sender, Kind::Append, &reply))
     }

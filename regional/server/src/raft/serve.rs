@@ -203,9 +203,9 @@ async fn serve_services<P: Platform>(
                 },
                 changed = servers.changed() => match changed {
                     Ok(()) => {
-                        // A quorum elected it; that it hears of one shows a heartbeat later.
+                        // That it hears of a quorum shows a heartbeat later.
                         if ring.leads() {
-                            ring.heard_leader();
+                            ring.network.touch.elected();
                         }
                         publisher.ring(ring.view(&ring.checkpoints));
                     }
