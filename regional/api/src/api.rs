@@ -8,7 +8,10 @@ use tonic::Status;
 
 use crate::backend::Backend;
 use crate::grpc::BUDGET_UNIT_BYTES;
-use crate::limits::{CONNECTION_RATE, LONG_MESSAGES_BYTES_MAX, LONG_READS_MAX};
+use crate::limits::{
+    CONNECTION_RATE, CONNECTION_STREAMS_BYTES_MAX, LONG_MESSAGES_BYTES_MAX, LONG_READS_MAX,
+    STREAMS_BYTES_MAX,
+};
 use crate::status::refused;
 
 /// How many requests are let in.
@@ -18,6 +21,16 @@ pub struct Rate {
     pub per_s: u32,
     /// At once.
     pub burst: u32,
+}
+
+/// How much memory open requests and streams may hold; each counts for
+/// [`STREAM_BYTES`](crate::limits::STREAM_BYTES) and its headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamBytes {
+    /// Of all connections.
+    pub all_max: usize,
+    /// Of one connection.
+    pub connection_max: usize,
 }
 
 /// The services of one member; shared by all connections.
@@ -31,6 +44,8 @@ pub struct Api {
     pub watching: crate::watch::Settings,
     /// What one connection may ask; streams count once.
     pub connection_rate: Rate,
+    /// What open requests and streams may hold.
+    pub stream_bytes: StreamBytes,
     /// What the ring counts, as Prometheus reads it; added to what is counted here.
     pub ring_metrics: Option<RingMetrics>,
     long_reads: Semaphore,
@@ -57,6 +72,10 @@ impl Api {
             long_messages,
             watching: Default::default(),
             connection_rate: CONNECTION_RATE,
+            stream_bytes: StreamBytes {
+                all_max: STREAMS_BYTES_MAX,
+                connection_max: CONNECTION_STREAMS_BYTES_MAX,
+            },
             ring_metrics: None,
             long_reads,
         }

@@ -341,15 +341,6 @@ impl Backend {
         self.call(priority, Call::Propose { proposal, reply }, answer)
     }
 
-    /// Puts one request through the log without waiting for what becomes of it. For cleaning up
-    /// after somebody who is gone: if the ring is too busy, nothing happens.
-    pub fn post(&self, caller: Caller, request: Request) {
-        let (reply, _nobody_waits) = oneshot::channel();
-        let priority = Priority::of(&request);
-        let proposal = Proposal { caller, request };
-        let _ = self.0.queues.send(priority, Call::Propose { proposal, reply });
-    }
-
     /// Puts many through the log with one wait.
     ///
     /// # Errors

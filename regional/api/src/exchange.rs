@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue};
 use tonic::Status;
 
 use crate::backend::{Backend, ReadMode, Unavailable};
+use crate::front::Place;
 use crate::grpc::{Replies, Requests};
 use crate::peer::{Credentials, Peer};
 use crate::status::unavailable;
@@ -25,20 +26,23 @@ pub struct Exchange {
     pub requests: Requests,
     /// What we send.
     pub replies: Replies,
+    /// Held until the stream ends.
+    pub place: Place,
 }
 
 impl Exchange {
-    /// From what HTTP/2 gives; each message may have `message_bytes_max`.
+    /// From what HTTP/2 gives; each message may have `message_bytes_max`, and `place` counts for it.
     #[must_use]
     pub fn new(
         peer: Arc<Peer>,
         request: http::Request<RecvStream>,
         respond: SendResponse<Bytes>,
         message_bytes_max: usize,
+        place: Place,
     ) -> Self {
         let (head, body) = request.into_parts();
         let requests = Requests::new(body, message_bytes_max);
-        Self { peer, headers: head.headers, requests, replies: Replies::new(respond) }
+        Self { peer, headers: head.headers, requests, replies: Replies::new(respond), place }
     }
 
     /// What it offers to say who sent it.

@@ -26,6 +26,7 @@ mod dispatch;
 mod gateway_link;
 mod http1;
 mod replay;
+mod streams;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -49,6 +50,8 @@ use crate::peer::Peer;
 use crate::watch::watches;
 use connection::{Lifetime, Serving};
 use replay::{Protocol, Replay};
+pub use streams::Place;
+use streams::Streams;
 
 /// How a connection is protected.
 #[derive(Clone, Debug)]
@@ -122,7 +125,8 @@ impl Front {
         vital.spawn(api.backend.carry_answers());
         vital.spawn(watching.run(stop));
         vital.spawn(carrier);
-        let serving = Serving { api, routes, gateway, watches, peer: Arc::default(), stopped };
+        let (streams, peer) = (Streams::new(api.stream_bytes), Arc::default());
+        let serving = Serving { api, routes, gateway, watches, streams, peer, stopped };
         tasks.spawn(connection::serve(gateway_end, serving.clone(), Lifetime::Process));
         let accepting = self.accept(&serving, &mut tasks);
         tokio::select! {

@@ -24,10 +24,14 @@ use http_body::Body;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use prost_reflect::{DescriptorPool, MethodDescriptor};
+use tokio::sync::Semaphore;
 use tonic::{Code, Status};
 
 use crate::api::Api;
+use crate::backend::Unavailable;
 use crate::grpc::Gone;
+use crate::limits::GATEWAY_CALLS_MAX;
+use crate::status::unavailable;
 
 /// What the gateway answers with. An error cuts the connection, because the status is already out.
 pub type GatewayBody = UnsyncBoxBody<Bytes, Gone>;
@@ -38,6 +42,7 @@ pub struct Gateway {
     api: Arc<Api>,
     link: SendRequest<Bytes>,
     methods: DescriptorPool,
+    calls: Arc<Semaphore>,
 }
 
 impl Gateway {
@@ -50,7 +55,8 @@ impl Gateway {
     pub fn new(api: Arc<Api>, link: SendRequest<Bytes>) -> Self {
         let methods = DescriptorPool::decode(satrap_proto::DESCRIPTORS)
             .expect("the build script wrote the descriptors");
-        Self { api, link, methods }
+        let calls = Arc::new(Semaphore::new(GATEWAY_CALLS_MAX as usize));
+        Self { api, link, methods, calls }
     }
 
     /// Answers one request.
@@ -67,7 +73,12 @@ impl Gateway {
             let Some(method) = self.method(name) else {
                 return error(&Status::not_found("Not Found"));
             };
-            return call::call(self.link.clone(), method, request).await;
+            // Over the bound of its connection, calls would wait for those of others to end.
+            let Ok(place) = self.calls.clone().try_acquire_owned() else {
+                return error(&unavailable(Unavailable::TooManyRequests));
+            };
+            let response = call::call(self.link.clone(), method, request).await;
+            return response.map(|body| hold(body, place));
         }
         if paths::is_of_calls(path) {
             return error(&Status::not_found("Not Found"));
@@ -80,6 +91,15 @@ impl Gateway {
         let service = self.methods.get_service_by_name(service)?;
         service.methods().find(|found| found.name() == method)
     }
+}
+
+/// A body that holds something until it ends.
+fn hold(body: GatewayBody, held: impl Send + 'static) -> GatewayBody {
+    let hold = move |frame| {
+        let _ = &held;
+        frame
+    };
+    body.map_frame(hold).boxed_unsync()
 }
 
 /// A call that failed before it had an answer.

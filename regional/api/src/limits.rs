@@ -63,9 +63,21 @@ pub const SNAPSHOT_MESSAGE_BYTES_MAX: usize = 256 * 1024;
 
 /// Connections of everybody together.
 pub const CONNECTIONS_MAX: usize = 20_000;
-/// Concurrent requests on one connection. Clients of etcd share one connection among everything a
-/// process does, so this is far more than a well-meant server of browsers would allow.
-pub const STREAMS_PER_CONNECTION_MAX: u32 = 1024;
+/// Memory that a request or a watch stream counts for besides its headers.
+pub const STREAM_BYTES: usize = 4 * 1024;
+/// Memory for the requests and streams of all connections that are open at one time: 131 072 of them
+/// with few headers.
+pub const STREAMS_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Of these, what one connection may have. Clients of etcd share one connection among everything a
+/// process does, and some open a stream for every watch.
+pub const CONNECTION_STREAMS_BYTES_MAX: usize = STREAMS_BYTES_MAX / 2;
+/// Concurrent streams that HTTP/2 announces. Clients wait in silence when they reach it, so it is out
+/// of reach: one over [`CONNECTION_STREAMS_BYTES_MAX`] is answered with a refusal. Only a client that
+/// does not read its refusals meets it.
+pub const STREAMS_ANNOUNCED_MAX: u32 = 128 * 1024;
+/// Calls of the JSON gateway at one time. They share one connection of its own, and each may hold a
+/// window of 64 KiB if its client does not read.
+pub const GATEWAY_CALLS_MAX: u32 = 4096;
 /// Requests of one connection: more than one core can answer, so it only keeps a connection that
 /// floods from taking the turns of all others.
 pub const CONNECTION_RATE: Rate = Rate { per_s: 100_000, burst: 100_000 };
@@ -118,6 +130,9 @@ const _: () = {
     assert!((QUOTAS_MAX + 1) * (QUOTA_PREFIX_BYTES_MAX + 64) < 4 * 1024 * 1024);
 };
 const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
+const _: () = assert!(CONNECTION_STREAMS_BYTES_MAX / STREAM_BYTES < STREAMS_ANNOUNCED_MAX as usize);
+const _: () =
+    assert!(GATEWAY_CALLS_MAX as usize <= CONNECTION_STREAMS_BYTES_MAX / STREAM_BYTES / 2);
 const _: () = assert!(FRAME_BYTES_MAX <= STREAM_WINDOW_BYTES);
 const _: () = assert!(TXN_OPS_MAX <= satrap_regional_core::limits::TXN_OPS_MAX);
 const _: () = assert!(TXN_DEPTH_MAX <= satrap_regional_core::limits::TXN_DEPTH_MAX);

@@ -32,11 +32,11 @@ mod store;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tonic::Status;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Unavailable};
 use crate::exchange::Exchange;
 use crate::grpc::Gone;
+use crate::status::unavailable;
 pub use service::Service;
 
 /// What an operator may choose.
@@ -89,15 +89,11 @@ impl Watches {
     ///
     /// [`Gone`].
     pub async fn carry(&self, exchange: Exchange, dialect: Dialect) -> Result<(), Gone> {
-        match self.0.try_send((exchange, dialect)) {
+        // How many wait is bounded by how many may be open.
+        match self.0.send((exchange, dialect)).await {
             Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Full((exchange, _))) => {
-                let status = Status::resource_exhausted("etcdserver: too many requests");
-                exchange.replies.finish(&status)
-            }
-            Err(mpsc::error::TrySendError::Closed((exchange, _))) => {
-                let status = Status::unavailable("etcdserver: server stopped");
-                exchange.replies.finish(&status)
+            Err(mpsc::error::SendError((exchange, _))) => {
+                exchange.replies.finish(&unavailable(Unavailable::Stopped))
             }
         }
     }

@@ -24,6 +24,7 @@ use tokio::time::{Instant, interval, timeout};
 use tonic::service::Routes;
 
 use super::dispatch::handle;
+use super::streams::Streams;
 use crate::api::{Api, Rate};
 use crate::backend::Unavailable;
 use crate::gateway::Gateway;
@@ -31,7 +32,7 @@ use crate::limits::{
     CONNECTION_AGE_MAX, CONNECTION_GRACE, CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX,
     HANDSHAKE_TIMEOUT, HEADER_LIST_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
     LOCAL_ERROR_RESETS_MAX, PENDING_ACCEPT_RESETS_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES,
-    STREAMS_PER_CONNECTION_MAX,
+    STREAMS_ANNOUNCED_MAX,
 };
 use crate::peer::Peer;
 use crate::status::unavailable;
@@ -44,6 +45,7 @@ pub(super) struct Serving {
     pub(super) routes: Routes,
     pub(super) gateway: Arc<Gateway>,
     pub(super) watches: Watches,
+    pub(super) streams: Streams,
     pub(super) peer: Arc<Peer>,
     /// Becomes true when the process stops.
     pub(super) stopped: watch::Receiver<bool>,
@@ -77,14 +79,15 @@ where
     let mut under_way = FuturesUnordered::new();
     let Rate { per_s, burst } = serving.api.connection_rate;
     let mut bucket = TokenBucket::new(burst, per_s, clock::monotonic());
+    let streams = serving.streams.connection();
     let serving = Arc::new(serving);
     let mut stopped = serving.stopped.clone();
     // An error means that whoever could stop us is gone, which is the same.
     let mut stop = pin!(async move { drop(stopped.wait_for(|stopped| *stopped).await) });
     let mut begin = |request: Request<RecvStream>, respond: SendResponse<Bytes>| {
-        let admitted = bucket.take(1, clock::monotonic());
-        let admitted = admitted.map_err(|_| unavailable(Unavailable::TooManyRequests));
-        handle(serving.clone(), admitted, request, respond)
+        let paid = bucket.take(1, clock::monotonic()).map_err(|_| Unavailable::TooManyRequests);
+        let place = paid.and_then(|()| streams.open(request.headers())).map_err(unavailable);
+        handle(serving.clone(), place, request, respond)
     };
     loop {
         tokio::select! {
@@ -140,7 +143,7 @@ where
 fn builder() -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
     builder
-        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .max_concurrent_streams(STREAMS_ANNOUNCED_MAX)
         .max_header_list_size(HEADER_LIST_BYTES_MAX)
         .max_frame_size(FRAME_BYTES_MAX)
         .initial_window_size(STREAM_WINDOW_BYTES)

@@ -1,8 +1,10 @@
 //! Decides by path who answers a request, and sees to what holds for all: deadlines, learners,
 //! clients that want a leader.
 
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -14,6 +16,7 @@ use tower::ServiceExt;
 
 use super::bridge::{self, StreamBody};
 use super::connection::Serving;
+use super::streams::Place;
 use crate::api::Api;
 use crate::exchange::{Exchange, check_leader, read_mode, timeout_of};
 use crate::grpc::{Gone, Replies};
@@ -90,16 +93,16 @@ fn route(path: &str) -> Route {
 /// few requests need is boxed.
 pub(super) fn handle(
     serving: Arc<Serving>,
-    admitted: Result<(), Status>,
+    place: Result<Place, Status>,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
 ) -> impl Future<Output = ()> + Send {
-    let handled = match admitted {
-        Ok(()) if is_grpc(&request) => match route(request.uri().path()) {
-            Route::Unary(call) => Handled::Unary(call, exchange(&serving, request, respond)),
-            route => Handled::Rare(Box::pin(rare(serving.clone(), route, request, respond))),
+    let handled = match place {
+        Ok(place) if is_grpc(&request) => match route(request.uri().path()) {
+            Route::Unary(call) => Handled::Unary(call, exchange(&serving, request, respond, place)),
+            route => Handled::Rare(Box::pin(rare(serving.clone(), route, request, respond, place))),
         },
-        Ok(()) => Handled::Rare(Box::pin(other(serving.clone(), request, respond))),
+        Ok(place) => Handled::Rare(Box::pin(other(serving.clone(), request, respond, place))),
         Err(status) => Handled::Rare(Box::pin(refuse(respond, status))),
     };
     async move {
@@ -133,15 +136,17 @@ async fn rare(
     route: Route,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
+    place: Place,
 ) -> Result<(), Gone> {
+    if matches!(route, Route::Generic) {
+        return generic(&serving, request, respond, place).await;
+    }
+    let exchange = exchange(&serving, request, respond, place);
     match route {
-        Route::Unary(_) => unreachable!("handled by the caller"),
-        Route::RangeStream => range_stream(&serving, exchange(&serving, request, respond)).await,
-        Route::PutStream => put_stream(&serving, exchange(&serving, request, respond)).await,
-        Route::Watch(dialect) => {
-            carry(&serving, dialect, exchange(&serving, request, respond)).await
-        }
-        Route::Generic => generic(&serving, request, respond).await,
+        Route::Unary(_) | Route::Generic => unreachable!("handled before"),
+        Route::RangeStream => range_stream(&serving, exchange).await,
+        Route::PutStream => put_stream(&serving, exchange).await,
+        Route::Watch(dialect) => carry(&serving, dialect, exchange).await,
     }
 }
 
@@ -149,10 +154,24 @@ async fn rare(
 async fn other(
     serving: Arc<Serving>,
     request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
+    mut respond: SendResponse<Bytes>,
+    _place: Place,
 ) -> Result<(), Gone> {
     let request = request.map(StreamBody);
-    bridge::send(serving.gateway.handle(request).await, respond).await
+    let response = while_wanted(&mut respond, serving.gateway.handle(request)).await?;
+    bridge::send(response, respond).await
+}
+
+/// Gives an answer up when the client gives the request up.
+async fn while_wanted<T>(
+    respond: &mut SendResponse<Bytes>,
+    answer: impl Future<Output = T>,
+) -> Result<T, Gone> {
+    tokio::select! {
+        biased;
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => Err(Gone),
+        answer = answer => Ok(answer),
+    }
 }
 
 fn is_grpc(request: &Request<RecvStream>) -> bool {
@@ -165,9 +184,10 @@ fn exchange(
     serving: &Serving,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
+    place: Place,
 ) -> Exchange {
     let bytes_max = REQUEST_BYTES_MAX + REQUEST_OVERHEAD_BYTES_MAX;
-    let mut exchange = Exchange::new(serving.peer.clone(), request, respond, bytes_max);
+    let mut exchange = Exchange::new(serving.peer.clone(), request, respond, bytes_max, place);
     exchange.requests.share(serving.api.long_messages.clone());
     exchange
 }
@@ -176,9 +196,14 @@ fn exchange(
 async fn unary(serving: &Serving, call: Unary, exchange: &mut Exchange) -> kv::Answer {
     let deadline = timeout_of(&exchange.headers);
     let answer = pin!(answer(&serving.api, call, exchange));
+    within(deadline, answer).await.unwrap_or_else(|| Err(too_late()))
+}
+
+/// `None` if the client's time is over first.
+async fn within<T>(deadline: Option<Duration>, answer: impl Future<Output = T>) -> Option<T> {
     match deadline {
-        Some(deadline) => timeout(deadline, answer).await.unwrap_or_else(|_| Err(too_late())),
-        None => answer.await,
+        Some(deadline) => timeout(deadline, answer).await.ok(),
+        None => Some(answer.await),
     }
 }
 
@@ -272,13 +297,18 @@ async fn carry(serving: &Serving, dialect: Dialect, exchange: Exchange) -> Resul
 async fn generic(
     serving: &Serving,
     request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
+    mut respond: SendResponse<Bytes>,
+    _place: Place,
 ) -> Result<(), Gone> {
+    let deadline = timeout_of(request.headers());
     let mut request = request.map(StreamBody);
     let credentials = Credentials::new(&serving.peer, request.headers());
     request.extensions_mut().insert(credentials);
-    let Ok(response) = serving.routes.clone().oneshot(request).await;
-    bridge::send(response, respond).await
+    let answer = within(deadline, serving.routes.clone().oneshot(request));
+    match while_wanted(&mut respond, answer).await? {
+        Some(Ok(response)) => bridge::send(response, respond).await,
+        None => refuse(respond, too_late()).await,
+    }
 }
 
 fn too_late() -> Status {

@@ -7,14 +7,14 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use tokio::io::DuplexStream;
 
-use crate::limits::{FRAME_BYTES_MAX, HEADER_LIST_BYTES_MAX, STREAMS_PER_CONNECTION_MAX};
+use crate::limits::{FRAME_BYTES_MAX, GATEWAY_CALLS_MAX, HEADER_LIST_BYTES_MAX};
 
 /// What may wait between the two ends.
 const PIPE_BYTES: usize = 256 * 1024;
 /// What one answer may have on its way.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 /// So that clients who do not read their answers hold up nobody but themselves.
-const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * STREAMS_PER_CONNECTION_MAX;
+const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * GATEWAY_CALLS_MAX;
 
 /// The end to serve, the gateway's handle to the other, and what must run for that to work.
 pub(super) async fn connect()

@@ -16,6 +16,8 @@
 //! - **W2** Local state is enough to see that older keys are gone: no key is ever created with an
 //!   older revision, so what was true once stays true. Only the own key is looked at freshly.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -26,12 +28,13 @@ use satrap_regional_core::kv::request::{
 };
 use satrap_regional_core::kv::response::{Event, ResponseOp, TxnResponse};
 use satrap_regional_core::{Caller, Refusal, Request, Response};
+use tokio::time::sleep;
 use tonic::Status;
 
 use super::departures::Departures;
 use super::gate::Gate;
 use super::lease;
-use crate::backend::{Backend, Failure};
+use crate::backend::{Failure, Unavailable};
 use crate::peer::Credentials;
 use crate::status::unavailable;
 
@@ -115,8 +118,9 @@ impl Visit {
         let (gate, caller) = (self.gate.clone(), self.caller()?);
         let request = Request::Txn(txn);
         let answer = async move { gate.try_propose(caller, request).await }.boxed();
-        let (departures, visit) = (departures.clone(), self.clone());
-        let mut entering = Entering { departures, visit, key, answer: Some(answer) };
+        let (visit, departures) = (self.clone(), departures.clone());
+        let answer = Some(answer);
+        let mut entering = Entering { departures: departures.clone(), visit, key, answer };
         let (response, header) = entering.settle().await?;
         let Response::Txn(response) = response else {
             unreachable!("BUG: a transaction was answered with {response:?}")
@@ -126,7 +130,8 @@ impl Visit {
             _ => response.revision,
         };
         let own = Own { key: entering.key.clone(), created };
-        let withdrawal = Withdrawal::of(self, response.succeeded.then(|| own.clone()));
+        let made = response.succeeded.then(|| own.clone());
+        let withdrawal = Withdrawal { departures, visit: self.clone(), made };
         Ok(Entered { own, response, header, withdrawal })
     }
 
@@ -140,6 +145,21 @@ impl Visit {
         let caller = self.caller()?;
         let found = self.gate.backend().read_keys(|keyspace| keyspace.range(&caller, range))?;
         Ok((found.kvs.into_iter().next(), found.revision))
+    }
+
+    /// Takes the key of a client that went away back. A ring that cannot do it now is asked again,
+    /// for as long as the key is there.
+    async fn withdraw(self, own: Own) {
+        let backend = self.gate.backend();
+        // Whoever may no longer write the key leaves it to its lease.
+        while let Ok(caller) = self.caller() {
+            let withdrawn = backend.propose(caller, Request::Txn(own.withdrawal())).await;
+            let there = || backend.read(|keyspace| own.is_there(keyspace.store().get(&own.key)));
+            if matches!(withdrawn, Ok(_) | Err(Unavailable::Stopped)) || !there() {
+                return;
+            }
+            sleep(WITHDRAWAL_RETRY).await;
+        }
     }
 
     /// Waits until no key under `prefix` is older than `own` (W1).
@@ -174,6 +194,9 @@ impl Visit {
         }
     }
 }
+
+/// How long a key that could not be taken back waits for the next try.
+const WITHDRAWAL_RETRY: Duration = Duration::from_millis(500);
 
 /// The key of one contender.
 #[derive(Clone, Debug)]
@@ -237,7 +260,7 @@ impl Drop for Entering {
             if let Ok((Response::Txn(txn), _)) = answer.await
                 && txn.succeeded
             {
-                drop(Withdrawal::of(&visit, Some(Own { key, created: txn.revision })));
+                visit.withdraw(Own { key, created: txn.revision }).await;
             }
         });
     }
@@ -246,31 +269,24 @@ impl Drop for Entering {
 /// Takes the key of a contender back when the client goes away while it waits.
 #[derive(Debug)]
 pub(super) struct Withdrawal {
-    backend: Backend,
-    credentials: Credentials,
-    own: Option<Own>,
+    departures: Departures,
+    visit: Visit,
+    /// The key that this call made, if it made one.
+    made: Option<Own>,
 }
 
 impl Withdrawal {
-    /// Of the key that this call made, if it made one.
-    fn of(visit: &Visit, own: Option<Own>) -> Self {
-        let (backend, credentials) = (visit.gate.backend().clone(), visit.credentials.clone());
-        Self { backend, credentials, own }
-    }
-
     /// The client got what it waited for.
     pub fn disarm(mut self) {
-        self.own = None;
+        self.made = None;
     }
 }
 
 impl Drop for Withdrawal {
     fn drop(&mut self) {
-        // Whoever may no longer write the key leaves it to its lease.
-        if let Some(own) = self.own.take()
-            && let Ok(caller) = self.credentials.caller(&self.backend)
-        {
-            self.backend.post(caller, Request::Txn(own.withdrawal()));
+        if let Some(own) = self.made.take() {
+            let visit = self.visit.clone();
+            self.departures.sweep(async move { visit.withdraw(own).await });
         }
     }
 }

@@ -11,6 +11,7 @@ use tonic::Status;
 use super::bell::Rope;
 use super::store::Mirroring;
 use crate::exchange::{Exchange, requires_leader};
+use crate::front::Place;
 use crate::grpc::{Gone, Replies, Requests};
 use crate::peer::Credentials;
 
@@ -35,6 +36,7 @@ pub(super) struct Line {
     /// `None` after the client's last request.
     requests: Option<Requests>,
     replies: Replies,
+    _place: Place,
     queue: VecDeque<Frame>,
     queued_bytes: usize,
 }
@@ -70,6 +72,7 @@ impl Line {
             rope,
             requests: Some(exchange.requests),
             replies,
+            _place: exchange.place,
             queue: VecDeque::new(),
             queued_bytes: 0,
         })

@@ -9,12 +9,14 @@ use satrap_proto::etcdserverpb::{self as pb};
 use satrap_regional_api::api::{Api, Rate};
 use satrap_regional_api::front::{BindError, Front, Security};
 use satrap_regional_api::limits::{
-    REQUEST_BYTES_MAX, REQUEST_OVERHEAD_BYTES_MAX, STREAMS_PER_CONNECTION_MAX, TXN_DEPTH_MAX,
-    TXN_ELEMENTS_MAX, TXN_OPS_MAX,
+    CONNECTION_STREAMS_BYTES_MAX, REQUEST_BYTES_MAX, REQUEST_OVERHEAD_BYTES_MAX, STREAM_BYTES,
+    TXN_DEPTH_MAX, TXN_ELEMENTS_MAX, TXN_OPS_MAX,
 };
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tonic::Code;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status};
 
 use crate::common::solo;
 use crate::harness::Member;
@@ -125,12 +127,62 @@ async fn a_bomb_of_empty_operations_is_not_decoded() {
     assert_eq!(error.message(), "etcdserver: too many operations in txn request");
 }
 
+/// L4: jetcd opens a stream for every watch. One over the bound hears of it, all others go on.
 #[tokio::test]
-async fn the_number_of_streams_is_announced() {
+async fn a_stream_over_the_bound_is_refused_and_holds_up_no_other() {
+    let mut api = Api::new(solo::start().0);
+    api.stream_bytes.connection_max = 4 * STREAM_BYTES;
+    let mut member = Member::serve_with(api, Security::Plaintext).await;
+    let channel = member.channel().await;
+    let mut kv = pb::kv_client::KvClient::new(channel.clone());
+    let open = async || {
+        let mut client = pb::watch_client::WatchClient::new(channel.clone());
+        let (open, requests) = mpsc::channel::<pb::WatchRequest>(1);
+        let stream = client.watch(ReceiverStream::new(requests)).await?;
+        // The client lets go of a stream when both of its directions are dropped.
+        Ok::<_, Status>((open, stream.into_inner()))
+    };
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        streams.push(open().await.unwrap());
+    }
+    kv.put(put("k", "v")).await.expect("there is room for one more");
+    streams.push(open().await.unwrap());
+    for error in [open().await.unwrap_err(), kv.put(put("k", "v")).await.unwrap_err()] {
+        let expected = (Code::ResourceExhausted, "etcdserver: too many requests");
+        assert_eq!((error.code(), error.message()), expected);
+    }
+    member.raw().await.ask(PUT, &put("k", "v")).await.expect("another connection has room");
+    streams.pop();
+    while let Err(error) = kv.put(put("k", "v")).await {
+        assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+    }
+}
+
+/// L5
+#[tokio::test]
+async fn connections_share_what_streams_may_hold() {
+    let mut api = Api::new(solo::start().0);
+    api.stream_bytes.all_max = 2 * STREAM_BYTES;
+    let mut member = Member::serve_with(api, Security::Plaintext).await;
+    let channel = member.channel().await;
+    let mut client = pb::watch_client::WatchClient::new(channel);
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let requests = futures::stream::pending::<pb::WatchRequest>();
+        streams.push(client.watch(requests).await.unwrap());
+    }
+    let error = member.raw().await.ask(PUT, &put("k", "v")).await.unwrap_err();
+    assert_eq!(error.message(), "etcdserver: too many requests");
+}
+
+/// What HTTP/2 announces would make clients wait in silence, so they must not meet it.
+#[tokio::test]
+async fn more_streams_are_announced_than_a_connection_may_have() {
     let mut member = Member::start().await;
     let mut raw = member.raw().await;
     raw.ask(PUT, &put("k", "v")).await.unwrap();
-    assert_eq!(raw.streams_max().await, STREAMS_PER_CONNECTION_MAX as usize);
+    assert!(raw.streams_max().await > CONNECTION_STREAMS_BYTES_MAX / STREAM_BYTES);
 }
 
 #[tokio::test]

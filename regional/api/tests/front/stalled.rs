@@ -1,9 +1,13 @@
 //! What clients hear when the ring does not answer, or says that it cannot.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use satrap_proto::etcdserverpb as pb;
+use satrap_proto::v3lockpb as lpb;
 use satrap_regional_api::backend::{Call, Member as RingMember, RingView, Unavailable};
 use satrap_regional_api::grpc;
+use satrap_regional_core::kv::request::{KeyRange, RangeRequest};
 use tonic::Code;
 
 use crate::harness::Member;
@@ -100,5 +104,47 @@ async fn a_learner_serves_reads_that_may_be_stale_and_nothing_else() {
         let error = raw.call(path, &[], message).await.unwrap_err();
         let expected = (Code::FailedPrecondition, "etcdserver: rpc not supported for learner");
         assert_eq!((error.code(), error.message()), expected);
+    }
+}
+
+/// A call that only waits is given up when its client gives up: by a reset, by its deadline, or with
+/// its connection.
+#[tokio::test]
+async fn a_client_that_gives_up_waiting_for_a_lock_leaves_the_queue() {
+    let member = Member::start().await;
+    let mut leases = pb::lease_client::LeaseClient::new(member.channel().await);
+    for id in [0xa, 0xb] {
+        leases.lease_grant(pb::LeaseGrantRequest { id, ttl: 1_000 }).await.unwrap();
+    }
+    let lock = async |channel, lease, timeout_ms: Option<u64>| {
+        let mut request = tonic::Request::new(lpb::LockRequest { name: "l".into(), lease });
+        if let Some(ms) = timeout_ms {
+            request.set_timeout(Duration::from_millis(ms));
+        }
+        lpb::lock_client::LockClient::new(channel).lock(request).await
+    };
+    lock(member.channel().await, 0xa, None).await.unwrap();
+    let mut applied = member.backend.applied();
+    let mut contenders = async |count| {
+        let prefix = KeyRange::prefix("l/");
+        let range = RangeRequest::of(prefix);
+        while member.backend.read(|keyspace| keyspace.store().range(&range).unwrap().kvs.len())
+            != count
+        {
+            applied.changed().await.unwrap();
+        }
+    };
+    // A deadline that the client keeps, too.
+    let error = lock(member.channel().await, 0xb, Some(200)).await.unwrap_err();
+    assert!(matches!(error.code(), Code::DeadlineExceeded | Code::Cancelled), "{error}");
+    contenders(1).await;
+    // A reset, then a connection that ends.
+    let kept = member.channel().await;
+    for channel in [kept.clone(), member.channel().await] {
+        tokio::select! {
+            _ = lock(channel, 0xb, None) => panic!("the lock is held"),
+            () = contenders(2) => {}
+        }
+        contenders(1).await;
     }
 }

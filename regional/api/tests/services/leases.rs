@@ -103,10 +103,11 @@ fn renewals_keep_their_order_and_unknown_leases_have_no_time() {
     run(async {
         let member = Member::start();
         let count = 3_000;
-        for id in 1..=count {
+        let grants = (1..=count).map(|id| {
             let request = Request::LeaseGrant { id, ttl_s: 100 };
-            member.backend.post(Default::default(), request);
-        }
+            member.backend.propose(Default::default(), request)
+        });
+        futures::future::try_join_all(grants).await.unwrap();
         grant(&member, count + 1, 100).await;
         let ids: Vec<i64> = (1..=count).rev().chain([count + 2]).collect();
         let answers = keep_alive(&member, ids.clone()).await;
