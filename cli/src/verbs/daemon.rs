@@ -17,7 +17,7 @@ use crate::error::CliError;
 const SERVER_THREADS: usize = 4;
 
 /// The engines write several lines per block at `info`.
-const DEFAULT_LEVELS: &str = "info,arc_malachitebft_core_consensus=warn,openraft=warn";
+const DEFAULT_LEVELS: &str = "info,arc_malachitebft_core_consensus=warn,openraft=off";
 
 /// Arguments of `run`.
 #[derive(clap::Args, Debug)]

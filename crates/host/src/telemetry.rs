@@ -1,11 +1,14 @@
 //! Where log lines go and what they look like.
 //!
 //! Lines go to standard error, so that standard output stays free for what a command prints. A
-//! person at a terminal gets text; everything else gets one JSON object per line.
+//! person at a terminal gets text; everything else gets one JSON object per line. Warnings and errors
+//! that repeat are summed up.
 //!
 //! # Deliberately absent
 //!
 //! No environment filter: two processes started with the same flags behave the same.
+
+mod repeats;
 
 use std::io::{self, IsTerminal};
 
@@ -13,6 +16,8 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
+
+use repeats::Repeats;
 
 /// The shape of a log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,7 +54,7 @@ pub fn init(levels: &str, format: LogFormat) -> Result<(), TelemetryError> {
         LogFormat::Text => true,
         LogFormat::Json => false,
     };
-    let lines = fmt::layer().with_writer(io::stderr);
+    let lines = fmt::layer().with_writer(Repeats::default());
     let lines = if text {
         lines.with_ansi(io::stderr().is_terminal()).boxed()
     } else {
