@@ -214,9 +214,11 @@ fn r1_a_report_holds_for_one_realm_one_edge_and_one_content() {
         region: "eu".parse().unwrap(),
         edge: "edge-1".parse().unwrap(),
         time: realm.now,
+        started: realm.now,
         height: 2,
         certified_time: realm.now,
         running: vec![(bundle("config/a"), 2, [7; 32])],
+        failed: Vec::new(),
         refusals: vec![("B4".to_owned(), 1)],
     };
     let signed = report.sign(&identity, vec![1, 2, 3]);
@@ -225,11 +227,13 @@ fn r1_a_report_holds_for_one_realm_one_edge_and_one_content() {
     assert_eq!(rule(signed.verify(genesis_hash, &public)), Ok(()));
     assert_eq!(rule(signed.verify(&[9; 32], &public)), Err("R1"), "another realm's");
     assert_eq!(rule(signed.verify(genesis_hash, &stranger)), Err("R1"), "another edge's");
-    let alterations: [fn(&mut Report); 5] = [
+    let alterations: [fn(&mut Report); 7] = [
         |r| r.time = r.time.plus(Duration::from_nanos(1)),
         |r| r.edge = "edge-2".parse().unwrap(),
         |r| r.height += 1,
         |r| r.running[0].1 = 3,
+        |r| r.failed = r.running.clone(),
+        |r| r.started = r.started.plus(Duration::from_nanos(1)),
         |r| r.refusals.clear(),
     ];
     for alter in alterations {

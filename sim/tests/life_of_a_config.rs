@@ -124,9 +124,11 @@ fn one_config_travels_from_an_operator_to_an_edge() {
         region: "eu".parse().unwrap(),
         edge: "edge-1".parse().unwrap(),
         time: now,
+        started: now,
         height: edge.replica().height(),
         certified_time: edge.replica().certified_time(),
         running: vec![(bundle.clone(), running.version, running.root)],
+        failed: Vec::new(),
         refusals: Vec::new(),
     };
     let signed = report.sign(&identity, Vec::new());

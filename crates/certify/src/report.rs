@@ -29,12 +29,16 @@ pub struct Report {
     pub edge: Label,
     /// Its clock.
     pub time: Timestamp,
+    /// When its process started, by the same clock. Two processes that overlap have one identity.
+    pub started: Timestamp,
     /// The highest checkpoint it verified, and the certified time of that.
     pub height: u64,
     /// See `height`.
     pub certified_time: Timestamp,
     /// What its workload runs: name, version, root.
     pub running: Vec<(BundleName, u64, Digest)>,
+    /// Versions that failed here, by a hook that refused them or for what they hold.
+    pub failed: Vec<(BundleName, u64, Digest)>,
     /// How often it refused an offer since it started, by rule.
     pub refusals: Vec<(String, u64)>,
 }
@@ -89,13 +93,16 @@ impl Canonical for Report {
         self.region.encode(w);
         self.edge.encode(w);
         self.time.encode(w);
+        self.started.encode(w);
         w.u64(self.height);
         self.certified_time.encode(w);
-        w.count(self.running.len());
-        for (name, version, root) in &self.running {
-            name.encode(w);
-            w.u64(*version);
-            w.array(root);
+        for versions in [&self.running, &self.failed] {
+            w.count(versions.len());
+            for (name, version, root) in versions {
+                name.encode(w);
+                w.u64(*version);
+                w.array(root);
+            }
         }
         w.count(self.refusals.len());
         for (rule, count) in &self.refusals {
@@ -107,17 +114,30 @@ impl Canonical for Report {
     fn decode(r: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let genesis_hash = r.array()?;
         let (region, edge) = (Label::decode(r)?, Label::decode(r)?);
-        let (time, height) = (Timestamp::decode(r)?, r.u64()?);
-        let certified_time = Timestamp::decode(r)?;
-        let mut running = Vec::new();
-        for _ in 0..r.count(HEADS_MAX)? {
-            running.push((BundleName::decode(r)?, r.u64()?, r.array()?));
+        let (time, started) = (Timestamp::decode(r)?, Timestamp::decode(r)?);
+        let (height, certified_time) = (r.u64()?, Timestamp::decode(r)?);
+        let [mut running, mut failed] = [Vec::new(), Vec::new()];
+        for versions in [&mut running, &mut failed] {
+            for _ in 0..r.count(HEADS_MAX)? {
+                versions.push((BundleName::decode(r)?, r.u64()?, r.array()?));
+            }
         }
         let mut refusals = Vec::new();
         for _ in 0..r.count(REPORT_REFUSALS_MAX)? {
             refusals.push((r.text(LABEL_BYTES_MAX)?.to_owned(), r.u64()?));
         }
-        Ok(Self { genesis_hash, region, edge, time, height, certified_time, running, refusals })
+        Ok(Self {
+            genesis_hash,
+            region,
+            edge,
+            time,
+            started,
+            height,
+            certified_time,
+            running,
+            failed,
+            refusals,
+        })
     }
 }
 

@@ -77,6 +77,8 @@ pub async fn run(config: Config) -> Result<(), EdgeError> {
 }
 
 struct Edge {
+    /// Tells this process from another one with its identity.
+    started: Timestamp,
     config: Config,
     credentials: Credentials,
     installer: Installer,
@@ -95,6 +97,7 @@ impl Edge {
         let status =
             StatusFile::new(&config.data_dir, config.region.as_str(), config.name.as_str());
         let edge = Self {
+            started: now(),
             credentials,
             installer,
             pull: Pull::new(&sources),
@@ -186,14 +189,17 @@ impl Edge {
         let running = active
             .iter()
             .filter(|(name, version)| activator.on_disk(name, **version) == OnDisk::Current);
+        let failed = self.installer.acceptor().quarantine().iter();
         Report {
             genesis_hash: *self.config.genesis.realm().genesis_hash(),
             region: self.config.region.clone(),
             edge: self.config.name.clone(),
             time: now(),
+            started: self.started,
             height: replica.height(),
             certified_time: replica.certified_time(),
             running: running.map(|(name, v)| (name.clone(), v.version, v.root)).collect(),
+            failed: failed.map(|(name, v)| (name.clone(), v.version, v.root)).collect(),
             refusals: self.refusals.counts().iter().map(|(r, n)| ((*r).to_owned(), *n)).collect(),
         }
         .sign(&identity.signing_key, identity.leaf_der.to_vec())

@@ -45,7 +45,7 @@ use crate::{
     },
     raft::Ring,
     refusals::Refusals,
-    reports::{EdgeKey, Kept, Reports, merge},
+    reports::{EdgeKey, Held, Kept, Reports, merge},
     snapshots::Watched,
     status,
     upstream::validator_rule,
@@ -239,11 +239,12 @@ impl ControlService {
             upstream_connected: inner.upstream_streams.load(Ordering::Relaxed) > 0,
             bundles: bundles.collect(),
             members: members.collect(),
-            reports: inner.reports.newest().into_values().map(|k| k.bytes.into()).collect(),
+            reports: inner.reports.newest().into_iter().map(|k| k.bytes.into()).collect(),
             refusals: refusals.map(|(rule, count)| (rule.to_owned(), count)).collect(),
             connected_edges: inner.reports.connected(&inner.region),
             recoveries: inner.ring.read(|keys| keys.recoveries().map(recovery).collect()),
             snapshots: inner.snapshots.as_ref().map(|watched| watched.borrow().to_wire()),
+            errors: inner.ring.errors(),
         }
     }
 
@@ -289,14 +290,14 @@ pub fn kind_name(kind: RecoveryKind) -> &'static str {
 
 /// One picture of the region from what its members say.
 fn merge_status(own: RegionStatus, others: &[RegionStatus]) -> RegionStatus {
-    let mut reports: BTreeMap<EdgeKey, Kept> = BTreeMap::new();
+    let mut reports: BTreeMap<EdgeKey, Held> = BTreeMap::new();
     let mut connected: BTreeSet<String> = own.connected_edges.iter().cloned().collect();
     let mut merged = own.clone();
     for status in others.iter().chain([&own]) {
         for bytes in &status.reports {
             if let Ok(SignedReport { report, .. }) = SignedReport::from_canonical(bytes) {
                 let edge = (report.region.to_string(), report.edge.to_string());
-                merge(&mut reports, edge, Kept { time: report.time, bytes: bytes.to_vec() });
+                merge(&mut reports, edge, Kept::of(&report, bytes));
             }
         }
         connected.extend(status.connected_edges.iter().cloned());
@@ -317,7 +318,8 @@ fn merge_status(own: RegionStatus, others: &[RegionStatus]) -> RegionStatus {
             }
         }
     }
-    merged.reports = reports.into_values().map(|kept| kept.bytes.into()).collect();
+    let reports = reports.into_values().flat_map(Held::into_reports);
+    merged.reports = reports.map(|kept| kept.bytes.into()).collect();
     merged.connected_edges = connected.into_iter().collect();
     merged
 }

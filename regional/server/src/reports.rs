@@ -5,11 +5,11 @@
 //! decides on reports checks signature and time again.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use satrap_certify::{Digest, PublicKey, Rejection, SignedReport, Timestamp};
+use satrap_certify::{Digest, PublicKey, Rejection, Report, SignedReport, Timestamp};
 use satrap_host::pki::{PeerIdentity, Role};
 use satrap_merkle::codec::Canonical as _;
 
@@ -23,8 +23,53 @@ pub type EdgeKey = (String, String);
 pub struct Kept {
     /// When the edge made it.
     pub time: Timestamp,
+    /// When the process that made it started.
+    pub started: Timestamp,
     /// Canonical `SignedReport`.
     pub bytes: Vec<u8>,
+}
+
+impl Kept {
+    /// `bytes` are the canonical form of what holds `report`.
+    #[must_use]
+    pub fn of(report: &Report, bytes: &[u8]) -> Self {
+        Self { time: report.time, started: report.started, bytes: bytes.to_vec() }
+    }
+}
+
+/// The reports of one edge: the newest, and the newest of another process with the same identity,
+/// which is its predecessor or a twin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    newest: Kept,
+    other: Option<Kept>,
+}
+
+impl Held {
+    /// The first report of an edge.
+    #[must_use]
+    pub fn new(report: Kept) -> Self {
+        Self { newest: report, other: None }
+    }
+
+    /// Keeps a report if it is newer than that of its process.
+    pub fn keep(&mut self, report: Kept) {
+        let is_newer = |than: &Kept| than.time < report.time;
+        if report.started == self.newest.started {
+            if is_newer(&self.newest) {
+                self.newest = report;
+            }
+        } else if is_newer(&self.newest) {
+            self.other = Some(std::mem::replace(&mut self.newest, report));
+        } else if self.other.as_ref().is_none_or(is_newer) {
+            self.other = Some(report);
+        }
+    }
+
+    /// One or two.
+    pub fn into_reports(self) -> impl Iterator<Item = Kept> {
+        [self.newest].into_iter().chain(self.other)
+    }
 }
 
 /// The edges known to this member. Clones share them.
@@ -33,7 +78,7 @@ pub struct Reports(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    newest: BTreeMap<EdgeKey, Kept>,
+    newest: BTreeMap<EdgeKey, Held>,
     connected: BTreeMap<EdgeKey, u32>,
 }
 
@@ -73,7 +118,7 @@ pub fn judge(
     if (verified.region.as_str(), verified.edge.as_str()) != (&*edge.0, &*edge.1) {
         return Err(Rejection::Report("it speaks for another edge than its certificate"));
     }
-    Ok((edge, Kept { time: verified.time, bytes: bytes.to_vec() }))
+    Ok((edge, Kept::of(verified, bytes)))
 }
 
 impl Reports {
@@ -100,15 +145,14 @@ impl Reports {
 
     /// The newest reports, as many as fit one status reply.
     #[must_use]
-    pub fn newest(&self) -> BTreeMap<EdgeKey, Kept> {
+    pub fn newest(&self) -> Vec<Kept> {
         let state = self.state();
         let mut bytes = 0;
-        let fits = |(_, kept): &(&EdgeKey, &Kept)| {
+        let fits = |kept: &Kept| {
             bytes += kept.bytes.len();
             bytes <= STATUS_REPORT_BYTES_MAX
         };
-        let newest = state.newest.iter().take_while(fits);
-        newest.map(|(edge, kept)| (edge.clone(), kept.clone())).collect()
+        state.newest.values().cloned().flat_map(Held::into_reports).take_while(fits).collect()
     }
 
     /// Names of connected edges, as many as fit one status reply; edges of other regions with
@@ -124,11 +168,11 @@ impl Reports {
     }
 }
 
-/// Keeps the newer of two reports of one edge.
-pub fn merge(newest: &mut BTreeMap<EdgeKey, Kept>, edge: EdgeKey, report: Kept) {
-    let held = newest.entry(edge).or_insert_with(|| report.clone());
-    if held.time < report.time {
-        *held = report;
+/// Keeps the newest reports of each edge.
+pub fn merge(newest: &mut BTreeMap<EdgeKey, Held>, edge: EdgeKey, report: Kept) {
+    match newest.entry(edge) {
+        Entry::Vacant(vacant) => drop(vacant.insert(Held::new(report))),
+        Entry::Occupied(mut held) => held.get_mut().keep(report),
     }
 }
 

@@ -1,13 +1,14 @@
 //! Asks every server at once, and makes one picture of the answers.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use futures::future::join_all;
-use satrap_certify::{PublicKey, Report, SignedReport, Timestamp};
+use satrap_certify::{BundleName, Digest, PublicKey, Report, SignedReport, Timestamp};
 use satrap_host::{clock, pki::Role, pki::TrustAnchors};
 use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{RegionStatus, StatusReply, ValidatorStatus, status_reply::Tier};
 
+use super::attention::attention;
 use super::view::{
     BundleView, EdgeView, EvidenceView, MemberView, Realm, RecoveryView, RegionView, RunningView,
     SnapshotView, ValidatorView,
@@ -16,6 +17,9 @@ use crate::{
     client::{Client, Endpoint},
     realm::Description,
 };
+
+/// A process that has not reported for so long is not at work any more.
+const TWIN_SEEN_WITHIN: Duration = Duration::from_secs(300);
 
 /// What one server answered.
 type Answer = Result<StatusReply, String>;
@@ -60,6 +64,7 @@ pub async fn gather(client: &Client) -> Realm {
         trust: client.credentials.current().trust.clone(),
     };
     realm.edges = edges(client.description.as_ref(), &regions, &judge);
+    realm.attention = attention(&realm);
     realm
 }
 
@@ -151,6 +156,7 @@ fn member(realm: &mut Realm, endpoint: &Endpoint, r: &RegionStatus, now: Timesta
         age_ms: r.age_ms,
         applied_index: r.applied_index,
         lag: lag(&r.member),
+        errors: r.errors.clone(),
         snapshots: r.snapshots.as_ref().map(|told| SnapshotView::of(told, now)),
     });
     if is_leader {
@@ -184,7 +190,7 @@ fn unreached(client: &Client, realm: &mut Realm, endpoint: &Endpoint, why: &str)
 
 /// Decides which report to believe.
 struct Judge {
-    genesis_hash: satrap_certify::Digest,
+    genesis_hash: Digest,
     trust: TrustAnchors,
     now: Timestamp,
 }
@@ -203,20 +209,29 @@ impl Judge {
         Ok(report)
     }
 
+    /// Whether two processes with one identity are at work: each was seen after the other started.
+    fn overlap(&self, newest: &Report, other: &Report) -> bool {
+        let later = newest.started.max(other.started);
+        let is_lately = self.now.since(other.time) < TWIN_SEEN_WITHIN;
+        newest.started != other.started && other.time > later && is_lately
+    }
+
     fn view(&self, report: &Report) -> EdgeView {
         let age = self.now.since(report.time);
-        let running = report.running.iter().map(|(bundle, version, root)| RunningView {
+        let version = |(bundle, version, root): &(BundleName, u64, Digest)| RunningView {
             bundle: bundle.to_string(),
             version: *version,
             root: hex::encode(root),
-        });
+        };
         EdgeView {
             region: report.region.to_string(),
             name: report.edge.to_string(),
             error: None,
             report_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
             height: report.height,
-            running: running.collect(),
+            running: report.running.iter().map(version).collect(),
+            failed: report.failed.iter().map(version).collect(),
+            has_twin: false,
             refusals: report.refusals.clone(),
             connected: false,
         }
@@ -229,7 +244,7 @@ fn edges(
     regions: &[&RegionStatus],
     judge: &Judge,
 ) -> Vec<EdgeView> {
-    let mut newest: BTreeMap<EdgeKey, (Timestamp, EdgeView)> = BTreeMap::new();
+    let mut verified: BTreeMap<EdgeKey, Vec<Report>> = BTreeMap::new();
     let mut doubtful: BTreeMap<EdgeKey, String> = BTreeMap::new();
     for bytes in regions.iter().flat_map(|r| &r.reports) {
         let Ok(signed) = SignedReport::from_canonical(bytes) else {
@@ -240,17 +255,18 @@ fn edges(
         let claimed = &signed.report;
         let key = (claimed.region.to_string(), claimed.edge.to_string());
         match judge.report(&signed) {
-            Ok(report) => {
-                let known = newest.get(&key).map_or(Timestamp(0), |(time, _)| *time);
-                if report.time >= known {
-                    newest.insert(key, (report.time, judge.view(report)));
-                }
-            }
+            Ok(report) => verified.entry(key).or_default().push(report.clone()),
             Err(why) => drop(doubtful.insert(key, format!("unverifiable report: {why}"))),
         }
     }
-    let mut views: BTreeMap<EdgeKey, EdgeView> =
-        newest.into_iter().map(|(key, (_, view))| (key, view)).collect();
+    let mut views: BTreeMap<EdgeKey, EdgeView> = verified
+        .into_iter()
+        .filter_map(|(key, reports)| {
+            let newest = reports.iter().max_by_key(|report| report.time)?;
+            let has_twin = reports.iter().any(|other| judge.overlap(newest, other));
+            Some((key, EdgeView { has_twin, ..judge.view(newest) }))
+        })
+        .collect();
     let silent = |(region, name): &EdgeKey, error: String| EdgeView {
         region: region.clone(),
         name: name.clone(),

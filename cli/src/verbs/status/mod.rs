@@ -4,6 +4,7 @@
 //! is a reason to look closer. What edges run is more: their reports are signed, and each one is
 //! verified here against the CAs this operator trusts, whoever relayed it.
 
+mod attention;
 mod gather;
 mod screen;
 mod view;

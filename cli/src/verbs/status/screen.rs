@@ -19,18 +19,13 @@ impl fmt::Display for Realm {
             true => writeln!(f, "realm `{chain_id}` at height {height}")?,
             false => writeln!(f, "realm `{chain_id}`, no validator answers")?,
         }
+        for line in &self.attention {
+            writeln!(f, "! {line}")?;
+        }
         self.validators(f)?;
         self.regions(f)?;
         self.bundles(f)?;
         self.edges(f)?;
-        for e in &self.evidence {
-            let (validator, kind, height) = (&e.validator, &e.kind, e.height);
-            writeln!(
-                f,
-                "\n! validator `{validator}` broke the protocol: {kind} at height {height}; \
-                         remove it with `satrap govern set-validators`"
-            )?;
-        }
         Ok(())
     }
 }

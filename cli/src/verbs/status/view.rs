@@ -25,6 +25,8 @@ pub struct Realm {
     pub bundles: Vec<BundleView>,
     /// Edges, each from its newest report that verifies.
     pub edges: Vec<EdgeView>,
+    /// What somebody must act on, worst first.
+    pub attention: Vec<String>,
     /// Proof that a validator broke the protocol.
     pub evidence: Vec<EvidenceView>,
 }
@@ -145,6 +147,8 @@ pub struct MemberView {
     pub applied_index: u64,
     /// Log entries behind the leader, as the leader sees it.
     pub lag: u64,
+    /// What is wrong with it, and the alarms of its ring.
+    pub errors: Vec<String>,
     /// Its own scheduled snapshots, if it makes any.
     pub snapshots: Option<SnapshotView>,
 }
@@ -227,6 +231,10 @@ pub struct EdgeView {
     pub height: u64,
     /// What its workload runs.
     pub running: Vec<RunningView>,
+    /// Versions that failed there: a hook refused them, or their content cannot be files.
+    pub failed: Vec<RunningView>,
+    /// Whether two processes report with its identity at a time.
+    pub has_twin: bool,
     /// How many offers it refused since it started, by rule.
     pub refusals: Vec<(String, u64)>,
     /// Whether some member has a stream from it, by that member's word.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
+use satrap_certify::Timestamp;
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -94,8 +95,7 @@ impl TrustAnchors {
             return Err(PkiError::NoAnchor(scope));
         }
         let der = CertificateDer::from(leaf_der);
-        let refuse =
-            |why: webpki::Error| PkiError::Leaf { id: peer.id.clone(), why: format!("{why:?}") };
+        let refuse = |why| PkiError::Leaf { id: peer.id.clone(), why: explain(&why) };
         let now = UnixTime::since_unix_epoch(Duration::from_nanos(now_ns));
         // Every leaf is for both ends of a connection, so checking one usage refuses foreign ones.
         EndEntityCert::try_from(&der)
@@ -103,6 +103,21 @@ impl TrustAnchors {
             .verify_for_usage(&[ED25519], &anchors, &[], now, KeyUsage::client_auth(), None, None)
             .map_err(refuse)?;
         Ok(peer)
+    }
+}
+
+/// An error of the library, for people.
+fn explain(error: &webpki::Error) -> String {
+    let date = |time: &UnixTime| Timestamp(time.as_secs().saturating_mul(1_000_000_000));
+    match error {
+        webpki::Error::CertExpired { not_after, .. } => {
+            format!("it expired at {}; issue a new one", date(not_after))
+        }
+        webpki::Error::CertNotValidYet { not_before, .. } => {
+            format!("it is valid from {} on; check the clocks", date(not_before))
+        }
+        webpki::Error::UnknownIssuer => "no CA that is trusted here has signed it".into(),
+        other => format!("{other:?}"),
     }
 }
 

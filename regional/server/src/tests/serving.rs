@@ -73,9 +73,11 @@ impl Edge {
             region: label(REGION),
             edge: label(as_edge),
             time: Timestamp(clock::now()),
+            started: Timestamp(1),
             height: self.replica.height(),
             certified_time: self.replica.certified_time(),
             running: Vec::new(),
+            failed: Vec::new(),
             refusals: Vec::new(),
         };
         let signed = report.sign(&identity.signing_key, identity.leaf_der.to_vec());

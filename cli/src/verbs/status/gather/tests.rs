@@ -36,9 +36,11 @@ fn report(region: &str, name: &str) -> Report {
         region: Label::new(region).unwrap(),
         edge: Label::new(name).unwrap(),
         time: Timestamp(clock::now()),
+        started: Timestamp(1),
         height: 9,
         certified_time: Timestamp(1),
         running: vec![(BundleName::new("pki/edge-trust").unwrap(), 4, [9; 32])],
+        failed: Vec::new(),
         refusals: vec![("B4".into(), 2)],
     }
 }
