@@ -23,6 +23,7 @@ pub mod clock;
 pub mod compaction;
 pub mod disk;
 pub mod dispatch;
+pub mod founding;
 pub mod frames;
 pub mod health;
 pub mod inbox;
@@ -71,6 +72,7 @@ use self::{
     checkpoint::{Checkpoints, Shared},
     clock::RingClock,
     disk::DiskError,
+    frames::ANY_INSTANCE,
     inbox::DiskAlarm,
     log_store::LogStore,
     members::cluster_id,
@@ -294,13 +296,15 @@ impl<P: Platform> Ring<P> {
         self.shared.read(f)
     }
 
-    /// Who this member is to clients; waits until the ring has taken it in.
+    /// Who this member is to clients; waits until the ring has taken it in, and its disk is on record:
+    /// from then on, none that lost it can be taken for it.
     pub async fn identity(&self) -> MemberIdentity {
         let mut metrics = self.raft.server_metrics();
         loop {
             drop(metrics.borrow_and_update());
             let own = self.nodes().into_iter().find(|(name, _)| *name == self.name);
-            if let Some((name, node)) = own {
+            let recorded = own.filter(|(_, node)| node.instance != ANY_INSTANCE);
+            if let Some((name, node)) = recorded {
                 let cluster_id = cluster_id(&self.ring);
                 return MemberIdentity { cluster_id, member_id: node.id, name: name.to_string() };
             }

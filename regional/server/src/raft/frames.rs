@@ -80,8 +80,8 @@ pub enum FrameError {
     Ring,
     /// Meant for this member before it lost its disk.
     #[error(
-        "the message is for another instance of this member: its disk was lost; replace it by a \
-         member with a new name"
+        "the message is for this member as it was before it lost its disk; run `satrap member \
+         replace` for it, then start it again with an empty data directory"
     )]
     Instance,
     /// The body does not decode.
@@ -94,8 +94,8 @@ pub enum FrameError {
 pub struct Welcome {
     /// This member has voted or holds log: the ring exists.
     pub founded: bool,
-    /// Its disk, as in the header.
-    pub instance: InstanceId,
+    /// Who founds the ring, if none is there: see [`founders_digest`](super::founding::founders_digest).
+    pub founders: Digest,
 }
 
 /// The body of [`Kind::Propose`]: one entry, but for the leader's time.
@@ -259,7 +259,7 @@ mod tests {
     use super::*;
 
     const SENDER: Sender = Sender { ring: [7; 32], instance: [9; 16], since: 5 };
-    const WELCOME: Welcome = Welcome { founded: true, instance: SENDER.instance };
+    const WELCOME: Welcome = Welcome { founded: true, founders: [3; 32] };
 
     #[test]
     fn a_message_is_of_one_kind_and_one_ring() {

@@ -8,6 +8,7 @@ use satrap_regional_api::backend::{
 };
 use satrap_regional_core::{
     Request,
+    alarm::{AlarmKind, AlarmMember},
     members::{MemberRequest, Published},
 };
 use satrap_regional_storage::StorageError;
@@ -18,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    Ring,
+    Leading, Ring,
     checkpoint::Checkpoints,
     lock,
     orders::{Order, OrderReply},
@@ -137,6 +138,31 @@ impl<P: Platform> Ring<P> {
         members
     }
 
+    /// What an operator must act on here: what is wrong with this member, and the alarms of its ring.
+    #[must_use]
+    pub fn errors(&self) -> Vec<String> {
+        let members = self.members();
+        let name = |id| {
+            let member = members.iter().find(|member| member.id == id);
+            member.map_or_else(|| format!("{id:x}"), |member| format!("`{}`", member.name))
+        };
+        let alarm = |alarm: AlarmMember| match alarm.kind {
+            AlarmKind::NoSpace => format!(
+                "NOSPACE of member {}: the ring takes no writes that grow it; make room \
+                 (deploy/runbooks/disk-full.md)",
+                name(alarm.member)
+            ),
+            AlarmKind::Corrupt => format!(
+                "CORRUPT: the state of member {} is not the ring's; replace it \
+                 (deploy/runbooks/corrupt-member.md)",
+                name(alarm.member)
+            ),
+        };
+        let alarms =
+            self.read(|keyspace| keyspace.alarms().list(None).map(alarm).collect::<Vec<_>>());
+        self.shared.complaints().into_iter().chain(alarms).collect()
+    }
+
     /// The ring as services see it.
     #[must_use]
     pub fn view(&self, checkpoints: &Checkpoints) -> RingView {
@@ -168,12 +194,8 @@ impl<P: Platform> Ring<P> {
         loop {
             sleep(self.timing.election_max).await;
             if self.leads() {
-                let upkeep = async {
-                    self.complete_change().await?;
-                    self.identify().await
-                };
-                if let Err(reply) = upkeep.await {
-                    tracing::info!(?reply, "the membership is not in order yet");
+                if let Err(reply) = self.complete_change().await {
+                    tracing::info!(%reply, "the membership is not in order yet");
                 }
                 let voters = self.voters();
                 let ready = |(name, _): &(MemberName, MemberNode)| {
@@ -183,12 +205,24 @@ impl<P: Platform> Ring<P> {
                     tracing::info!(member = %name, "has caught up and gets its vote");
                     let reply = self.promote(node.id).await;
                     if let Err(reply) = reply {
-                        tracing::warn!(member = %name, ?reply, "is not promoted");
+                        tracing::warn!(member = %name, %reply, "is not promoted");
                     }
                 }
             }
             self.publish(client_urls).await;
         }
+    }
+
+    /// Has the disks of members recorded that the membership does not name, as soon as this member
+    /// leads and has met them. Never ends.
+    pub async fn keep_identified(&self) {
+        while self.until(Leading::Yes).await {
+            if let Err(reply) = self.identify().await {
+                tracing::info!(%reply, "the disks of members are not on record yet");
+            }
+            sleep(self.timing.heartbeat).await;
+        }
+        std::future::pending().await
     }
 
     async fn publish(&self, client_urls: &[String]) {

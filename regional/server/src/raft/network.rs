@@ -137,6 +137,14 @@ impl PeerSender {
         self.peers.link(&self.target).ok_or_else(missing)
     }
 
+    /// P4 of `peers`
+    fn counts(&self) -> Result<(), Status> {
+        if self.peers.counts(&self.target) {
+            return Ok(());
+        }
+        Err(Status::failed_precondition("its disk is not on record yet"))
+    }
+
     fn pack(&self, kind: Kind, request: &impl Serialize) -> Vec<u8> {
         frames::pack(&self.peers.own(), &self.instance, kind, request)
     }
@@ -185,8 +193,10 @@ impl PeerSender {
                 Kind::Propose | Kind::Snapshot => unreachable!("sent on the bulk connection"),
             }
         };
-        let reply = timeout(wait, reply).await.map_err(|_| self.late(kind, wait))??;
-        self.read(kind, &reply.into_inner())
+        let reply = timeout(wait, reply).await.unwrap_or_else(|_| Err(self.late(kind, wait)));
+        let reply = reply.and_then(|reply| self.read(kind, &reply.into_inner()));
+        self.peers.note(&self.target, &reply);
+        reply
     }
 
     fn late(&self, kind: Kind, wait: Duration) -> Status {
@@ -330,6 +340,7 @@ impl<P: Platform> RaftNetworkV2<Types<P>> for PeerSender {
         request: AppendEntriesRequest<Types<P>>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types<P>>, RPCError<Types<P>>> {
+        self.counts().map_err(|status| rpc_error(&status))?;
         let body = (self.touch.age(), &request);
         let reply = if request.entries.is_empty() {
             self.ask(Kind::Append, &body, option.soft_ttl()).await
@@ -345,6 +356,7 @@ impl<P: Platform> RaftNetworkV2<Types<P>> for PeerSender {
         request: VoteRequest<Types<P>>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types<P>>, RPCError<Types<P>>> {
+        self.counts().map_err(|status| rpc_error(&status))?;
         let reply = self.ask(Kind::Vote, &request, option.soft_ttl()).await;
         reply.map_err(|status| rpc_error(&status))
     }
@@ -354,6 +366,7 @@ impl<P: Platform> RaftNetworkV2<Types<P>> for PeerSender {
         request: VoteRequest<Types<P>>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types<P>>, RPCError<Types<P>>> {
+        self.counts().map_err(|status| rpc_error(&status))?;
         let reply = self.ask(Kind::PreVote, &request, option.soft_ttl()).await;
         reply.map_err(|status| rpc_error(&status))
     }
@@ -369,6 +382,7 @@ impl<P: Platform> RaftNetworkV2<Types<P>> for PeerSender {
             let why = "a snapshot that arrived is sent on from the disk only";
             return Err(NetworkError::from_string(why).into());
         };
+        self.counts().map_err(|status| rpc_error(&status))?;
         let head = SnapshotHead { vote, meta: snapshot.meta };
         let began = P::monotonic();
         tokio::select! {

@@ -23,9 +23,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     time::Duration,
 };
 
+use futures::future::join_all;
 use openraft::{
     ChangeMembers, Instant as _,
     async_runtime::WatchReceiver as _,
@@ -56,6 +58,8 @@ use crate::limits::{LEARNER_LAG_MAX, MEMBERS_MAX};
 const ORDER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Whoever wants to join asks again soon.
 const INTRODUCE_TIMEOUT: Duration = Duration::from_secs(1);
+/// A member that was never met is asked who it is again soon.
+const GREETING_TIMEOUT: Duration = Duration::from_millis(500);
 /// A voter that was not heard of for this many election timeouts does not count as living.
 const SILENT_ELECTIONS: u32 = 4;
 
@@ -106,6 +110,17 @@ pub enum OrderReply {
     NotLeading,
     /// It may or may not have been done.
     Unknown,
+}
+
+impl fmt::Display for OrderReply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done | Self::Invited(_) => write!(f, "done"),
+            Self::Refused(fault) => write!(f, "refused: {}", Failure::from(*fault)),
+            Self::NotLeading => write!(f, "no leader is known"),
+            Self::Unknown => write!(f, "no answer in time; it may have been done"),
+        }
+    }
 }
 
 /// Why an order is refused. The caller's fault.
@@ -248,7 +263,8 @@ impl<P: Platform> Ring<P> {
         let before = *self.membership().log_id();
         if let Some((_, node)) = self.nodes().into_iter().find(|(known, _)| *known == name) {
             let other = OrderReply::Refused(Fault::NotInvited);
-            return if node.instance == instance { Ok(OrderReply::Done) } else { Err(other) };
+            let expected = node.instance == instance || node.instance == ANY_INSTANCE;
+            return if expected { Ok(OrderReply::Done) } else { Err(other) };
         }
         let invited = self.shared.read(|keyspace| {
             let mut invited = keyspace.members().invited();
@@ -391,22 +407,29 @@ impl<P: Platform> Ring<P> {
         self.turn().await.map(drop)
     }
 
-    /// Records which disks the members have where the membership does not say it.
+    /// Has the disks of members recorded where the membership does not name them: of a majority at
+    /// once, because from then on only those on record count.
     ///
     /// # Errors
     ///
     /// What came of it instead.
     pub async fn identify(&self) -> Result<(), OrderReply> {
         let nodes = self.nodes();
-        let unknown = nodes.into_iter().filter(|(_, node)| node.instance == ANY_INSTANCE);
+        let voters = self.voters();
+        let is_unknown = |(_, node): &(MemberName, MemberNode)| node.instance == ANY_INSTANCE;
+        let (unknown, recorded): (Vec<_>, Vec<_>) = nodes.into_iter().partition(is_unknown);
+        let away = unknown.iter().filter(|(name, _)| *name != self.name);
+        join_all(away.map(|(name, _)| async { self.greet(name).await })).await;
         let mut met = self.network.peers.identified();
         met.insert(self.name.clone(), self.network.peers.own().instance);
         let known = |(name, node): (MemberName, MemberNode)| {
             let instance = *met.get(&name)?;
             Some((name, MemberNode { instance, ..node }))
         };
-        let known: BTreeMap<_, _> = unknown.filter_map(known).collect();
-        if known.is_empty() {
+        let known: BTreeMap<_, _> = unknown.into_iter().filter_map(known).collect();
+        let names = recorded.iter().map(|(name, _)| name).chain(known.keys());
+        let of_voters = names.filter(|name| voters.contains(*name)).count();
+        if known.is_empty() || of_voters * 2 <= voters.len() {
             return Ok(());
         }
         let _turn = self.turn().await?;
@@ -414,6 +437,11 @@ impl<P: Platform> Ring<P> {
         tracing::info!(?names, "records which disks members have");
         let named = ChangeMembers::SetNodes(known);
         change(self.raft.change_membership(named, true).await).map(drop)
+    }
+
+    /// Learns which disk `name` has, if it answers.
+    async fn greet(&self, name: &MemberName) {
+        let _ = self.network.sender(name.clone()).hello(GREETING_TIMEOUT).await;
     }
 
     /// Puts a member request through the log.

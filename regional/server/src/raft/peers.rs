@@ -22,6 +22,8 @@
 //! - **P2** A name in the membership is let in with the instance that stands there, or if the ring has
 //!   taken it in later than all that is agreed here.
 //! - **P3** A name that was removed, as far as is agreed here, is not let in.
+//! - **P4** Once this member's disk is on record, it counts nobody whose disk is not: a member that
+//!   comes for the first time is put on record before it is asked for its vote or sent an entry.
 //!
 //! # What this covers, and what not
 //!
@@ -43,7 +45,7 @@ use satrap_host::{
     pki::{PkiError, Role, SpiffeId},
 };
 use satrap_regional_storage::InstanceId;
-use tonic::body::Body;
+use tonic::{Status, body::Body};
 use tower::{ServiceExt as _, util::BoxCloneSyncService};
 
 use super::{
@@ -103,6 +105,8 @@ struct Inner {
     dial: Dial,
     links: Mutex<BTreeMap<MemberName, (String, Link)>>,
     roll: Mutex<Roll>,
+    /// Those to which the last request failed.
+    silent: Mutex<BTreeSet<MemberName>>,
 }
 
 /// Who belongs to the ring, as far as this member knows.
@@ -159,6 +163,13 @@ impl Roll {
         let agreed = self.agreed.iter().flat_map(|(_, seats)| seats.values());
         let seats = self.logged.values().chain(agreed).filter(|seat| seat.instance == *instance);
         seats.map(|seat| seat.since).max().unwrap_or(0)
+    }
+
+    /// P4
+    fn counts(&self, name: &MemberName, own: &InstanceId) -> bool {
+        let agreed = self.agreed.iter().flat_map(|(_, seats)| seats.values());
+        let is_founding = !self.logged.values().chain(agreed).any(|seat| seat.instance == *own);
+        is_founding || self.seats(name).any(|seat| seat.instance != ANY_INSTANCE)
     }
 
     /// Whom a message to `name` is for.
@@ -248,7 +259,7 @@ impl Peers {
     #[must_use]
     pub fn new(ring: Digest, instance: InstanceId, dial: Dial, roll: Roll) -> Self {
         let (links, roll) = (Mutex::default(), Mutex::new(roll));
-        Self(Arc::new(Inner { ring, instance, dial, links, roll }))
+        Self(Arc::new(Inner { ring, instance, dial, links, roll, silent: Mutex::default() }))
     }
 
     /// What this member puts on its messages.
@@ -276,6 +287,23 @@ impl Peers {
         Ok(link)
     }
 
+    /// Tells operators when requests to `name` begin to fail and when they succeed again.
+    pub fn note<T>(&self, name: &MemberName, answer: &Result<T, Status>) {
+        let mut silent = lock(&self.0.silent);
+        match answer {
+            Err(status) => {
+                if silent.insert(name.clone()) {
+                    tracing::warn!(member = %name, "requests to it fail: {}", status.message());
+                }
+            }
+            Ok(_) => {
+                if silent.remove(name) {
+                    tracing::info!(member = %name, "requests to it succeed again");
+                }
+            }
+        }
+    }
+
     /// How to reach `name`, if it was reached before.
     #[must_use]
     pub fn link(&self, name: &MemberName) -> Option<Link> {
@@ -292,6 +320,12 @@ impl Peers {
     #[must_use]
     pub fn instance_of(&self, name: &MemberName) -> InstanceId {
         lock(&self.0.roll).instance_of(name)
+    }
+
+    /// Whether votes and acknowledgements of `name` count (P4).
+    #[must_use]
+    pub fn counts(&self, name: &MemberName) -> bool {
+        lock(&self.0.roll).counts(name, &self.0.instance)
     }
 
     /// Lets `name` in, which presents itself as `sender`.
@@ -329,6 +363,7 @@ impl Peers {
             tracing::info!(member = %left, "has left the ring");
         }
         lock(&self.0.links).retain(|name, _| roll.logged.contains_key(name));
+        lock(&self.0.silent).retain(|name| roll.logged.contains_key(name));
     }
 
     /// Whom the membership names without their instances, and who they turned out to be.
@@ -449,10 +484,14 @@ mod tests {
         assert!(is_lost(roll.judge(&name(2), LOST, 0)));
         assert_eq!(roll.instance_of(&name(2)), OLD);
         assert!(is_stranger(roll.judge(&name(3), OLD, 0)));
+        assert!(roll.counts(&name(2), &OLD), "until the first leader has them recorded, all count");
+        roll.follow(&membership(6, &[(1, OLD, 0), (2, ANY_INSTANCE, 0)]));
+        assert!(!roll.counts(&name(2), &OLD), "P4");
         // The leader has it recorded.
         roll.follow(&membership(6, &[(1, OLD, 0), (2, OLD, 0)]));
         roll.agree(&membership(6, &[(1, OLD, 0), (2, OLD, 0)]));
         assert!(is_lost(roll.judge(&name(1), LOST, 0)));
+        assert!(roll.counts(&name(2), &OLD));
     }
 
     #[test]

@@ -28,6 +28,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use super::{
     Ring, RingSetup,
     disk::Restored,
+    founding::founders_digest,
     frames::{
         self, Forwarded, FrameError, Kind, ReadProof, Sender, SnapshotHead, SnapshotReply, Welcome,
     },
@@ -212,7 +213,7 @@ impl<P: Platform> ring_server::Ring for RingService<P> {
             let () = body(rest)?;
             let founded =
                 self.ring.raft.is_initialized().await.map_err(status::unavailable_from)?;
-            let welcome = Welcome { founded, instance: self.peers.own().instance };
+            let welcome = Welcome { founded, founders: founders_digest(&self.ring.configured) };
             return Ok(Response::new(self.reply(&sender, Kind::Hello, &welcome)));
         }
         let (sender, vote): (_, VoteRequest<Types<P>>) =

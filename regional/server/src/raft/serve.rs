@@ -1,15 +1,14 @@
 //! Drives one member's part in the ring, from founding it to handing over.
 //!
 //! ```text
-//!   first start ── all members present, none founded ──▶ founded ──▶ serving
-//!   first start ── a ring is there, and expects this member ──▶ joined ──▶ serving
+//!   first start ── founded or joined (`founding`) ──▶ serving
 //!   serving ── shutdown ──▶ leadership handed over ──▶ raft stopped ──▶ listener closed
 //! ```
 //!
 //! The order of stopping matters: the successor's election needs this member's vote, so its
 //! listener closes last. A rolling restart then costs no election timeout.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use openraft::{async_runtime::WatchReceiver as _, errors::Fatal};
 use satrap_host::{
@@ -18,33 +17,20 @@ use satrap_host::{
 };
 use satrap_proto::v1::ring_server::RingServer;
 use satrap_regional_api::backend::{Backend, RingEnd};
-use satrap_regional_storage::InstanceId;
 use tokio::{
     sync::oneshot,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval},
 };
 
 use super::{
-    Leading, Ring, RingError, RingParts, RingSetup, Timing, compaction,
-    disk::DiskError,
-    dispatch,
-    frames::Welcome,
-    log_store::LogStore,
-    members::founder_id,
-    network::Network,
-    orders::{Fault, Order, OrderReply},
-    peers::Peers,
-    platform::Platform,
-    ring_service::RingService,
-    types::{MemberName, MemberNode, Types},
+    Leading, Ring, RingError, RingParts, RingSetup, Timing, compaction, disk::DiskError, dispatch,
+    founding::enter, log_store::LogStore, peers::Peers, platform::Platform,
+    ring_service::RingService, types::Types,
 };
 use crate::limits::{CALLS_MAX, RING_FRAME_BYTES_MAX};
 
-/// Between attempts to meet all members before the first election.
-const FOUND_RETRY: Duration = Duration::from_millis(250);
 /// How old what services see of the ring may be, beside leader, term and members.
 const VIEW_INTERVAL: Duration = Duration::from_millis(250);
-const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
 /// A log to which nothing was written for so long is idle.
 const TIDY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -110,6 +96,7 @@ pub async fn drive<P: Platform>(
             biased;
             () = serve_services(&ring, &setup, backend, &shutdown) => {}
             () = follow_membership(&ring, &peers) => {}
+            () = ring.keep_identified() => {}
             () = tidy => {}
             () = shutdown.requested() => {}
         }
@@ -260,110 +247,6 @@ async fn follow_membership<P: Platform>(ring: &Ring<P>, peers: &Peers) {
             return;
         }
     }
-}
-
-/// Gets this member into the ring: founds it, joins it, or waits to be taken in.
-///
-/// The member whose name sorts first founds, and only once every other member has answered that it
-/// knows of no ring. Were a majority enough, a founder that lost its disk could found a second ring
-/// together with a member that had not yet been reached by the first one.
-async fn enter<P: Platform>(ring: &Ring<P>, setup: &RingSetup) -> Result<(), RingError> {
-    let founder = ring.configured.keys().next() == Some(&ring.name);
-    for attempt in 0_u64.. {
-        if ring.raft.is_initialized().await? {
-            return Ok(());
-        }
-        let quiet = attempt % 40 != 0;
-        match survey(&ring.network).await {
-            Ok(Survey::NobodyFounded(instances)) if founder => {
-                let members = founders(ring, &instances);
-                tracing::info!(members = members.len(), "founding the ring");
-                if let Err(error) = ring.raft.initialize(members).await {
-                    tracing::warn!(%error, "this ring was founded by another start");
-                }
-                return Ok(());
-            }
-            Ok(Survey::NobodyFounded(_)) => {}
-            Ok(Survey::Founded(by)) => {
-                let joined = join(ring, setup, &by).await;
-                if let Err(why) = joined
-                    && !quiet
-                {
-                    tracing::warn!(
-                        "`{by}` belongs to a founded ring; this member cannot join: {why}"
-                    );
-                }
-            }
-            Err(why) if !quiet => tracing::info!("waiting for the other members: {why}"),
-            Err(_) => {}
-        }
-        sleep(FOUND_RETRY).await;
-    }
-    Ok(())
-}
-
-/// Asks to be let in by the leader, which `by` may know.
-async fn join<P: Platform>(
-    ring: &Ring<P>,
-    setup: &RingSetup,
-    by: &MemberName,
-) -> Result<(), String> {
-    let url = setup.members.get(&setup.name).cloned().unwrap_or_default();
-    let instance = ring.network.peers.own().instance;
-    let order = Order::Join { name: ring.name.clone(), url, instance };
-    let mut asked = ring.network.peers.names();
-    asked.sort_by_key(|name| name != by);
-    let mut last = String::new();
-    for name in asked {
-        match ring.network.sender(name.clone()).order(&order, HELLO_TIMEOUT).await {
-            Ok(OrderReply::Done) => return Ok(()),
-            Ok(OrderReply::Refused(Fault::NotInvited)) => {
-                return Err("nobody expects it at its address; `satrap member add` first".into());
-            }
-            Ok(reply) => last = format!("`{name}`: {reply:?}"),
-            Err(status) => last = format!("`{name}`: {}", status.message()),
-        }
-    }
-    Err(last)
-}
-
-/// Who founds the ring; the others were met as `instances`.
-fn founders<P: Platform>(
-    ring: &Ring<P>,
-    instances: &BTreeMap<MemberName, InstanceId>,
-) -> BTreeMap<MemberName, MemberNode> {
-    let own = ring.network.peers.own().instance;
-    let node = |(name, url): (&MemberName, &String)| {
-        let instance = instances.get(name).copied().unwrap_or(own);
-        let id = founder_id(&ring.ring, name);
-        (name.clone(), MemberNode { id, url: url.clone(), learner: false, instance, since: 0 })
-    };
-    ring.configured.iter().map(node).collect()
-}
-
-enum Survey {
-    /// Everybody is there.
-    NobodyFounded(BTreeMap<MemberName, InstanceId>),
-    Founded(MemberName),
-}
-
-/// Asks every other member; an error is the first that cannot be asked.
-async fn survey(network: &Network) -> Result<Survey, String> {
-    let ask = |name: &MemberName| {
-        let (name, sender) = (name.clone(), network.sender(name.clone()));
-        async move {
-            let welcome = sender.hello(HELLO_TIMEOUT).await;
-            welcome.map(|w| (name.clone(), w)).map_err(|e| format!("`{name}`: {}", e.message()))
-        }
-    };
-    let welcomes = futures::future::join_all(network.peers.names().iter().map(ask)).await;
-    // Whoever knows of a ring ends the matter, also if others are away.
-    if let Some((name, _)) = welcomes.iter().flatten().find(|(_, welcome)| welcome.founded) {
-        return Ok(Survey::Founded(name.clone()));
-    }
-    let instance = |(name, welcome): (MemberName, Welcome)| (name, welcome.instance);
-    let welcomes = welcomes.into_iter().map(|welcome| welcome.map(instance));
-    welcomes.collect::<Result<_, _>>().map(Survey::NobodyFounded)
 }
 
 /// Gives leadership to the member that is furthest, so that stopping costs no election timeout.

@@ -101,9 +101,7 @@ pub fn run(seed: u64, bug: Option<Bug>) -> Report {
 
 async fn live(world: &Arc<World>, nemesis: &mut Nemesis) -> Result<(), String> {
     let mut checks = Checks::default();
-    for name in world.founders() {
-        world.boot(&name);
-    }
+    nemesis.found();
     let workers = (1..=WORKERS).map(|client| clients::work(world.clone(), client).boxed());
     let others = [
         clients::keep_leases(world.clone(), WORKERS + 1).boxed(),

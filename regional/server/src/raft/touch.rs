@@ -16,7 +16,8 @@ use tokio::time::Instant;
 /// How long ago a quorum was last known to follow the sender; part of every append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct QuorumAge {
-    ms: u64,
+    /// `None` if none ever did.
+    ms: Option<u64>,
 }
 
 /// How long ago a quorum answered this member as its leader; `None` if it does not lead, or none has
@@ -47,11 +48,13 @@ impl Touch {
 
     /// A leader was heard, which a quorum followed so long ago.
     pub fn heard(&self, age: QuorumAge) {
-        self.note(Duration::from_millis(age.ms));
+        if let Some(ms) = age.ms {
+            self.note(Duration::from_millis(ms));
+        }
     }
 
     fn note(&self, ago: Duration) {
-        // A leader that has never had an answer says an age longer than clocks go back.
+        // A peer may say an age longer than clocks go back.
         let Some(at) = Instant::now().checked_sub(ago) else { return };
         let mut known_at = self.0.known_at.lock().unwrap_or_else(PoisonError::into_inner);
         *known_at = (*known_at).max(Some(at));
@@ -69,7 +72,7 @@ impl Touch {
     #[must_use]
     pub fn age(&self) -> QuorumAge {
         let ms = self.silence().map(|silence| silence.as_millis());
-        QuorumAge { ms: ms.and_then(|ms| ms.try_into().ok()).unwrap_or(u64::MAX) }
+        QuorumAge { ms: ms.and_then(|ms| ms.try_into().ok()) }
     }
 }
 

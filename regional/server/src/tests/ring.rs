@@ -25,6 +25,7 @@ use crate::{
     config::Config,
     etcd::EtcdConfig,
     raft::{
+        founding::survey,
         frames::{self, ANY_INSTANCE, Kind, Sender, Welcome},
         ring_id,
         types::{Types, Vote},
@@ -36,6 +37,20 @@ use crate::{
 
 fn start_all(configs: &[Config]) -> Vec<Running> {
     configs.iter().map(Running::start).collect()
+}
+
+/// Until every member knows the disks of all: from then on, another disk under the same name is refused.
+async fn identified(members: &[Running]) {
+    let unknown = |member: &Running| {
+        let nodes = member.ring.nodes();
+        nodes.is_empty() || nodes.iter().any(|(_, node)| node.instance == ANY_INSTANCE)
+    };
+    let known = async {
+        while members.iter().any(unknown) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    soon("every disk in the membership", known).await;
 }
 
 async fn all_reach(members: &[Running], height: u64) {
@@ -88,6 +103,52 @@ fn a_ring_survives_its_leader_and_a_straggler_catches_up_by_snapshot() {
     for member in start_all(&configs) {
         assert_eq!(member.ring.region().replica().height(), height, "{}", member.name);
         member.crash();
+    }
+}
+
+/// F1, F3 of `founding`
+#[test]
+fn a_ring_forms_without_a_first_member_that_does_not_come() {
+    let world = World::new(&[Honesty::Honest]);
+    let configs = world.ring(&["m1", "m2", "m3"]);
+    let mut members = start_all(&configs[1..]);
+    block_on(async {
+        leader(&members).await;
+        let height = world.decide(|realm| realm.publish("pki/trust", "a", b"1"));
+        all_reach(&members, height).await;
+    });
+    members.push(Running::start(&configs[0]));
+    block_on(async {
+        let height = world.decide(Realm::heartbeat);
+        all_reach(&members, height).await;
+        identified(&members).await;
+    });
+    for member in members {
+        member.stop();
+    }
+}
+
+/// F2 of `founding`
+#[test]
+fn members_with_other_first_members_do_not_found_a_ring() {
+    let world = World::new(&[Honesty::Honest]);
+    let configs = world.ring(&["m1", "m2", "m3"]);
+    let mut other = configs[2].clone();
+    other.peer_urls.insert(label("m1"), "https://127.0.0.1:1".into());
+    let (m2, m3) = (Running::start(&configs[1]), Running::start(&other));
+    let differs = async {
+        while !survey(&m2.ring).await.missing.iter().any(|why| why.contains("other `members`")) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(m2.ring.nodes().is_empty());
+        assert!(m3.ring.nodes().is_empty());
+    };
+    block_on(soon("a greeting", differs));
+    let mut members = vec![m2, Running::start(&configs[0])];
+    block_on(leader(&members));
+    members.push(m3);
+    for member in members {
+        member.stop();
     }
 }
 
@@ -254,8 +315,7 @@ fn a_namesake_with_another_disk_is_refused_also_after_a_restart() {
     let world = World::new(&[Honesty::Honest]);
     let configs = world.ring(&["m1", "m2", "m3"]);
     let mut members = start_all(&configs);
-    let height = world.decide(Realm::heartbeat);
-    block_on(all_reach(&members, height));
+    block_on(identified(&members));
     let disk_of_another =
         Sender { ring: ring_id(&configs[0].ring_setup()), instance: [3; 16], since: 0 };
     let vote = VoteRequest::<Types>::new(Vote::new(70, (&label("m2")).into()), None);
@@ -394,7 +454,7 @@ fn what_a_member_counts_is_where_etcds_figures_are() {
 fn a_welcome_says_whether_there_is_a_ring() {
     let sender = Sender { ring: [1; 32], instance: [2; 16], since: 0 };
     for founded in [false, true] {
-        let welcome = Welcome { founded, instance: sender.instance };
+        let welcome = Welcome { founded, founders: [3; 32] };
         let bytes = frames::pack(&sender, &ANY_INSTANCE, Kind::Hello, &welcome);
         let (_, rest) = frames::open(&sender, Kind::Hello, &bytes).unwrap();
         assert_eq!(frames::body::<Welcome>(rest).unwrap(), welcome);

@@ -56,6 +56,20 @@ impl Nemesis {
         }
     }
 
+    /// Boots the founders; in some runs, a minority of them comes while the ring is already at work.
+    pub fn found(&mut self) {
+        let mut names = self.world.founders();
+        let late = if self.chance.chance(400) { (names.len() - 1) / 2 } else { 0 };
+        for _ in 0..late {
+            let name = names.remove(self.chance.below(names.len() as u64) as usize);
+            let at = self.soon(500, 12_000);
+            self.world.buy(&name);
+            self.reboots.insert(name, at);
+            self.count("late founder");
+        }
+        names.iter().for_each(|name| self.world.boot(name));
+    }
+
     /// Does what is due.
     pub async fn step(&mut self) {
         self.restart().await;
@@ -362,8 +376,12 @@ impl Nemesis {
         }
     }
 
-    /// One at a time: with a second one, a majority of three would be gone.
+    /// One at a time: with a second one, a majority of three would be gone. None before all founders
+    /// have come (docs/adr/0013).
     async fn lose_a_disk(&mut self) {
+        if self.world.hosts().values().any(|host| host.boots == 0) {
+            return;
+        }
         let name = self.someone();
         let members = self.members();
         let votes = |m: &Member| m.name == name.as_str() && !m.is_learner;

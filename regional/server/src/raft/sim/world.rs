@@ -38,6 +38,7 @@ use crate::{
         boot::{Opened, Writers},
         checkpoint::{CheckpointRequest, Checkpoints},
         disk::Disk,
+        frames::ANY_INSTANCE,
         log_store::{LogSize, LogStore},
         owner,
         ring_service::RingService,
@@ -276,18 +277,23 @@ impl World {
         hosts.iter().filter_map(|(name, host)| Some((name.clone(), death(host)?))).collect()
     }
 
-    /// Starts the process of `name`; its computer is bought if there is none.
-    pub fn boot(self: &Arc<Self>, name: &MemberName) {
-        let mut hosts = self.hosts();
-        let disk = || SimDisk::new(self.number(name, 0));
-        let host = hosts.entry(name.clone()).or_insert_with(|| Host {
-            disk: disk(),
+    /// A computer for `name`, which runs nothing yet.
+    pub fn buy(&self, name: &MemberName) {
+        self.hosts().entry(name.clone()).or_insert_with(|| Host {
+            disk: SimDisk::new(self.number(name, 0)),
             boots: 0,
             losses: 0,
             banned: false,
             write_ms_max: 2,
             process: None,
         });
+    }
+
+    /// Starts the process of `name`; its computer is bought if there is none.
+    pub fn boot(self: &Arc<Self>, name: &MemberName) {
+        self.buy(name);
+        let mut hosts = self.hosts();
+        let Some(host) = hosts.get_mut(name) else { return };
         assert!(host.process.is_none(), "{name} runs already");
         host.boots += 1;
         let mut chance = Random::new(self.number(name, host.boots));
@@ -345,14 +351,24 @@ impl World {
 
     /// As [`World::crash`], and the disk is replaced by an empty one.
     pub async fn lose_disk(&self, name: &MemberName) {
+        let on_record = self.is_on_record(name);
         self.crash(name, Survival::None).await;
         let mut hosts = self.hosts();
         if let Some(host) = hosts.get_mut(name) {
             host.losses += 1;
-            host.banned = true;
+            // One that nobody knows the disk of comes for the first time again.
+            host.banned = on_record;
             host.disk = SimDisk::new(self.number(name, 1_000 + host.losses));
             self.note(&format!("{name} lost its disk"));
         }
+    }
+
+    fn is_on_record(&self, name: &MemberName) -> bool {
+        let known = |live: &Live| {
+            let nodes = live.ring.nodes();
+            nodes.into_iter().any(|(n, node)| n == *name && node.instance != ANY_INSTANCE)
+        };
+        self.running().iter().any(|(_, live)| known(live))
     }
 
     fn setup(&self, name: &MemberName) -> RingSetup {
