@@ -25,7 +25,7 @@
 //! No grace after an outage: whoever stamps batches decides how far time advances after a change of
 //! leader, and this module believes it.
 
-use std::{collections::BTreeSet, ops::Bound};
+use std::{collections::BTreeSet, ops::Bound, time::Duration};
 
 use bytes::Bytes;
 use satrap_merkle::codec::{Canonical, DecodeError, Reader, Writer};
@@ -106,7 +106,10 @@ impl Lessor {
     #[must_use]
     pub fn time_to_live(&self, id: LeaseId, at: RingTime) -> Option<TimeToLive> {
         let lease = self.get(id)?;
-        let left_s = lease.deadline.since(at.max(self.now)).as_secs();
+        // Some time has passed since the grant, if less than the ring's clock shows: as in etcd, a
+        // lease for 100 s has 99 whole ones left as soon as anybody can ask.
+        let left = lease.deadline.since(at.max(self.now));
+        let left_s = left.saturating_sub(Duration::from_millis(1)).as_secs();
         let remaining_s = i64::try_from(left_s).unwrap_or(i64::MAX);
         Some(TimeToLive { remaining_s, granted_s: lease.ttl_s, keys: Vec::new() })
     }

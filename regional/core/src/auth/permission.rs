@@ -94,7 +94,11 @@ impl Cover {
     fn contains(&self, asked: &Span) -> bool {
         let after = self.0.partition_point(|span| span.start <= asked.start);
         let Some(span) = after.checked_sub(1).map(|before| &self.0[before]) else { return false };
-        // A range that ends before it starts is still only as good as where it starts.
+        // etcd permits or denies a range that ends before it starts by the shape of the tree in which
+        // it keeps permissions. No key is in it, so nobody needs it.
+        if asked.end.as_ref().is_some_and(|end| *end < asked.start) {
+            return false;
+        }
         let starts_inside = span.end.as_ref().is_none_or(|end| end > &asked.start);
         let ends_inside = match (&span.end, &asked.end) {
             (None, _) => true,
@@ -191,6 +195,16 @@ mod tests {
         let allowed = reads(&[("b", "d")]);
         assert!(!allowed.covers(Access::Read, &range("z", "b")));
         assert!(!allowed.covers(Access::Read, &range("a", "b")));
+    }
+
+    /// etcd denies both: it does not find `[y, z)` from the root of its tree, `[b, d)`.
+    #[test]
+    fn an_inverted_range_that_starts_where_reading_is_allowed_is_denied() {
+        let allowed = reads(&[("b", "d"), ("x", "z")]);
+        assert!(!allowed.covers(Access::Read, &range("y", "a")));
+        assert!(!allowed.covers(Access::Read, &range("y", "b")));
+        assert!(!allowed.covers(Access::Read, &range("c", "b")));
+        assert!(allowed.covers(Access::Read, &range("c", "c")), "an empty one is not inverted");
     }
 
     #[test]

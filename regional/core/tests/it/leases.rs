@@ -162,6 +162,8 @@ fn leases_are_listed_by_what_is_left_and_time_to_live_rounds_down() {
     ring.put_by("a", "", 2).unwrap();
     let left = ring.keyspace.time_to_live_with_keys(&nobody, 2, RingTime(500)).unwrap();
     assert_eq!((left.remaining_s, left.granted_s), (99, 100));
+    let at_once = ring.keyspace.time_to_live(&nobody, 2, RingTime(0)).unwrap();
+    assert_eq!(at_once.remaining_s, 99, "as in etcd, which never answers 100");
     assert_eq!(left.keys, [text("a"), text("b")]);
     let gone = ring.keyspace.time_to_live(&nobody, 9, RingTime(0));
     assert_eq!(gone, Err(Refusal::LeaseNotFound));
