@@ -16,6 +16,8 @@ pub mod config;
 pub mod files;
 pub mod follow;
 pub mod gather;
+pub mod introspect;
+pub mod meters;
 pub mod mtls;
 pub mod pki;
 pub mod rng;

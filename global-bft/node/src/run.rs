@@ -21,6 +21,7 @@ use satrap_host::{
     charges::{REQUESTS, RequestSeats},
     clock, files,
     follow::FollowService,
+    introspect::{self, REALM_SERVICES},
     mtls::{
         CredentialError, Credentials, FOREIGN_SCOPES, Limits, Listener, PeerRule, server_builder,
     },
@@ -30,6 +31,7 @@ use satrap_proto::v1::{
     control_server::ControlServer, mesh_server::MeshServer, sync_server::SyncServer,
 };
 use tokio::sync::watch;
+use tonic::service::Routes;
 
 use crate::{
     config::Config,
@@ -171,6 +173,7 @@ pub async fn start(config: Config, group: &TaskGroup) -> Result<Addresses, NodeE
     let (listener, clients) = bind(config.listen, &credentials, callers(), &CLIENT_LIMITS).await?;
     let server = server_builder(&CLIENT_LIMITS)
         .layer(RequestSeats::new(REQUESTS))
+        .add_routes(introspect::add(Routes::default(), &REALM_SERVICES, &group.shutdown()))
         .add_service(ControlServer::new(control).max_decoding_message_size(CONTROL_BYTES_MAX))
         .add_service(SyncServer::new(follow).max_decoding_message_size(FRAME_BYTES_MAX));
     let stop = group.shutdown().requested();

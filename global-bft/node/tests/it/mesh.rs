@@ -20,6 +20,13 @@ use satrap_proto::v1::{
     status_reply::Tier,
 };
 use tonic::{Code, transport::Channel};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+};
 
 use crate::realm::{genesis, key, name, publish};
 
@@ -188,6 +195,7 @@ fn four_validators_decide_over_mtls_and_one_of_them_restarts() {
         assert_eq!(roots[0].len(), 4);
         assert!(roots.iter().all(|r| *r == roots[0]));
         rules_are_named(&realm, &nodes[1].1, &alice).await;
+        tools_find_out(realm.connect(&nodes[1].1, &alice).await).await;
         what_was_decided_is_served(&realm, &nodes[2].1, &alice, decided).await;
 
         // One stops: three go on. It restarts and catches up.
@@ -210,6 +218,32 @@ async fn join(channel: Channel) -> Result<(), tonic::Status> {
     let (_frames, stream) = tokio::sync::mpsc::channel::<MeshFrame>(1);
     let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
     MeshClient::new(channel).exchange(stream).await.map(|_| ())
+}
+
+/// Health, and which services there are.
+async fn tools_find_out(channel: Channel) {
+    let mut health = HealthClient::new(channel.clone());
+    let answer = health.check(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(answer.status(), ServingStatus::Serving);
+    let stranger = HealthCheckRequest { service: "satrap.v1.Nope".to_owned() };
+    let mut statuses = health.watch(stranger).await.unwrap().into_inner();
+    let status = statuses.message().await.unwrap().unwrap();
+    assert_eq!(status.status(), ServingStatus::ServiceUnknown);
+    let list = ServerReflectionRequest {
+        message_request: Some(MessageRequest::ListServices(String::new())),
+        ..Default::default()
+    };
+    let mut reflection = ServerReflectionClient::new(channel);
+    let answers = reflection.server_reflection_info(tokio_stream::iter([list])).await.unwrap();
+    let answer = answers.into_inner().message().await.unwrap().unwrap();
+    let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
+        panic!("{answer:?}")
+    };
+    let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
+    for name in ["satrap.v1.Control", "satrap.v1.Sync", "grpc.health.v1.Health"] {
+        assert!(names.iter().any(|found| found == name), "{name}: {names:?}");
+    }
+    assert!(!names.iter().any(|found| found == "satrap.v1.Mesh"), "{names:?}");
 }
 
 async fn rules_are_named(realm: &Realm, node: &Node, alice: &Credentials) {
