@@ -9,6 +9,7 @@ use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use satrap_host::Shutdown;
 use satrap_regional_api::api::Api;
 use satrap_regional_api::front::{Front, Security};
 use satrap_regional_api::{introspect, services};
@@ -19,7 +20,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (backend, ring) = solo::start();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let routes = introspect::add(services::routes(&backend, services::Settings::default()));
+        let routes = services::routes(&backend, services::Settings::default());
+        let routes = introspect::add(routes, &Shutdown::default());
         let front = Front::bind(address, Security::Plaintext).await?;
         println!("serving on {}", front.local_address()?);
         let asked = async { drop(tokio::signal::ctrl_c().await) };

@@ -10,8 +10,9 @@ use crate::backend::Backend;
 use crate::grpc::BUDGET_UNIT_BYTES;
 use crate::limits::{
     CONNECTION_RATE, CONNECTION_STREAMS_BYTES_MAX, LONG_MESSAGES_BYTES_MAX, LONG_READS_MAX,
-    STREAMS_BYTES_MAX,
+    REQUEST_BYTES_MAX, REQUEST_OVERHEAD_BYTES_MAX, STREAMS_BYTES_MAX, TXN_OPS_MAX,
 };
+use crate::meters::Meters;
 use crate::status::refused;
 
 /// How many requests are let in.
@@ -33,6 +34,29 @@ pub struct StreamBytes {
     pub connection_max: usize,
 }
 
+/// What one request may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// Of the entry that it becomes; as etcd's `--max-request-bytes`.
+    pub bytes_max: usize,
+    /// Operations of one list of a transaction; as etcd's `--max-txn-ops`.
+    pub txn_ops_max: usize,
+}
+
+impl Default for RequestLimits {
+    fn default() -> Self {
+        Self { bytes_max: REQUEST_BYTES_MAX, txn_ops_max: TXN_OPS_MAX }
+    }
+}
+
+impl RequestLimits {
+    /// Of a message, in bytes. A longer one is refused before it is read.
+    #[must_use]
+    pub fn message_bytes_max(&self) -> usize {
+        self.bytes_max + REQUEST_OVERHEAD_BYTES_MAX
+    }
+}
+
 /// The services of one member; shared by all connections.
 #[derive(Debug)]
 pub struct Api {
@@ -42,10 +66,14 @@ pub struct Api {
     pub long_messages: Arc<Semaphore>,
     /// How watch streams are carried.
     pub watching: crate::watch::Settings,
+    /// What one request may be.
+    pub requests: RequestLimits,
     /// What one connection may ask; streams count once.
     pub connection_rate: Rate,
     /// What open requests and streams may hold.
     pub stream_bytes: StreamBytes,
+    /// What is counted here.
+    pub meters: Meters,
     /// What the ring counts, as Prometheus reads it; added to what is counted here.
     pub ring_metrics: Option<RingMetrics>,
     long_reads: Semaphore,
@@ -71,11 +99,13 @@ impl Api {
             backend,
             long_messages,
             watching: Default::default(),
+            requests: RequestLimits::default(),
             connection_rate: CONNECTION_RATE,
             stream_bytes: StreamBytes {
                 all_max: STREAMS_BYTES_MAX,
                 connection_max: CONNECTION_STREAMS_BYTES_MAX,
             },
+            meters: Meters::default(),
             ring_metrics: None,
             long_reads,
         }

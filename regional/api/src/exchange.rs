@@ -3,9 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use h2::RecvStream;
-use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue};
 use tonic::Status;
 
@@ -31,20 +28,6 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// From what HTTP/2 gives; each message may have `message_bytes_max`, and `place` counts for it.
-    #[must_use]
-    pub fn new(
-        peer: Arc<Peer>,
-        request: http::Request<RecvStream>,
-        respond: SendResponse<Bytes>,
-        message_bytes_max: usize,
-        place: Place,
-    ) -> Self {
-        let (head, body) = request.into_parts();
-        let requests = Requests::new(body, message_bytes_max);
-        Self { peer, headers: head.headers, requests, replies: Replies::new(respond), place }
-    }
-
     /// What it offers to say who sent it.
     #[must_use]
     pub fn credentials(&self) -> Credentials {

@@ -10,7 +10,7 @@
 //!
 //! # Invariants
 //!
-//! - **L1** Plaintext is served to this host only.
+//! - **L1** Calls in plaintext are served to this host only. What [`Monitoring`] serves is no call.
 //! - **L2** The accept loop never ends, and a client that stalls before its first request holds one
 //!   bounded slot for a bounded time.
 //! - **L3** Every connection ends: asked to after an age, cut after a grace.
@@ -25,6 +25,8 @@ mod connection;
 mod dispatch;
 mod gateway_link;
 mod http1;
+mod metered;
+mod monitoring;
 mod replay;
 mod streams;
 
@@ -34,6 +36,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
@@ -49,6 +52,7 @@ use crate::limits::{
 use crate::peer::Peer;
 use crate::watch::watches;
 use connection::{Lifetime, Serving};
+pub use monitoring::Monitoring;
 use replay::{Protocol, Replay};
 pub use streams::Place;
 use streams::Streams;
@@ -216,16 +220,26 @@ impl Client {
             Self::Plain(io, Protocol::Http2) => {
                 connection::serve(io, serving, Lifetime::Bounded).await
             }
-            Self::Plain(io, Protocol::Http1) => http1::serve(io, serving).await,
+            Self::Plain(io, Protocol::Http1) => json(io, serving).await,
             Self::Tls(io, protocol, peer) => {
                 let serving = Serving { peer: Arc::new(peer), ..serving };
                 match protocol {
                     Protocol::Http2 => connection::serve(*io, serving, Lifetime::Bounded).await,
-                    Protocol::Http1 => http1::serve(*io, serving).await,
+                    Protocol::Http1 => json(*io, serving).await,
                 }
             }
         }
     }
+}
+
+/// What comes in HTTP/1.1 is for the gateway.
+async fn json<T: AsyncRead + AsyncWrite + Unpin>(io: T, serving: Serving) {
+    let Serving { gateway, stopped, .. } = serving;
+    let answer = move |request| {
+        let gateway = gateway.clone();
+        async move { gateway.handle(request).await }
+    };
+    http1::serve(io, stopped, answer).await;
 }
 
 async fn welcome(tcp: TcpStream, security: Security) -> io::Result<Client> {

@@ -1,4 +1,4 @@
-//! The JSON gateway: etcd's `/v3/...` paths, `/v1/...` for what etcd has not, and what probes and
+//! The JSON gateway: etcd's `/v3/...` paths, by their old name `/v3beta/...` too, `/v1/...` for what etcd has not, and what probes and
 //! monitoring ask over plain HTTP.
 //!
 //! A JSON request is turned into the gRPC call it stands for, which then takes the way every other
@@ -13,7 +13,7 @@
 mod call;
 mod json;
 mod paths;
-mod probes;
+pub(crate) mod probes;
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ use tonic::{Code, Status};
 use crate::api::Api;
 use crate::backend::Unavailable;
 use crate::grpc::Gone;
-use crate::limits::GATEWAY_CALLS_MAX;
+use crate::limits::{GATEWAY_BODY_PER_MESSAGE, GATEWAY_CALLS_MAX};
 use crate::status::unavailable;
 
 /// What the gateway answers with. An error cuts the connection, because the status is already out.
@@ -77,13 +77,19 @@ impl Gateway {
             let Ok(place) = self.calls.clone().try_acquire_owned() else {
                 return error(&unavailable(Unavailable::TooManyRequests));
             };
-            let response = call::call(self.link.clone(), method, request).await;
+            let response =
+                call::call(self.link.clone(), method, request, self.body_bytes_max()).await;
             return response.map(|body| hold(body, place));
         }
         if paths::is_of_calls(path) {
             return error(&Status::not_found("Not Found"));
         }
         probes::answer(&self.api, request.method(), request.uri()).await
+    }
+
+    /// Of a body; the message in it is then judged as any other.
+    fn body_bytes_max(&self) -> usize {
+        GATEWAY_BODY_PER_MESSAGE * self.api.requests.message_bytes_max()
     }
 
     fn method(&self, name: &str) -> Option<MethodDescriptor> {

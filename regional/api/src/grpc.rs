@@ -1,38 +1,27 @@
 //! gRPC framing straight on HTTP/2, for the calls that carry the load.
 //!
 //! A generic stack costs more per request than everything the ring does with it. These few types
-//! read messages off a stream without copying them and write an answer that was encoded once. The
-//! client may be hostile: a length prefix reserves nothing, and no message grows beyond its bound.
-//!
-//! # Invariants
-//!
-//! - **F1** A message longer than the bound is refused when its prefix arrives.
-//! - **F2** At most one message and one HTTP/2 window are held per stream.
-//! - **F3** Messages that are longer than a window are held only within a budget for all streams.
+//! read messages off a stream without copying them and write an answer that was encoded once.
 
-use std::fmt;
+mod requests;
+
 use std::future::poll_fn;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
+use h2::SendStream;
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Response, header};
 use prost::Message;
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tonic::{Code, Status};
 
+use crate::meters::Counted;
+pub use requests::{BUDGET_UNIT_BYTES, ENCODING, Requests, is_compressed};
+
 /// One flag byte and the length.
-const PREFIX_BYTES: usize = 5;
+pub const PREFIX_BYTES: usize = 5;
 /// An answer up to here is handed over at once; the window then paces it below us.
 const SEND_AT_ONCE_BYTES_MAX: usize = 64 * 1024;
-
-/// Messages up to here fit into a window, which has its own bound.
-const LONG_MESSAGE_BYTES_MIN: usize = 64 * 1024;
-/// What one permit of a budget for long messages stands for.
-pub const BUDGET_UNIT_BYTES: usize = 1024;
 
 /// The peer went away, or reset the stream. There is nobody to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,179 +44,25 @@ pub fn put_prefix(buffer: &mut BytesMut, len: usize) {
     buffer.put_u32(u32::try_from(len).expect("answers are bounded far below 4 GiB"));
 }
 
-/// The messages of a request, in order.
-#[derive(Debug)]
-pub struct Requests {
-    body: RecvStream,
-    /// What was read and is not yet part of a message.
-    pending: BytesMut,
-    message_bytes_max: usize,
-    shared: Option<Arc<Semaphore>>,
-    budget: Budget,
-}
-
-/// F3: what the message that is being collected has of the shared budget.
-enum Budget {
-    None,
-    Waiting(Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>),
-    #[expect(dead_code, reason = "held, not read")]
-    Taken(OwnedSemaphorePermit),
-}
-
-impl fmt::Debug for Budget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::None => "None",
-            Self::Waiting(_) => "Waiting",
-            Self::Taken(_) => "Taken",
-        })
-    }
-}
-
-impl Requests {
-    /// Reads `body`, with messages up to a size.
-    #[must_use]
-    pub fn new(body: RecvStream, message_bytes_max: usize) -> Self {
-        Self {
-            body,
-            pending: BytesMut::new(),
-            message_bytes_max,
-            shared: None,
-            budget: Budget::None,
-        }
-    }
-
-    /// Makes long messages wait until all of them together fit into a budget (F3).
-    pub fn share(&mut self, budget: Arc<Semaphore>) {
-        self.shared = Some(budget);
-    }
-
-    /// The next message; `None` after the last. Nothing is lost if the future is dropped.
-    ///
-    /// # Errors
-    ///
-    /// A [`Status`] if the stream broke, or a message is too long, compressed or cut off.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, Status> {
-        poll_fn(|cx| self.poll_next(cx)).await
-    }
-
-    /// [`Self::next`] as a poll function.
-    ///
-    /// # Errors
-    ///
-    /// See there.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Status>> {
-        loop {
-            if let Some(len) = message_bytes(&self.pending, self.message_bytes_max)? {
-                if self.pending.len() >= PREFIX_BYTES + len {
-                    self.budget = Budget::None;
-                    self.pending.advance(PREFIX_BYTES);
-                    return Poll::Ready(Ok(Some(self.pending.split_to(len).freeze())));
-                }
-                ready!(self.poll_budget(len, cx));
-            }
-            let Some(chunk) = ready!(self.body.poll_data(cx)) else {
-                return Poll::Ready(self.end());
-            };
-            let chunk = chunk.map_err(|error| broken(&error))?;
-            // The window is for the time until we have read it; what we hold is bounded otherwise.
-            let released = self.body.flow_control().release_capacity(chunk.len());
-            released.map_err(|error| broken(&error))?;
-            if self.pending.is_empty()
-                && let Some(message) = self.whole(&chunk)?
-            {
-                return Poll::Ready(Ok(Some(message)));
-            }
-            self.pending.extend_from_slice(&chunk);
-        }
-    }
-
-    fn poll_budget(&mut self, message_bytes: usize, cx: &mut Context<'_>) -> Poll<()> {
-        if let Budget::None = self.budget
-            && let Some(shared) = &self.shared
-            && message_bytes > LONG_MESSAGE_BYTES_MIN
-        {
-            let units = u32::try_from(message_bytes / BUDGET_UNIT_BYTES).unwrap_or(u32::MAX);
-            self.budget = Budget::Waiting(Box::pin(shared.clone().acquire_many_owned(units)));
-        }
-        if let Budget::Waiting(permit) = &mut self.budget {
-            let permit = ready!(permit.as_mut().poll(cx));
-            self.budget = Budget::Taken(permit.expect("nobody closes this semaphore"));
-        }
-        Poll::Ready(())
-    }
-
-    /// What the peer says at the end.
-    ///
-    /// # Errors
-    ///
-    /// If the stream broke.
-    pub async fn trailers(&mut self) -> Result<Option<HeaderMap>, h2::Error> {
-        poll_fn(|cx| self.body.poll_trailers(cx)).await
-    }
-
-    /// The usual case, a chunk that is exactly one message, without a copy.
-    fn whole(&self, chunk: &Bytes) -> Result<Option<Bytes>, Status> {
-        match message_bytes(chunk, self.message_bytes_max)? {
-            Some(len) if chunk.len() == PREFIX_BYTES + len => Ok(Some(chunk.slice(PREFIX_BYTES..))),
-            _ => Ok(None),
-        }
-    }
-
-    fn end(&self) -> Result<Option<Bytes>, Status> {
-        if self.pending.is_empty() {
-            return Ok(None);
-        }
-        Err(Status::internal("unexpected EOF"))
-    }
-
-    /// The one message of a unary request.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::next`], and if there is none.
-    pub async fn only(&mut self) -> Result<Bytes, Status> {
-        self.next().await?.ok_or_else(|| Status::internal("request has no message"))
-    }
-}
-
-/// What the prefix at the start of `bytes` says; `None` if it is not there yet (F1).
-fn message_bytes(bytes: &[u8], bytes_max: usize) -> Result<Option<usize>, Status> {
-    let Some(prefix) = bytes.first_chunk::<PREFIX_BYTES>() else {
-        return Ok(None);
-    };
-    let [flag, length @ ..] = *prefix;
-    if flag != 0 {
-        return Err(Status::unimplemented("grpc: compressed messages are not supported"));
-    }
-    let len = u32::from_be_bytes(length) as usize;
-    if len > bytes_max {
-        // As the Go implementation words it, because clients show it.
-        let text = format!("grpc: received message larger than max ({len} vs. {bytes_max})");
-        return Err(Status::resource_exhausted(text));
-    }
-    Ok(Some(len))
-}
-
-fn broken(error: &h2::Error) -> Status {
-    match error.reason() {
-        Some(Reason::CANCEL) => Status::cancelled("context canceled"),
-        _ => Status::unavailable(format!("stream error: {error}")),
-    }
-}
-
 /// The answers to a request, in order.
 #[derive(Debug)]
 pub struct Replies {
     respond: SendResponse<Bytes>,
     stream: Option<SendStream<Bytes>>,
+    counted: Option<Counted>,
 }
 
 impl Replies {
-    /// Nothing has been sent yet.
+    /// Nothing has been sent yet; `counted` hears how the call ends.
     #[must_use]
-    pub fn new(respond: SendResponse<Bytes>) -> Self {
-        Self { respond, stream: None }
+    pub fn new(respond: SendResponse<Bytes>, counted: Option<Counted>) -> Self {
+        Self { respond, stream: None, counted }
+    }
+
+    /// What it was made of, for those who answer in another way.
+    #[must_use]
+    pub fn into_parts(self) -> (SendResponse<Bytes>, Option<Counted>) {
+        (self.respond, self.counted)
     }
 
     /// Sends the one answer of a unary request and ends the stream.
@@ -273,6 +108,9 @@ impl Replies {
     ///
     /// [`Gone`].
     pub fn finish(mut self, status: &Status) -> Result<(), Gone> {
+        if let Some(counted) = &mut self.counted {
+            counted.ended(status.code());
+        }
         match &mut self.stream {
             Some(stream) => stream.send_trailers(trailers(status)).map_err(|_| Gone),
             None => {

@@ -14,21 +14,20 @@ use std::future::ready;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use prost::Message;
+use prost::encoding::encoded_len_varint;
 use satrap_proto::etcdserverpb as pb;
 use satrap_regional_core::kv::check;
 use satrap_regional_core::kv::request::{RangeRequest, SortOrder};
 use satrap_regional_core::kv::response::{KeysOnly, RangeResponse};
 use satrap_regional_core::kv::{Budget, Progress, Scan};
-use satrap_regional_core::{Refusal, Request, Response};
+use satrap_regional_core::{Caller, Refusal, Request, Response};
 use tonic::Status;
 
 use crate::api::Api;
-use crate::backend::{Applied, Failure, ReadMode};
+use crate::backend::{Applied, Backend, Failure, ReadMode, Unavailable};
 use crate::convert::{kv, prescan, txn};
 use crate::grpc::{self, Gone, Replies};
-use crate::limits::{
-    READ_BYTES_AT_ONCE, READ_KEYS_AT_ONCE, READ_RESTARTS_MAX, REQUEST_BYTES_MAX, TXN_OPS_MAX,
-};
+use crate::limits::{READ_BYTES_AT_ONCE, READ_KEYS_AT_ONCE, READ_RESTARTS_MAX};
 use crate::peer::Credentials;
 
 /// What became of a call: an answer with its prefix, or why there is none.
@@ -143,8 +142,9 @@ pub async fn txn(api: &Api, credentials: &Credentials, message: Bytes) -> Answer
     let bytes = message.len();
     let request: pb::TxnRequest = decode(message)?;
     let serializable = txn::is_serializable(&request);
-    let request = txn::txn_request(request, TXN_OPS_MAX).map_err(Failure::from)?;
-    check::txn(&request, TXN_OPS_MAX).map_err(Failure::from)?;
+    let ops_max = api.requests.txn_ops_max;
+    let request = txn::txn_request(request, ops_max).map_err(Failure::from)?;
+    check::txn(&request, ops_max).map_err(Failure::from)?;
     if !request.is_read_only() {
         let answer = propose(api, credentials, bytes, Request::Txn(request)).await?;
         let Response::Txn(txn) = &answer.response else { return Err(answer.mismatch()) };
@@ -216,21 +216,42 @@ pub(crate) fn try_propose(
 ) -> impl Future<Output = Result<Result<Answered, Refusal>, Status>> + use<> {
     let propose = || {
         let caller = credentials.caller(&api.backend)?;
-        Ok(match message_bytes <= REQUEST_BYTES_MAX {
+        let bytes = entry_bytes(&api.backend, &caller, message_bytes);
+        Ok(match bytes <= api.requests.bytes_max {
             true => Ok(api.backend.propose(caller, request)),
             false => Err(Refusal::RequestTooLarge),
         })
     };
     match propose() {
-        Ok(Ok(proposed)) => proposed
-            .map(|applied| {
-                let Applied { reply, term, .. } = applied.map_err(Failure::from)?;
-                Ok(reply.map(|response| Answered { response, term }))
-            })
-            .left_future(),
+        Ok(Ok(proposed)) => answered(api.backend.clone(), proposed).left_future(),
         Ok(Err(refusal)) => ready(Ok(Err(refusal))).right_future(),
         Err(status) => ready(Err(status)).right_future(),
     }
+}
+
+async fn answered(
+    backend: Backend,
+    proposed: impl Future<Output = Result<Applied, Unavailable>>,
+) -> Result<Result<Answered, Refusal>, Status> {
+    let Applied { reply, term } = proposed.await.map_err(Failure::from)?;
+    if reply == Err(Refusal::NoSpace) {
+        Box::pin(backend.raise_no_space()).await;
+    }
+    Ok(reply.map(|response| Answered { response, term }))
+}
+
+/// How long the entry is that etcd makes of a request, which is what it bounds: the message as a field
+/// of `InternalRaftRequest`, behind a header that holds a number and who asks. The number begins with
+/// the last two bytes of the member's id, so the members of one cluster differ by a byte or two.
+fn entry_bytes(backend: &Backend, caller: &Caller, message_bytes: usize) -> usize {
+    let number = |number: u64| 1 + encoded_len_varint(number);
+    let field = |bytes: usize| number(bytes as u64) + bytes;
+    let mut header = number(backend.identity().member_id << 48 | 0xffff_ffff_ffff);
+    if let Some(user) = &caller.user {
+        header += field(user.len()) + number(caller.auth_revision);
+    }
+    // The header is the field with a tag of two bytes.
+    1 + field(header) + field(message_bytes)
 }
 
 /// Reads a range at one revision without holding the lock for long (K2).

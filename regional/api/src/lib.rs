@@ -29,6 +29,8 @@ pub mod grpc;
 pub mod introspect;
 pub mod kv;
 pub mod limits;
+pub mod meters;
+mod no_space;
 pub mod peer;
 pub mod services;
 pub mod status;

@@ -4,16 +4,22 @@ use std::time::Duration;
 
 use crate::api::Rate;
 
-/// The longest request, as etcd's default: 1.5 MiB.
+/// The longest request unless the operator chooses, as etcd's default: 1.5 MiB. As in etcd it bounds the
+/// entry that the request becomes.
 pub const REQUEST_BYTES_MAX: usize = 1536 * 1024;
 /// What the transport takes beyond that, so that the refusal is etcd's and not the transport's: etcd
 /// has the same slack.
 pub const REQUEST_OVERHEAD_BYTES_MAX: usize = 512 * 1024;
+/// What the operator may choose: what one member hands to another, with what goes along, must fit into
+/// one frame.
+pub const REQUEST_BYTES: std::ops::RangeInclusive<usize> = 1024..=6 * 1024 * 1024;
 /// Requests that carry no keys: leases, members, users, watches.
 pub const SMALL_REQUEST_BYTES_MAX: usize = 64 * 1024;
 
-/// Operations of one list of a transaction, as etcd's default.
+/// Operations of one list of a transaction unless the operator chooses, as etcd's default.
 pub const TXN_OPS_MAX: usize = 128;
+/// What the operator may choose.
+pub const TXN_OPS: std::ops::RangeInclusive<usize> = 1..=satrap_regional_core::limits::TXN_OPS_MAX;
 /// Elements of all lists of a transaction and those inside it together.
 pub const TXN_ELEMENTS_MAX: usize = 16 * 1024;
 /// Transactions inside one another.
@@ -107,12 +113,15 @@ pub const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 pub const LONG_MESSAGES_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Ranges of more than one step, of all requests together.
 pub const LONG_READS_MAX: usize = 16;
+/// Connections of monitoring.
+pub const MONITORING_CONNECTIONS_MAX: usize = 64;
 /// What HTTP/1.1 may buffer of a request's head.
 pub const HTTP1_BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// Headers of an HTTP/1.1 request.
 pub const HTTP1_HEADERS_MAX: usize = 64;
-/// A request as JSON: base64 is a third longer, names and quotes come on top.
-pub const GATEWAY_BODY_BYTES_MAX: usize = 2 * (REQUEST_BYTES_MAX + REQUEST_OVERHEAD_BYTES_MAX);
+/// How much longer than its message a request may be as JSON: base64 is a third longer, names and
+/// quotes come on top.
+pub const GATEWAY_BODY_PER_MESSAGE: usize = 2;
 /// What the gateway will turn into JSON at once.
 pub const GATEWAY_ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Ask a silent client whether it is there.
@@ -134,6 +143,8 @@ const _: () = assert!(CONNECTION_STREAMS_BYTES_MAX / STREAM_BYTES < STREAMS_ANNO
 const _: () =
     assert!(GATEWAY_CALLS_MAX as usize <= CONNECTION_STREAMS_BYTES_MAX / STREAM_BYTES / 2);
 const _: () = assert!(FRAME_BYTES_MAX <= STREAM_WINDOW_BYTES);
-const _: () = assert!(TXN_OPS_MAX <= satrap_regional_core::limits::TXN_OPS_MAX);
+const _: () = assert!(TXN_OPS_MAX <= *TXN_OPS.end() && *TXN_OPS.end() <= TXN_ELEMENTS_MAX);
 const _: () = assert!(TXN_DEPTH_MAX <= satrap_regional_core::limits::TXN_DEPTH_MAX);
-const _: () = assert!(REQUEST_BYTES_MAX <= satrap_regional_core::limits::VALUE_BYTES_MAX);
+const _: () = assert!(REQUEST_BYTES_MAX <= *REQUEST_BYTES.end());
+const _: () = assert!(*REQUEST_BYTES.end() <= satrap_regional_core::limits::VALUE_BYTES_MAX);
+const _: () = assert!(*REQUEST_BYTES.end() < LONG_MESSAGES_BYTES_MAX / 16);

@@ -33,6 +33,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use crate::api::RequestLimits;
 use crate::backend::{Backend, Unavailable};
 use crate::exchange::Exchange;
 use crate::grpc::Gone;
@@ -49,6 +50,9 @@ pub struct Settings {
     pub leaderless_max: Duration,
     /// How long a client may think about a question of a resync.
     pub resync_answer_max: Duration,
+    /// A response of this size is split for clients that can join it; in etcd, the largest message that
+    /// a client may send.
+    pub fragment_bytes: usize,
 }
 
 impl Default for Settings {
@@ -57,6 +61,7 @@ impl Default for Settings {
             progress_interval: Duration::from_mins(10),
             leaderless_max: Duration::from_secs(3),
             resync_answer_max: Duration::from_secs(30),
+            fragment_bytes: RequestLimits::default().message_bytes_max(),
         }
     }
 }

@@ -4,6 +4,8 @@
 
 #[allow(dead_code, reason = "each test binary uses its share of it")]
 mod common;
+#[path = "front/compressed.rs"]
+mod compressed;
 #[path = "front/gateway.rs"]
 mod gateway;
 #[path = "front/harness.rs"]
@@ -12,6 +14,8 @@ mod harness;
 mod kv;
 #[path = "front/limits.rs"]
 mod limits;
+#[path = "front/metrics.rs"]
+mod metrics;
 #[path = "front/quotas.rs"]
 mod quotas;
 #[path = "front/stalled.rs"]

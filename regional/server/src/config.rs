@@ -3,9 +3,13 @@
 //! Paths are relative to the file. Everything is checked before a socket is opened; an error names
 //! the key, what it says and what was expected.
 
+mod etcd;
+
 use std::{
     collections::BTreeMap,
+    fmt::Display,
     net::SocketAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -18,8 +22,9 @@ use satrap_host::{
 };
 use serde::Deserialize;
 
+use self::etcd::RawEtcd;
 use crate::{
-    etcd::{ClientCertificate, EtcdConfig, EtcdTls},
+    etcd::EtcdConfig,
     limits::{
         LOG_ENTRIES, LOG_ENTRIES_MAX, MEMBERS_MAX, SNAPSHOT_INTERVAL_S, SNAPSHOTS_KEPT_MAX,
         VALIDATORS_MAX,
@@ -94,26 +99,6 @@ struct RawConfig {
     snapshots: Option<RawSnapshots>,
     #[serde(default)]
     raft: RawRaft,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawEtcd {
-    listen: SocketAddr,
-    urls: Vec<String>,
-    /// Without it connections are not protected, and the address must be a loopback one.
-    tls: Option<RawEtcdTls>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawEtcdTls {
-    cert: PathBuf,
-    key: PathBuf,
-    client_ca: PathBuf,
-    /// Also lets clients in that have no certificate; they log in with a password.
-    #[serde(default)]
-    client_cert_optional: bool,
 }
 
 #[derive(Deserialize)]
@@ -227,39 +212,23 @@ impl RawConfig {
     }
 }
 
-impl RawEtcd {
-    fn check(self, base: &Path) -> Result<EtcdConfig, ConfigError> {
-        let scheme = if self.tls.is_some() { "https://" } else { "http://" };
-        if self.urls.is_empty() || self.urls.iter().any(|url| !url.starts_with(scheme)) {
-            let why = format!("{:?}: expected at least one `{scheme}HOST:PORT`", self.urls);
-            return Err(refuse("etcd.urls", why));
-        }
-        if self.tls.is_none() && !self.listen.ip().is_loopback() {
-            let why = format!("{} can be reached from other hosts: add `[etcd.tls]`", self.listen);
-            return Err(refuse("etcd.listen", why));
-        }
-        let client_certificate = |optional| match optional {
-            true => ClientCertificate::Optional,
-            false => ClientCertificate::Required,
-        };
-        let tls = self.tls.map(|tls| EtcdTls {
-            certificate: base.join(tls.cert),
-            key: base.join(tls.key),
-            client_ca: base.join(tls.client_ca),
-            client_certificate: client_certificate(tls.client_cert_optional),
-        });
-        Ok(EtcdConfig { listen: self.listen, urls: self.urls, tls })
+fn check_range<T: PartialOrd + Display>(
+    key: &'static str,
+    unit: &str,
+    value: T,
+    range: RangeInclusive<T>,
+) -> Result<(), ConfigError> {
+    if range.contains(&value) {
+        return Ok(());
     }
+    let (min, max) = range.into_inner();
+    Err(refuse(key, format!("{value} {unit}: expected {min} to {max} {unit}")))
 }
 
 impl RawSnapshots {
     fn check(self, base: &Path, data_dir: &Path) -> Result<Schedule, ConfigError> {
         let Self { interval_s, dir, keep } = self;
-        if !SNAPSHOT_INTERVAL_S.contains(&interval_s) {
-            let (min, max) = SNAPSHOT_INTERVAL_S.into_inner();
-            let why = format!("{interval_s} s: expected {min} s to {max} s");
-            return Err(refuse("snapshots.interval_s", why));
-        }
+        check_range("snapshots.interval_s", "s", interval_s, SNAPSHOT_INTERVAL_S)?;
         check_count("snapshots.keep", keep, SNAPSHOTS_KEPT_MAX)?;
         let dir = base.join(dir);
         if dir.starts_with(data_dir) {
@@ -285,11 +254,7 @@ fn check_validators(raw: Vec<RawEndpoint>) -> Result<Vec<Endpoint>, ConfigError>
 impl RawRaft {
     fn compaction(&self) -> Result<Compaction, ConfigError> {
         let entries = self.log_entries_max.unwrap_or(LOG_ENTRIES_MAX);
-        if !LOG_ENTRIES.contains(&entries) {
-            let (min, max) = LOG_ENTRIES.into_inner();
-            let why = format!("{entries} entries: expected {min} to {max}");
-            return Err(refuse("raft.log_entries_max", why));
-        }
+        check_range("raft.log_entries_max", "entries", entries, LOG_ENTRIES)?;
         Ok(Compaction::beyond(entries))
     }
 
@@ -322,7 +287,10 @@ impl RawRaft {
 
 #[cfg(test)]
 mod tests {
+    use satrap_regional_api::api::RequestLimits;
+
     use super::*;
+    use crate::etcd::TlsVersion;
     use crate::tests::realm::Realm;
 
     const GOOD: &str = r#"
@@ -354,6 +322,18 @@ mod tests {
         interval_s = 3600
         dir = "backup"
         keep = 24
+        [etcd]
+        listen = "127.0.0.1:2379"
+        urls = ["https://127.0.0.1:2379"]
+        metrics_listen = "0.0.0.0:2381"
+        request_bytes_max = 4194304
+        txn_ops_max = 512
+        watch_progress_interval_s = 60
+        [etcd.tls]
+        cert = "etcd.crt"
+        key = "etcd.key"
+        client_ca = "etcd-ca.crt"
+        min_tls_version = "1.3"
         [raft]
         heartbeat_ms = 50
         log_entries_max = 100
@@ -386,6 +366,26 @@ mod tests {
         let Schedule { interval, dir, keep } = config.snapshots.unwrap();
         assert_eq!((interval, keep), (Duration::from_secs(3600), 24));
         assert!(dir.is_absolute() && dir.ends_with("backup"));
+        let etcd = config.etcd.unwrap();
+        assert_eq!(etcd.requests, RequestLimits { bytes_max: 4 << 20, txn_ops_max: 512 });
+        assert_eq!(etcd.watch_progress_interval, Duration::from_secs(60));
+        assert_eq!(etcd.metrics_listen, Some("0.0.0.0:2381".parse().unwrap()));
+        assert_eq!(etcd.tls.unwrap().min_version, TlsVersion::Tls13);
+    }
+
+    #[test]
+    fn without_a_word_clients_get_what_etcd_gives() {
+        let lines = GOOD.lines().filter(|line| {
+            let setting = line.trim_start().split(' ').next().unwrap_or_default();
+            !["metrics_listen", "request_bytes_max", "txn_ops_max", "min_tls_version"]
+                .contains(&setting)
+                && setting != "watch_progress_interval_s"
+        });
+        let etcd = load(&lines.collect::<Vec<_>>().join("\n")).unwrap().etcd.unwrap();
+        let limits = RequestLimits { bytes_max: 1536 * 1024, txn_ops_max: 128 };
+        assert_eq!((etcd.requests, etcd.metrics_listen), (limits, None));
+        assert_eq!(etcd.watch_progress_interval, Duration::from_mins(10));
+        assert_eq!(etcd.tls.unwrap().min_version, TlsVersion::Tls12);
     }
 
     #[test]
@@ -400,8 +400,12 @@ mod tests {
             ("heartbeat_ms = 50", "election_ms_max = 250", "expected a range"),
             ("heartbeat_ms = 50", "heartbeat = 50", "unknown field"),
             ("log_entries_max = 100", "log_entries_max = 9", "9 entries: expected 16 to"),
-            ("interval_s = 3600", "interval_s = 9", "9 s: expected 60 s to"),
+            ("interval_s = 3600", "interval_s = 9", "9 s: expected 60 to"),
             ("keep = 24", "keep = 0", "0 snapshots.keep"),
+            ("bytes_max = 4194304", "bytes_max = 9", "9 bytes: expected 1024 to 6291456"),
+            ("txn_ops_max = 512", "txn_ops_max = 0", "0 operations: expected 1 to 4096"),
+            ("interval_s = 60", "interval_s = 0", "`etcd.watch_progress_interval_s`: 0 s"),
+            ("\"1.3\"", "\"1.1\"", "`etcd.tls.min_tls_version`: \"1.1\": expected"),
             ("dir = \"backup\"", "dir = \"data/backup\"", "would be lost with it"),
             ("genesis = \"genesis.json\"", "genesis = \"none.json\"", "none.json"),
             ("7001\"\n        peer_listen", "x\"\n        peer_listen", "socket address"),

@@ -11,17 +11,18 @@ use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use rustls::{
-    RootCertStore, ServerConfig,
+    RootCertStore, ServerConfig, SupportedProtocolVersion,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
+    version::{TLS12, TLS13},
 };
 use satrap_host::{TaskGroup, runtime};
 use satrap_regional_api::{
     Backend,
-    api::{Api, RingMetrics},
-    front::{ALPN, BindError, Front, Security},
+    api::{Api, RequestLimits, RingMetrics},
+    front::{ALPN, BindError, Front, Monitoring, Security},
     introspect, services, watch,
 };
 use tokio::{
@@ -43,6 +44,12 @@ pub struct EtcdConfig {
     pub urls: Vec<String>,
     /// How connections are protected.
     pub tls: Option<EtcdTls>,
+    /// Where monitoring reads figures and asks for health, in plaintext and without a certificate.
+    pub metrics_listen: Option<SocketAddr>,
+    /// What one request may be.
+    pub requests: RequestLimits,
+    /// How often a watch that asked for it hears how far it is.
+    pub watch_progress_interval: Duration,
 }
 
 /// Files of a listener with TLS.
@@ -56,6 +63,28 @@ pub struct EtcdTls {
     pub client_ca: PathBuf,
     /// Whether a client needs a certificate.
     pub client_certificate: ClientCertificate,
+    /// The oldest version that is spoken.
+    pub min_version: TlsVersion,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// With suites that authenticate what they encrypt and keys that are thrown away. Clients that were
+    /// built with etcd's client up to 3.5.7 speak no newer one.
+    Tls12,
+    /// The newest.
+    Tls13,
+}
+
+impl TlsVersion {
+    /// This and newer ones.
+    fn supported(self) -> Vec<&'static SupportedProtocolVersion> {
+        match self {
+            Self::Tls12 => vec![&TLS13, &TLS12],
+            Self::Tls13 => vec![&TLS13],
+        }
+    }
 }
 
 /// Whether a client needs a certificate.
@@ -144,8 +173,8 @@ impl EtcdTls {
             };
             verifier.build().map_err(|error| error.to_string())
         })?;
-        let config =
-            ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&self.min_version.supported());
         let config = config.map_err(|error| EtcdError::File {
             path: self.certificate.clone(),
             why: error.to_string(),
@@ -158,6 +187,15 @@ impl EtcdTls {
     }
 }
 
+/// Where a member can be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// By clients of etcd.
+    pub clients: SocketAddr,
+    /// By monitoring, if it has a listener of its own.
+    pub metrics: Option<SocketAddr>,
+}
+
 /// The ring that is served.
 pub struct Served {
     /// Arrives once this member belongs to it.
@@ -168,13 +206,20 @@ pub struct Served {
     pub metrics: RingMetrics,
 }
 
-/// As in etcd, streams that need a leader end when there has been none for three elections.
-fn watching(timing: Timing) -> watch::Settings {
-    watch::Settings { leaderless_max: 3 * timing.election_max, ..watch::Settings::default() }
+impl EtcdConfig {
+    /// As in etcd, streams that need a leader end when there has been none for three elections.
+    fn watching(&self, timing: Timing) -> watch::Settings {
+        watch::Settings {
+            progress_interval: self.watch_progress_interval,
+            leaderless_max: 3 * timing.election_max,
+            fragment_bytes: self.requests.message_bytes_max(),
+            ..watch::Settings::default()
+        }
+    }
 }
 
-/// Binds the listener and serves on a thread of `group`, once the ring's services have arrived;
-/// returns the bound address.
+/// Binds the listeners and serves on a thread of `group`, once the ring's services have arrived;
+/// returns the bound addresses.
 ///
 /// # Errors
 ///
@@ -183,7 +228,7 @@ pub async fn start(
     config: &EtcdConfig,
     ring: Served,
     group: &TaskGroup,
-) -> Result<SocketAddr, EtcdError> {
+) -> Result<Addresses, EtcdError> {
     let Served { services, timing, metrics } = ring;
     let runtime = runtime::current_thread()?;
     let (security, reload) = match &config.tls {
@@ -196,7 +241,13 @@ pub async fn start(
     // Bound on the runtime that will serve it.
     let _entered = runtime.enter();
     let front = Front::bind(config.listen, security).await?;
-    let address = front.local_address()?;
+    let monitoring = match config.metrics_listen {
+        Some(address) => Some(Monitoring::bind(address).await?),
+        None => None,
+    };
+    let metrics_address = monitoring.as_ref().map(Monitoring::local_address).transpose()?;
+    let addresses = Addresses { clients: front.local_address()?, metrics: metrics_address };
+    let (watching, requests) = (config.watching(timing), config.requests);
     let shutdown = group.shutdown();
     drop(_entered);
     group.spawn_thread("etcd", move || {
@@ -208,19 +259,26 @@ pub async fn start(
             // Without a ring there is nothing to serve; the ring says why it stopped.
             let Some(backend) = backend else { return Ok::<_, EtcdError>(()) };
             let routes = services::routes(&backend, services::Settings::default());
-            let routes = introspect::add(routes);
+            let routes = introspect::add(routes, &shutdown);
             let mut api = Api::new(backend);
-            (api.watching, api.ring_metrics) = (watching(timing), Some(metrics));
-            let serve = front.serve(Arc::new(api), routes, shutdown.requested());
+            (api.watching, api.requests) = (watching, requests);
+            api.ring_metrics = Some(metrics);
+            let api = Arc::new(api);
+            let monitored = async {
+                if let Some(monitoring) = monitoring {
+                    monitoring.serve(api.clone(), shutdown.requested()).await;
+                }
+            };
+            let served = front.serve(api.clone(), routes, shutdown.requested());
             tokio::select! {
-                () = serve => {}
+                ((), ()) = async { tokio::join!(served, monitored) } => {}
                 () = keep_fresh(reload) => {}
             }
             shutdown.requested().await;
             Ok(())
         })
     })?;
-    Ok(address)
+    Ok(addresses)
 }
 
 /// Never ends.
@@ -239,11 +297,112 @@ async fn keep_fresh(reload: Option<(EtcdTls, Arc<Shown>)>) {
 
 #[cfg(test)]
 mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rustls::{
+        CipherSuite, ClientConfig, ClientConnection, ConnectionCommon, ProtocolVersion,
+        ServerConnection,
+    };
+
     use super::*;
+
+    /// Brings what `from` has to send to `to`.
+    fn carry<A, B>(
+        from: &mut ConnectionCommon<A>,
+        to: &mut ConnectionCommon<B>,
+    ) -> Result<(), rustls::Error> {
+        let mut sent = Vec::new();
+        while from.wants_write() {
+            from.write_tls(&mut sent).unwrap();
+        }
+        let mut sent = &sent[..];
+        while !sent.is_empty() {
+            to.read_tls(&mut sent).unwrap();
+            to.process_new_packets()?;
+        }
+        Ok(())
+    }
+
+    /// What a client and a server agree on.
+    fn agreed(
+        client: ClientConfig,
+        server: &Arc<ServerConfig>,
+    ) -> Result<(ProtocolVersion, CipherSuite), rustls::Error> {
+        let name = "localhost".try_into().unwrap();
+        let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
+        let mut server = ServerConnection::new(server.clone()).unwrap();
+        while client.is_handshaking() || server.is_handshaking() {
+            carry(&mut client, &mut server)?;
+            carry(&mut server, &mut client)?;
+        }
+        let suite = server.negotiated_cipher_suite().unwrap().suite();
+        Ok((server.protocol_version().unwrap(), suite))
+    }
+
+    /// Go clients up to etcd's 3.5.7 speak no TLS beyond 1.2.
+    #[test]
+    fn old_clients_are_served_unless_the_operator_refuses_them() {
+        let (mut ca, ca_key) = (CertificateParams::new([]).unwrap(), KeyPair::generate().unwrap());
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_certificate = ca.self_signed(&ca_key).unwrap();
+        let issuer = Issuer::new(ca, ca_key);
+        let key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        let leaf = leaf.signed_by(&key, &issuer).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, content: String| {
+            let path = dir.path().join(name);
+            fs::write(&path, content).unwrap();
+            path
+        };
+        let mut tls = EtcdTls {
+            certificate: file("leaf", leaf.pem()),
+            key: file("key", key.serialize_pem()),
+            client_ca: file("ca", ca_certificate.pem()),
+            client_certificate: ClientCertificate::Optional,
+            min_version: TlsVersion::Tls12,
+        };
+        let client = |versions: &[&'static SupportedProtocolVersion]| {
+            let mut roots = RootCertStore::empty();
+            roots.add(ca_certificate.der().clone()).unwrap();
+            ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+                .with_protocol_versions(versions)
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth()
+        };
+        let (server, _) = tls.server_config().unwrap();
+        let (version, suite) = agreed(client(&[&TLS12]), &server).unwrap();
+        assert_eq!(version, ProtocolVersion::TLSv1_2);
+        let name = format!("{suite:?}");
+        assert!(name.starts_with("TLS_ECDHE_"), "{name}");
+        assert!(name.contains("GCM") || name.contains("CHACHA20_POLY1305"), "{name}");
+        let (version, _) = agreed(client(&[&TLS12, &TLS13]), &server).unwrap();
+        assert_eq!(version, ProtocolVersion::TLSv1_3, "the newest that both speak");
+        for suite in &server.crypto_provider().cipher_suites {
+            let name = format!("{:?}", suite.suite());
+            assert!(name.contains("GCM") || name.contains("CHACHA20_POLY1305"), "{name}");
+        }
+        tls.min_version = TlsVersion::Tls13;
+        let (server, _) = tls.server_config().unwrap();
+        agreed(client(&[&TLS12]), &server).expect_err("the operator wants none of it");
+        let (version, _) = agreed(client(&[&TLS12, &TLS13]), &server).unwrap();
+        assert_eq!(version, ProtocolVersion::TLSv1_3);
+    }
 
     #[test]
     fn streams_wait_three_elections_for_a_leader() {
         let timing = Timing { election_max: Duration::from_millis(700), ..Timing::default() };
-        assert_eq!(watching(timing).leaderless_max, Duration::from_millis(2_100));
+        let config = EtcdConfig {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            urls: Vec::new(),
+            tls: None,
+            metrics_listen: None,
+            requests: RequestLimits { bytes_max: 1 << 20, txn_ops_max: 1 },
+            watch_progress_interval: Duration::from_secs(5),
+        };
+        let watching = config.watching(timing);
+        assert_eq!(watching.leaderless_max, Duration::from_millis(2_100));
+        assert_eq!(watching.progress_interval, Duration::from_secs(5));
+        assert_eq!(watching.fragment_bytes, (1 << 20) + 512 * 1024, "as in etcd");
     }
 }

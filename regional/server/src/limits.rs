@@ -125,6 +125,11 @@ pub const READS: CallLimits = CallLimits {
 };
 
 const _: () = assert!(RING_CHUNK_BYTES < RING_FRAME_BYTES_MAX);
+/// A group that is not full takes one more proposal, and a follower hands it to the leader as it is.
+const _: () = assert!(
+    BATCH_BYTES_MAX + *satrap_regional_api::limits::REQUEST_BYTES.end() + 64 * 1024
+        <= RING_FRAME_BYTES_MAX
+);
 const _: () = assert!(REQUESTS.group_max * SUBMIT_BYTES_MAX <= 50 * 1024 * 1024);
 const _: () = assert!(FOLLOWERS_MAX == 28_192);
 const _: () = assert!(SUBMIT_RATE.burst as usize > SUBMIT_BYTES_MAX + SUBMIT_FLAT_BYTES);

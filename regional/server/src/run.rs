@@ -17,6 +17,7 @@ use satrap_host::{
     Failure, Shutdown, TaskGroup,
     charges::{PeerSeats, REQUESTS, RequestSeats},
     follow::FollowService,
+    introspect::{self, REALM_SERVICES},
     mtls::{CredentialError, Credentials, Limits, Listener, PeerRule, server_builder},
     runtime,
 };
@@ -26,6 +27,7 @@ use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval},
 };
+use tonic::service::Routes;
 
 use crate::{
     config::Config,
@@ -109,8 +111,8 @@ pub struct Member {
     pub client_address: SocketAddr,
     /// Where peers reach it.
     pub peer_address: SocketAddr,
-    /// Where clients of etcd reach it, if anywhere.
-    pub etcd_address: Option<SocketAddr>,
+    /// Where clients of etcd and monitoring reach it, if anywhere.
+    pub etcd: Option<etcd::Addresses>,
     /// How its scheduled snapshots are doing, if it makes any.
     pub snapshots: Option<Watched>,
 }
@@ -158,7 +160,7 @@ pub async fn start(
     check_identity(&config, &credentials)?;
     let (ring, peer_address, services) =
         start_ring(&config, &credentials, group, placement).await?;
-    let etcd_address = match &config.etcd {
+    let etcd = match &config.etcd {
         Some(etcd) => {
             let counting = ring.clone();
             let metrics = RingMetrics(Arc::new(move || counting.metrics()));
@@ -208,12 +210,13 @@ pub async fn start(
     let sync = SyncServer::new(sync).max_decoding_message_size(FOLLOW_REQUEST_BYTES_MAX);
     let server = server_builder(&limits)
         .layer(RequestSeats::new(REQUESTS))
+        .add_routes(introspect::add(Routes::default(), &REALM_SERVICES, &shutdown))
         .add_service(sync)
         .add_service(control);
     group.spawn("clients", server.serve_with_incoming_shutdown(listener, shutdown.requested()));
     group.spawn("upstream", upstream.run(shutdown.clone()));
     group.spawn("credentials", reload(credentials, shutdown));
-    Ok(Member { ring, client_address, peer_address, etcd_address, snapshots })
+    Ok(Member { ring, client_address, peer_address, etcd, snapshots })
 }
 
 fn check_identity(config: &Config, credentials: &Credentials) -> Result<(), RunError> {

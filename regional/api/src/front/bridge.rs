@@ -4,12 +4,15 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
+use tonic::Status;
 
-use crate::grpc::{Gone, send_data};
+use crate::grpc::{Gone, PREFIX_BYTES, Requests, put_prefix, send_data};
+use crate::meters::Counted;
 
 /// What a client sends, as a body.
 #[derive(Debug)]
@@ -43,15 +46,45 @@ impl Body for StreamBody {
     }
 }
 
+/// Messages that a client compressed, as a body of messages that are not.
+#[derive(Debug)]
+pub(super) struct PlainBody(pub(super) Requests);
+
+impl Body for PlainBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let message = ready!(self.0.poll_next(cx)).transpose();
+        Poll::Ready(message.map(|message| {
+            let message = message?;
+            let mut frame = BytesMut::with_capacity(PREFIX_BYTES + message.len());
+            put_prefix(&mut frame, message.len());
+            frame.extend_from_slice(&message);
+            Ok(Frame::data(frame.freeze()))
+        }))
+    }
+}
+
 /// Sends a response as fast as the client reads. Stops early if the client resets the stream.
 pub(super) async fn send<B>(
     response: http::Response<B>,
     mut respond: SendResponse<Bytes>,
+    mut counted: Option<Counted>,
 ) -> Result<(), Gone>
 where
     B: Body<Data = Bytes>,
 {
+    let mut ends_with = |headers: &HeaderMap| {
+        if let (Some(counted), Some(status)) = (&mut counted, Status::from_header_map(headers)) {
+            counted.ended(status.code());
+        }
+    };
     let (head, body) = response.into_parts();
+    ends_with(&head.headers);
     let ends = body.is_end_stream();
     let response = http::Response::from_parts(head, ());
     let mut stream = respond.send_response(response, ends).map_err(|_| Gone)?;
@@ -78,6 +111,7 @@ where
             Ok(data) => send_data(&mut stream, data).await?,
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
+                    ends_with(&trailers);
                     return stream.send_trailers(trailers).map_err(|_| Gone);
                 }
             }

@@ -24,6 +24,7 @@ use tokio::time::{Instant, interval, timeout};
 use tonic::service::Routes;
 
 use super::dispatch::handle;
+use super::metered::Metered;
 use super::streams::Streams;
 use crate::api::{Api, Rate};
 use crate::backend::Unavailable;
@@ -68,12 +69,12 @@ pub(super) async fn serve<T>(io: T, serving: Serving, lifetime: Lifetime)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut connection =
-        match timeout(HANDSHAKE_TIMEOUT, builder().handshake(Gather::new(io))).await {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return tracing::debug!(%error, "refused a connection"),
-            Err(_elapsed) => return tracing::debug!("refused a connection: no HTTP/2 settings"),
-        };
+    let io = Metered { io: Gather::new(io), api: serving.api.clone() };
+    let mut connection = match timeout(HANDSHAKE_TIMEOUT, builder().handshake(io)).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return tracing::debug!(%error, "refused a connection"),
+        Err(_elapsed) => return tracing::debug!("refused a connection: no HTTP/2 settings"),
+    };
     let mut watchman = Watchman::new(connection.ping_pong(), lifetime);
     let mut rounds = interval(ROUND);
     let mut under_way = FuturesUnordered::new();

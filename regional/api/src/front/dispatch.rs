@@ -7,20 +7,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::{Method, Request, header};
+use http::{HeaderMap, Method, Request, header};
 use tokio::time::timeout;
 use tonic::Status;
 use tower::ServiceExt;
 
-use super::bridge::{self, StreamBody};
+use super::bridge::{self, PlainBody, StreamBody};
 use super::connection::Serving;
 use super::streams::Place;
 use crate::api::Api;
 use crate::exchange::{Exchange, check_leader, read_mode, timeout_of};
-use crate::grpc::{Gone, Replies};
-use crate::limits::{BODY_TIMEOUT, REQUEST_BYTES_MAX, REQUEST_OVERHEAD_BYTES_MAX};
+use crate::grpc::{ENCODING, Gone, Replies, Requests, is_compressed};
+use crate::limits::BODY_TIMEOUT;
 use crate::peer::Credentials;
 use crate::watch::Dialect;
 use crate::{kv, store};
@@ -97,13 +98,16 @@ pub(super) fn handle(
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
 ) -> impl Future<Output = ()> + Send {
+    let is_grpc = is_grpc(&request);
+    let counted = is_grpc.then(|| serving.api.meters.begin(request.uri().path())).flatten();
+    let replies = Replies::new(respond, counted);
     let handled = match place {
-        Ok(place) if is_grpc(&request) => match route(request.uri().path()) {
-            Route::Unary(call) => Handled::Unary(call, exchange(&serving, request, respond, place)),
-            route => Handled::Rare(Box::pin(rare(serving.clone(), route, request, respond, place))),
+        Ok(place) if is_grpc => match route(request.uri().path()) {
+            Route::Unary(call) => Handled::Unary(call, exchange(&serving, request, replies, place)),
+            route => Handled::Rare(Box::pin(rare(serving.clone(), route, request, replies, place))),
         },
-        Ok(place) => Handled::Rare(Box::pin(other(serving.clone(), request, respond, place))),
-        Err(status) => Handled::Rare(Box::pin(refuse(respond, status))),
+        Ok(place) => Handled::Rare(Box::pin(other(serving.clone(), request, replies, place))),
+        Err(status) => Handled::Rare(Box::pin(async move { replies.finish(&status) })),
     };
     async move {
         // `Gone` has nobody left to be told.
@@ -127,21 +131,17 @@ enum Handled {
     Rare(Pin<Box<dyn Future<Output = Result<(), Gone>> + Send>>),
 }
 
-async fn refuse(respond: SendResponse<Bytes>, status: Status) -> Result<(), Gone> {
-    Replies::new(respond).finish(&status)
-}
-
 async fn rare(
     serving: Arc<Serving>,
     route: Route,
     request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
+    replies: Replies,
     place: Place,
 ) -> Result<(), Gone> {
     if matches!(route, Route::Generic) {
-        return generic(&serving, request, respond, place).await;
+        return generic(&serving, request, replies, place).await;
     }
-    let exchange = exchange(&serving, request, respond, place);
+    let exchange = exchange(&serving, request, replies, place);
     match route {
         Route::Unary(_) | Route::Generic => unreachable!("handled before"),
         Route::RangeStream => range_stream(&serving, exchange).await,
@@ -154,12 +154,13 @@ async fn rare(
 async fn other(
     serving: Arc<Serving>,
     request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
+    replies: Replies,
     _place: Place,
 ) -> Result<(), Gone> {
+    let (mut respond, counted) = replies.into_parts();
     let request = request.map(StreamBody);
     let response = while_wanted(&mut respond, serving.gateway.handle(request)).await?;
-    bridge::send(response, respond).await
+    bridge::send(response, respond, counted).await
 }
 
 /// Gives an answer up when the client gives the request up.
@@ -183,13 +184,18 @@ fn is_grpc(request: &Request<RecvStream>) -> bool {
 fn exchange(
     serving: &Serving,
     request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
+    replies: Replies,
     place: Place,
 ) -> Exchange {
-    let bytes_max = REQUEST_BYTES_MAX + REQUEST_OVERHEAD_BYTES_MAX;
-    let mut exchange = Exchange::new(serving.peer.clone(), request, respond, bytes_max, place);
-    exchange.requests.share(serving.api.long_messages.clone());
-    exchange
+    let (head, body) = request.into_parts();
+    let requests = requests(&serving.api, &head.headers, body);
+    Exchange { peer: serving.peer.clone(), headers: head.headers, requests, replies, place }
+}
+
+fn requests(api: &Api, headers: &HeaderMap, body: RecvStream) -> Requests {
+    let mut requests = Requests::new(headers, body, api.requests.message_bytes_max());
+    requests.share(api.long_messages.clone());
+    requests
 }
 
 /// Answers within the time the client gives.
@@ -297,17 +303,25 @@ async fn carry(serving: &Serving, dialect: Dialect, exchange: Exchange) -> Resul
 async fn generic(
     serving: &Serving,
     request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
+    replies: Replies,
     _place: Place,
 ) -> Result<(), Gone> {
-    let deadline = timeout_of(request.headers());
-    let mut request = request.map(StreamBody);
-    let credentials = Credentials::new(&serving.peer, request.headers());
-    request.extensions_mut().insert(credentials);
-    let answer = within(deadline, serving.routes.clone().oneshot(request));
-    match while_wanted(&mut respond, answer).await? {
-        Some(Ok(response)) => bridge::send(response, respond).await,
-        None => refuse(respond, too_late()).await,
+    let (mut respond, counted) = replies.into_parts();
+    let (mut head, body) = request.into_parts();
+    let deadline = timeout_of(&head.headers);
+    head.extensions.insert(Credentials::new(&serving.peer, &head.headers));
+    let routes = serving.routes.clone();
+    let answer = if is_compressed(&head.headers) {
+        // F4: here, so that no service has bounds of its own on what comes out of a message.
+        let requests = requests(&serving.api, &head.headers, body);
+        head.headers.remove(ENCODING);
+        routes.oneshot(Request::from_parts(head, PlainBody(requests))).left_future()
+    } else {
+        routes.oneshot(Request::from_parts(head, StreamBody(body))).right_future()
+    };
+    match while_wanted(&mut respond, within(deadline, answer)).await? {
+        Some(Ok(response)) => bridge::send(response, respond, counted).await,
+        None => Replies::new(respond, counted).finish(&too_late()),
     }
 }
 

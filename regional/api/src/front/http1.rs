@@ -4,27 +4,33 @@
 use std::convert::Infallible;
 use std::pin::pin;
 
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::connection::Serving;
+use crate::gateway::GatewayBody;
 use crate::limits::{
     CONNECTION_AGE_MAX, CONNECTION_GRACE, HANDSHAKE_TIMEOUT, HTTP1_BUFFER_BYTES_MAX,
     HTTP1_HEADERS_MAX,
 };
 
-/// Serves one connection to its end.
-pub(super) async fn serve<T>(io: T, serving: Serving)
-where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+/// Serves one connection to its end; `stopped` becomes true when the process stops.
+pub(super) async fn serve<T, A>(
+    io: T,
+    mut stopped: watch::Receiver<bool>,
+    answer: impl Fn(Request<Incoming>) -> A,
+) where
+    T: AsyncRead + AsyncWrite + Unpin,
+    A: Future<Output = Response<GatewayBody>>,
 {
-    let Serving { gateway, mut stopped, .. } = serving;
     let service = service_fn(move |request| {
-        let gateway = gateway.clone();
-        async move { Ok::<_, Infallible>(gateway.handle(request).await) }
+        let answer = answer(request);
+        async move { Ok::<_, Infallible>(answer.await) }
     });
     let mut builder = http1::Builder::new();
     builder

@@ -16,7 +16,7 @@ use tonic::Status;
 
 use super::{GatewayBody, JSON, error, json, respond};
 use crate::grpc::{Gone, Requests, put_prefix, send_data};
-use crate::limits::{GATEWAY_ANSWER_BYTES_MAX, GATEWAY_BODY_BYTES_MAX};
+use crate::limits::GATEWAY_ANSWER_BYTES_MAX;
 
 /// A header with this prefix becomes metadata without it, as in etcd's gateway.
 const METADATA_PREFIX: &str = "grpc-metadata-";
@@ -26,12 +26,14 @@ pub(super) async fn call<B>(
     link: SendRequest<Bytes>,
     method: MethodDescriptor,
     request: Request<B>,
+    body_bytes_max: usize,
 ) -> Response<GatewayBody>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Send,
 {
     let (head, body) = request.into_parts();
+    let body = Bounded { body, bytes_max: body_bytes_max };
     let answered = match (method.is_client_streaming(), method.is_server_streaming()) {
         (false, false) => unary(link, &method, &head.headers, body).await,
         (false, true) => one_to_many(link, &method, &head.headers, body).await,
@@ -40,11 +42,17 @@ where
     answered.unwrap_or_else(|status| error(&status))
 }
 
+/// A body, and how much of it may wait to become a message.
+struct Bounded<B> {
+    body: B,
+    bytes_max: usize,
+}
+
 async fn unary<B>(
     link: SendRequest<Bytes>,
     method: &MethodDescriptor,
     headers: &HeaderMap,
-    body: B,
+    body: Bounded<B>,
 ) -> Result<Response<GatewayBody>, Status>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -66,7 +74,7 @@ async fn one_to_many<B>(
     link: SendRequest<Bytes>,
     method: &MethodDescriptor,
     headers: &HeaderMap,
-    body: B,
+    body: Bounded<B>,
 ) -> Result<Response<GatewayBody>, Status>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -83,7 +91,7 @@ async fn many_to_many<B>(
     link: SendRequest<Bytes>,
     method: &MethodDescriptor,
     headers: &HeaderMap,
-    body: B,
+    body: Bounded<B>,
 ) -> Result<Response<GatewayBody>, Status>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -203,7 +211,7 @@ async fn send(requests: &mut SendStream<Bytes>, message: &[u8]) -> Result<(), St
 async fn send_all<B>(
     mut requests: SendStream<Bytes>,
     kind: MessageDescriptor,
-    mut body: B,
+    Bounded { mut body, bytes_max }: Bounded<B>,
 ) -> Result<(), Status>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -215,8 +223,8 @@ where
             return Ok(());
         };
         let Ok(data) = frame.into_data() else { continue };
-        if pending.len() + data.len() > GATEWAY_BODY_BYTES_MAX {
-            return Err(too_long());
+        if pending.len() + data.len() > bytes_max {
+            return Err(too_long(bytes_max));
         }
         pending.extend_from_slice(&data);
         while let Some(message) = json::next(kind.clone(), &mut pending)? {
@@ -238,7 +246,7 @@ impl Answers {
     fn new(response: Result<Response<RecvStream>, h2::Error>) -> Result<Self, Status> {
         let (head, body) = response.map_err(|_| lost())?.into_parts();
         check(&head.headers)?;
-        Ok(Self(Requests::new(body, GATEWAY_ANSWER_BYTES_MAX)))
+        Ok(Self(Requests::new(&head.headers, body, GATEWAY_ANSWER_BYTES_MAX)))
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>, Status> {
@@ -287,25 +295,25 @@ fn metadata(headers: &HeaderMap) -> HeaderMap {
 const CONNECTION_HEADERS: [&str; 6] =
     ["connection", "host", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
 
-async fn collect<B>(body: B) -> Result<Bytes, Status>
+async fn collect<B>(body: Bounded<B>) -> Result<Bytes, Status>
 where
     B: Body<Data = Bytes> + Unpin,
 {
+    let Bounded { mut body, bytes_max } = body;
     let mut collected = BytesMut::new();
-    let mut body = body;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Status::cancelled("context canceled"))?;
         let Ok(data) = frame.into_data() else { continue };
-        if collected.len() + data.len() > GATEWAY_BODY_BYTES_MAX {
-            return Err(too_long());
+        if collected.len() + data.len() > bytes_max {
+            return Err(too_long(bytes_max));
         }
         collected.extend_from_slice(&data);
     }
     Ok(collected.freeze())
 }
 
-fn too_long() -> Status {
-    Status::resource_exhausted(format!("the body is longer than {GATEWAY_BODY_BYTES_MAX} bytes"))
+fn too_long(bytes_max: usize) -> Status {
+    Status::resource_exhausted(format!("the body is longer than {bytes_max} bytes"))
 }
 
 fn lost() -> Status {

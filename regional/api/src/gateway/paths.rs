@@ -1,14 +1,21 @@
 //! Which call each path stands for. Those below `/v3/` are etcd's contract with its clients, those
 //! below `/v1/` ours with those who want what etcd has not.
 
+/// What etcd called `/v3/` before 3.4. It still answers there, and old clients still ask there.
+const BETA: &str = "/v3beta/";
+
 /// The call behind a path, as `service/method`.
 pub(super) fn grpc_name(path: &str) -> Option<&'static str> {
+    if let Some(rest) = path.strip_prefix(BETA) {
+        let found = PATHS.iter().find(|(known, _)| known.strip_prefix("/v3/") == Some(rest));
+        return found.map(|(_, name)| *name);
+    }
     PATHS.iter().find(|(known, _)| path == *known).map(|(_, name)| *name)
 }
 
 /// Whether only calls are below it, so that no probe is meant.
 pub(super) fn is_of_calls(path: &str) -> bool {
-    path.starts_with("/v3/") || path.starts_with("/v1/")
+    path.starts_with("/v3/") || path.starts_with(BETA) || path.starts_with("/v1/")
 }
 
 const PATHS: [(&str, &str); 64] = [
@@ -85,6 +92,14 @@ mod tests {
     use prost_reflect::DescriptorPool;
 
     use super::*;
+
+    #[test]
+    fn the_old_name_leads_where_the_new_one_does() {
+        assert_eq!(grpc_name("/v3beta/kv/put"), Some("etcdserverpb.KV/Put"));
+        assert_eq!(grpc_name("/v3beta/kv/nope"), None);
+        assert_eq!(grpc_name("/v3beta/v3/kv/put"), None);
+        assert!(is_of_calls("/v3beta/kv/nope"));
+    }
 
     #[test]
     fn every_path_leads_to_a_call_and_every_call_of_the_store_has_one() {

@@ -2,6 +2,7 @@
 //! much. Paths, texts and metric names are etcd's, so that what watches etcd watches us.
 
 use http::{HeaderValue, Method, Response, StatusCode, Uri, header};
+use satrap_host::meters::Text;
 use satrap_regional_core::alarm::AlarmKind;
 
 use super::{GatewayBody, JSON, TEXT, respond};
@@ -11,7 +12,7 @@ use crate::services::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Answers a request that is no call.
-pub(super) async fn answer(api: &Api, method: &Method, uri: &Uri) -> Response<GatewayBody> {
+pub(crate) async fn answer(api: &Api, method: &Method, uri: &Uri) -> Response<GatewayBody> {
     let probe = match uri.path() {
         "/health" => Probe::Health,
         "/livez" => Probe::Checks(&LIVEZ),
@@ -159,29 +160,36 @@ fn version() -> String {
 
 fn metrics(api: &Api) -> String {
     let (ring, mark) = (api.backend.status(), api.backend.mark());
-    let (keys, bytes, leases) = api.backend.read(|keyspace| {
+    let (keys, held, leases) = api.backend.read(|keyspace| {
         let store = keyspace.store();
         (store.live_keys(), store.sizes().held_bytes, keyspace.leases().len() as u64)
     });
     let me = api.backend.identity().member_id;
-    let gauges: [(&str, &str, u64); 10] = [
+    let revision = u64::try_from(mark.revision).unwrap_or(0);
+    let gauges: [(&str, &str, u64); 11] = [
         ("etcd_server_has_leader", "Whether there is a leader.", u64::from(ring.leader != 0)),
         ("etcd_server_is_leader", "Whether this member leads.", u64::from(ring.leader == me)),
         ("etcd_server_is_learner", "Whether it has no vote.", u64::from(api.is_learner())),
-        ("etcd_server_proposals_applied_total", "Index of the last applied entry.", mark.index),
-        ("etcd_mvcc_db_total_size_in_bytes", "State on disk.", ring.disk_bytes),
-        ("etcd_mvcc_db_total_size_in_use_in_bytes", "Of it, in use.", ring.disk_bytes_used),
-        ("etcd_debugging_mvcc_keys_total", "Live keys.", keys),
-        ("satrap_store_held_bytes", "Keys and values, with history.", bytes),
+        // Rules compare this one with the quota, so it is what the quota counts. Memory that is
+        // free inside it is used again, so all of it is in use.
+        ("etcd_mvcc_db_total_size_in_bytes", "Keys and values, with history.", held),
+        ("etcd_mvcc_db_total_size_in_use_in_bytes", "The same.", held),
+        ("etcd_debugging_mvcc_current_revision", "Of the keyspace.", revision),
+        ("satrap_store_disk_bytes", "State on disk.", ring.disk_bytes),
+        ("satrap_store_disk_used_bytes", "Of it, in use.", ring.disk_bytes_used),
+        ("satrap_keys", "Live keys.", keys),
         ("satrap_leases", "Live leases.", leases),
         ("process_resident_memory_bytes", "Of this process.", resident_bytes().unwrap_or(0)),
     ];
-    let lines = gauges.iter().map(|(name, help, value)| {
-        format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n")
-    });
-    let revision = format!("etcd_debugging_mvcc_current_revision {}\n", mark.revision);
+    let mut text = Text::default();
+    for (name, help, value) in gauges {
+        text.gauge(name, help, value);
+    }
+    let applied = "Index of the last applied entry.";
+    text.counter("etcd_server_proposals_applied_total", applied, mark.index);
+    api.meters.write(&mut text);
     let of_ring = api.ring_metrics.as_ref().map(|metrics| metrics.0());
-    lines.chain([revision]).chain(of_ring).collect()
+    text.finish() + &of_ring.unwrap_or_default()
 }
 
 /// `None` where the system does not tell.

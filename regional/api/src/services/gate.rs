@@ -138,6 +138,9 @@ impl Gate {
     ) -> Result<(Response, ResponseHeader), Failure> {
         let Proposal { caller, request } = bounded(Proposal { caller, request })?;
         let applied = self.backend.propose(caller, request).await?;
+        if applied.reply == Err(Refusal::NoSpace) {
+            self.backend.raise_no_space().await;
+        }
         let response = applied.reply?;
         let header = self.backend.header(response.revision(), applied.term);
         Ok((response, header))

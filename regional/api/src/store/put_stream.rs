@@ -27,7 +27,7 @@ use crate::convert::prescan;
 use crate::exchange::Exchange;
 use crate::grpc::{self, BUDGET_UNIT_BYTES, Gone};
 use crate::kv::decode;
-use crate::limits::{REQUEST_BYTES_MAX, STREAM_MESSAGES_IN_FLIGHT_MAX};
+use crate::limits::STREAM_MESSAGES_IN_FLIGHT_MAX;
 use crate::peer::Credentials;
 
 /// Serves one stream to its end.
@@ -60,7 +60,10 @@ pub async fn put_stream(api: &Api, exchange: &mut Exchange) -> Result<Result<(),
             message = exchange.requests.next(),
                 if !all_read && under_way.len() < STREAM_MESSAGES_IN_FLIGHT_MAX =>
             {
-                match message? {
+                let message = message?;
+                // It is counted in `submit` from here on.
+                exchange.requests.release();
+                match message {
                     Some(message) => under_way.push_back(submit(api, &credentials, message).await?),
                     None => all_read = true,
                 }
@@ -84,7 +87,7 @@ async fn submit(
     credentials: &Credentials,
     message: Bytes,
 ) -> Result<BoxFuture<'static, Done>, Status> {
-    if message.len() > REQUEST_BYTES_MAX {
+    if message.len() > api.requests.bytes_max {
         return Err(Failure::from(Refusal::RequestTooLarge).into());
     }
     prescan::put_stream(&message).map_err(Failure::from)?;
@@ -102,8 +105,14 @@ async fn submit(
         }
     }
     let applied = start(&api.backend, proposals);
+    let backend = api.backend.clone();
     Ok(async move {
         let applied = applied.await;
+        if let Ok(AppliedMany { replies, .. }) = &applied
+            && replies.contains(&Err(Refusal::NoSpace))
+        {
+            backend.raise_no_space().await;
+        }
         drop(held);
         Done { refused, applied }
     }

@@ -16,19 +16,17 @@ use tonic::{Code, Status};
 use crate::backend::Backend;
 use crate::convert::kv::event;
 use crate::grpc::put_prefix;
-use crate::limits::{REQUEST_BYTES_MAX, REQUEST_OVERHEAD_BYTES_MAX};
 use crate::status::refused;
 
 /// The id etcd gives in answers that are about no watch.
 const NO_WATCH: i64 = -1;
-/// A response of this size is split for clients that can join it; etcd's figure.
-pub(super) const FRAGMENT_BYTES: usize = REQUEST_BYTES_MAX + REQUEST_OVERHEAD_BYTES_MAX;
 /// Different batches remembered; those that share one come together.
 const BODIES_MAX: usize = 4;
 
 /// Encodes the messages of one outbox.
 pub(super) struct Frames {
     header: pb::ResponseHeader,
+    fragment_bytes: usize,
     bodies: Vec<Body>,
 }
 
@@ -44,8 +42,9 @@ struct Body {
 }
 
 impl Frames {
-    pub(super) fn new(backend: &Backend) -> Self {
-        Self { header: backend.header_now(), bodies: Vec::new() }
+    /// A response of `fragment_bytes` is split for clients that can join it.
+    pub(super) fn new(backend: &Backend, fragment_bytes: usize) -> Self {
+        Self { header: backend.header_now(), fragment_bytes, bodies: Vec::new() }
     }
 
     /// The frames of one message, usually one.
@@ -104,6 +103,7 @@ impl Frames {
         frames: &mut Vec<Bytes>,
     ) {
         let header = pb::ResponseHeader { revision, ..self.header };
+        let fragment_bytes = self.fragment_bytes;
         let body = self.body(batch);
         if let Some((_, _, frame)) =
             body.frame.as_ref().filter(|f| (f.0, f.1) == (watch_id, revision))
@@ -114,13 +114,13 @@ impl Frames {
         let head = pb::WatchResponse { header: Some(header), watch_id, ..Default::default() };
         let head_bytes = head.encoded_len();
         let whole = head_bytes + body.bytes.len();
-        if !fragment || whole < FRAGMENT_BYTES || body.ends.len() < 2 {
+        if !fragment || whole < fragment_bytes || body.ends.len() < 2 {
             let frame = join(&head, &body.bytes);
             body.frame = Some((watch_id, revision, frame.clone()));
             frames.push(frame);
             return;
         }
-        split(&head, body, frames);
+        split(&head, body, fragment_bytes, frames);
     }
 
     fn body(&mut self, batch: &Arc<Batch>) -> &mut Body {
@@ -149,9 +149,9 @@ impl Body {
 }
 
 /// As etcd splits: as many events as fit, at least one, and all but the last say that more follow.
-fn split(head: &pb::WatchResponse, body: &Body, frames: &mut Vec<Bytes>) {
+fn split(head: &pb::WatchResponse, body: &Body, bytes: usize, frames: &mut Vec<Bytes>) {
     let marked = pb::WatchResponse { fragment: true, ..head.clone() };
-    let room = FRAGMENT_BYTES - marked.encoded_len();
+    let room = bytes.saturating_sub(marked.encoded_len());
     let (mut from, mut at) = (0, 0);
     while at < body.ends.len() {
         let first = at;

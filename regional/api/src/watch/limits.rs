@@ -9,3 +9,5 @@ pub const REQUESTS_AT_ONCE: usize = 64;
 pub const ANSWERS_WAITING_BYTES_MAX: usize = 1 << 20;
 /// Mirrors that are compared at a time: one of a million keys takes about 50 MB meanwhile.
 pub const RESYNCS_MAX: usize = 4;
+/// What an operator may choose between two words of how far a watch is, in seconds.
+pub const PROGRESS_INTERVAL_S: std::ops::RangeInclusive<u64> = 1..=24 * 3600;

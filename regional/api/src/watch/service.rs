@@ -232,7 +232,7 @@ impl Service {
         let hub = &mut self.hub;
         self.more = self.backend.read(|keyspace| hub.step(keyspace));
         let mut outbox = self.hub.take_outbox();
-        let mut encoder = Frames::new(&self.backend);
+        let mut encoder = Frames::new(&self.backend, self.settings.fragment_bytes);
         let mut frames = Vec::new();
         let mut ended = Vec::new();
         for (stream, message) in outbox.drain(..) {

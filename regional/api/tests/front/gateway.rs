@@ -306,6 +306,12 @@ async fn reflection_and_health_are_served() {
     let request = HealthCheckRequest::default();
     let health = HealthClient::new(member.channel().await).check(request).await.unwrap();
     assert_eq!(health.into_inner().status, 1, "SERVING");
+    let stranger = HealthCheckRequest { service: "etcdserverpb.KV".to_owned() };
+    let mut client = HealthClient::new(member.channel().await);
+    let error = client.check(stranger.clone()).await.unwrap_err();
+    assert_eq!((error.code(), error.message()), (tonic::Code::NotFound, "unknown service"));
+    let mut statuses = client.watch(stranger).await.unwrap().into_inner();
+    assert_eq!(statuses.message().await.unwrap().unwrap().status, 3, "SERVICE_UNKNOWN");
 
     let list = ServerReflectionRequest {
         message_request: Some(MessageRequest::ListServices(String::new())),
@@ -318,5 +324,20 @@ async fn reflection_and_health_are_served() {
     let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
     let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
     assert!(names.contains(&"etcdserverpb.KV") && names.contains(&"satrap.v1.Store"), "{names:?}");
+    assert!(names.contains(&"grpc.health.v1.Health"), "{names:?}");
     assert!(!names.contains(&"satrap.v1.Ring"), "{names:?}");
+}
+
+/// etcd answers at the name that its paths had before 3.4, too.
+#[tokio::test]
+async fn the_old_paths_lead_where_the_new_ones_do() {
+    let member = Member::start().await;
+    let put = r#"{"key":"Zm9v","value":"YmFy"}"#;
+    let answer = member.http("POST /v3beta/kv/put", put).await;
+    assert_eq!(
+        (answer.status, masked(&answer.body)),
+        (200, json(r#"{"header":{"revision":"2"}}"#))
+    );
+    let answer = member.http("POST /v3beta/kv/nope", "{}").await;
+    assert_eq!((answer.status, answer.content_type.as_str()), (404, "application/json"));
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, RwLock};
 use bytes::{Bytes, BytesMut};
 use h2::client::SendRequest;
 use http::{HeaderMap, Request};
+use satrap_host::Shutdown;
 use satrap_regional_api::api::Api;
 use satrap_regional_api::backend::{Backend, MemberIdentity, RingEnd};
 use satrap_regional_api::front::{Front, Security};
@@ -47,7 +48,8 @@ impl Member {
 
     pub async fn serve_with(api: Api, security: Security) -> Self {
         let backend = api.backend.clone();
-        let routes = introspect::add(services::routes(&backend, services::Settings::default()));
+        let routes = services::routes(&backend, services::Settings::default());
+        let routes = introspect::add(routes, &Shutdown::default());
         let front = Front::bind("127.0.0.1:0".parse().unwrap(), security).await.unwrap();
         let address = front.local_address().unwrap();
         let (stop, stopped) = oneshot::channel();

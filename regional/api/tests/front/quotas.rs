@@ -4,6 +4,8 @@ use bytes::Bytes;
 use satrap_proto::etcdserverpb as pb;
 use satrap_proto::etcdserverpb::auth_client::AuthClient;
 use satrap_proto::etcdserverpb::kv_client::KvClient;
+use satrap_proto::etcdserverpb::lease_client::LeaseClient;
+use satrap_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use satrap_proto::v1::store_client::StoreClient;
 use satrap_proto::v1::{self, Quota};
 use satrap_regional_core::kv::VERSION_OVERHEAD_BYTES;
@@ -100,6 +102,15 @@ async fn a_writer_meets_the_limits_that_were_set() {
     me.remove("").await.unwrap();
     me.remove("team/").await.unwrap();
     assert_eq!(me.list().await.unwrap(), [whole]);
+    let refused = me.put("team/c", "123").await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "the alarm is still there");
+    // In a ring, the member that raised it does this by itself.
+    let disarm = pb::AlarmRequest {
+        action: pb::alarm_request::AlarmAction::Deactivate.into(),
+        member_id: member.backend.identity().member_id,
+        alarm: pb::AlarmType::Nospace.into(),
+    };
+    MaintenanceClient::new(me.channel.clone()).alarm(disarm).await.unwrap();
     me.put("team/c", "123").await.unwrap();
     member.stop().await;
 }
@@ -172,4 +183,48 @@ async fn only_administrators_see_and_change_quotas() {
     root.set("team/", 200, 0).await.unwrap();
     root.remove("team/").await.unwrap();
     member.stop().await;
+}
+
+/// As in etcd: whoever hears of the refusal finds the alarm, however far from full the ring is.
+#[tokio::test]
+async fn the_first_refusal_for_want_of_room_raises_the_alarm() {
+    for refused in ["a put", "a grant", "a bulk write"] {
+        let member = Member::start().await;
+        let id = member.backend.identity().member_id;
+        let anybody = anybody(&member).await;
+        anybody.set("", 40, 0).await.unwrap();
+        let alarms = || {
+            member.backend.read(|keyspace| {
+                keyspace.alarms().list(None).map(|alarm| alarm.member).collect::<Vec<_>>()
+            })
+        };
+        assert!(alarms().is_empty());
+        let error = match refused {
+            "a put" => anybody.put("k", &"v".repeat(100)).await.unwrap_err(),
+            "a grant" => {
+                let grant = anybody.asks(pb::LeaseGrantRequest { ttl: 60, id: 0 });
+                let mut leases = LeaseClient::new(anybody.channel.clone());
+                leases.lease_grant(grant).await.unwrap_err()
+            }
+            _ => {
+                let put = v1::StreamedPut {
+                    key: "k".into(),
+                    value: "v".repeat(100).into(),
+                    ..Default::default()
+                };
+                let message = v1::PutStreamRequest { puts: vec![put] };
+                let requests = tokio_stream::iter([message]);
+                let mut answers = anybody.store().put_stream(requests).await.unwrap().into_inner();
+                let answer = answers.message().await.unwrap().unwrap();
+                let refusal = &answer.refusals[0];
+                Status::new(Code::from_i32(refusal.code as i32), refusal.message.clone())
+            }
+        };
+        let expected = (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded");
+        assert_eq!((error.code(), error.message()), expected, "{refused}");
+        assert_eq!(alarms(), [id], "{refused}");
+        let health = member.http("GET /health", "").await;
+        assert!(health.body.contains("ALARM NOSPACE"), "{}", health.body);
+        member.stop().await;
+    }
 }

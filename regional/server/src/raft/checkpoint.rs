@@ -22,7 +22,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
         mpsc,
     },
     thread,
@@ -61,8 +61,6 @@ pub struct Shared {
     installs: Arc<AtomicU64>,
     /// Of the whole keyspace, at some entries; oldest first.
     digests: Arc<Mutex<VecDeque<Taken>>>,
-    /// A client here was refused because the quota is used up.
-    refused_for_space: Arc<AtomicBool>,
     /// What is wrong with this member, by what it is about.
     complaints: Arc<Mutex<BTreeMap<&'static str, String>>>,
     /// What is counted.
@@ -97,7 +95,6 @@ impl Shared {
             standing: Arc::new(Mutex::new(standing)),
             installs: Arc::default(),
             digests: Arc::default(),
-            refused_for_space: Arc::default(),
             complaints: Arc::default(),
             meters: Meters::default(),
         }
@@ -133,17 +130,6 @@ impl Shared {
     pub fn digests(&self) -> Vec<Taken> {
         let digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
         digests.iter().copied().collect()
-    }
-
-    /// Remembers that a client here was refused because the quota is used up.
-    pub fn refused_for_space(&self) {
-        self.refused_for_space.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether that happened since the last call.
-    #[must_use]
-    pub fn take_refused_for_space(&self) -> bool {
-        self.refused_for_space.swap(false, Ordering::Relaxed)
     }
 
     /// Something is wrong with this member, or no longer. Says whether that is news.

@@ -12,7 +12,8 @@
 //! - **W2** Whoever differs from a majority is corrupt. Without a majority nobody can say who is
 //!   right, and all that differ are.
 //! - **W3** NOSPACE of a member goes away by itself once it has room, on its disk and in the quota.
-//!   That of one that is removed goes with it (M5 of `state_machine`).
+//!   That of one that is removed goes with it (M5 of `state_machine`). Here it is raised for a full
+//!   disk; for a full quota, by the service that refuses a client.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -85,15 +86,9 @@ impl<P: Platform> Ring<P> {
             let quota = keyspace.quotas().total_bytes_max();
             (raised, keyspace.store().sizes().held_bytes, quota)
         });
-        let refused = self.shared.take_refused_for_space();
-        if !disk_has_room || (refused && held >= quota / 100 * QUOTA_ROOM_PERCENT) {
+        if !disk_has_room {
             if !raised {
-                tracing::error!(
-                    disk_has_room,
-                    held,
-                    quota,
-                    "out of space: the ring refuses writes"
-                );
+                tracing::error!("the disk is full: the ring refuses writes until there is room");
                 self.ask(Request::Alarm(AlarmRequest::Activate(alarm))).await?.ok();
             }
         } else if raised && held < quota / 100 * QUOTA_ROOM_PERCENT {

@@ -10,13 +10,11 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
+
+use satrap_host::meters::{Counter, Histogram, Text, doubling};
 
 use super::{Ring, platform::Platform, types::MemberName};
 
@@ -33,7 +31,7 @@ impl std::ops::Deref for Meters {
 }
 
 /// What is counted where it happens.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
     /// How long the log took to write and sync a group.
     pub log_sync: Histogram,
@@ -57,174 +55,178 @@ pub struct Counters {
     pub slow_read_indexes: Counter,
     /// Other members that this one has seen lead, and itself.
     pub leader_changes: Counter,
+    /// What goes on between this member and others.
+    peers: Mutex<BTreeMap<MemberName, Arc<PeerMeter>>>,
 }
+
+/// What goes on between this member and another one.
+#[derive(Debug)]
+pub struct PeerMeter {
+    /// Bytes of messages to it.
+    pub sent: Counter,
+    /// Bytes of messages from it.
+    pub received: Counter,
+    /// Messages that it did not answer.
+    pub send_failures: Counter,
+    /// How long it took to answer heartbeats.
+    pub round_trip: Histogram,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            log_sync: Histogram::new(&DISK),
+            checkpoint: Histogram::new(&DISK),
+            snapshot_send: Histogram::new(&DISK),
+            snapshot_send_failures: Counter::default(),
+            snapshots_installed: Counter::default(),
+            snapshot_receive_failures: Counter::default(),
+            proposals_failed: Counter::default(),
+            slow_applies: Counter::default(),
+            read_indexes_failed: Counter::default(),
+            slow_read_indexes: Counter::default(),
+            leader_changes: Counter::default(),
+            peers: Mutex::default(),
+        }
+    }
+}
+
+impl Counters {
+    /// What goes on between this member and `peer`, which is one of this ring.
+    #[must_use]
+    pub fn peer(&self, peer: &MemberName) -> Arc<PeerMeter> {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = || PeerMeter {
+            sent: Counter::default(),
+            received: Counter::default(),
+            send_failures: Counter::default(),
+            round_trip: Histogram::new(&ROUND_TRIP),
+        };
+        peers.entry(peer.clone()).or_insert_with(|| Arc::new(fresh())).clone()
+    }
+
+    fn peers(&self) -> BTreeMap<MemberName, Arc<PeerMeter>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// etcd's bounds for disks: a millisecond, and each the double of the one before.
+static DISK: [Duration; 14] = doubling(Duration::from_millis(1));
+/// etcd's bounds between members.
+static ROUND_TRIP: [Duration; 16] = doubling(Duration::from_micros(100));
 
 /// As etcd's `--warning-apply-duration`.
 pub const SLOW_APPLY: Duration = Duration::from_millis(100);
 /// Of a round to a quorum; as etcd's.
 pub const SLOW_READ_INDEX: Duration = Duration::from_millis(500);
 
-/// Only ever grows.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// One more.
-    pub fn add_one(&self) {
-        self.add(1);
+/// All that was counted.
+fn write(text: &mut Text, meters: &Meters) {
+    text.histogram(
+        "etcd_disk_wal_fsync_duration_seconds",
+        "How long the log took to write and sync a group.",
+        &meters.log_sync,
+    );
+    text.histogram(
+        "etcd_disk_backend_commit_duration_seconds",
+        "How long the state took to write and sync a checkpoint.",
+        &meters.checkpoint,
+    );
+    text.histogram(
+        "etcd_network_snapshot_send_total_duration_seconds",
+        "How long snapshots took to be sent.",
+        &meters.snapshot_send,
+    );
+    let counters: [(&str, &str, &Counter); 8] = [
+        (
+            "etcd_server_proposals_failed_total",
+            "Clients' proposals that were given up.",
+            &meters.proposals_failed,
+        ),
+        (
+            "etcd_server_leader_changes_seen_total",
+            "How often another member began to lead.",
+            &meters.leader_changes,
+        ),
+        (
+            "etcd_server_slow_apply_total",
+            "Batches that took longer than 100 ms.",
+            &meters.slow_applies,
+        ),
+        (
+            "etcd_server_slow_read_indexes_total",
+            "Rounds of reads that took longer than 500 ms.",
+            &meters.slow_read_indexes,
+        ),
+        (
+            "etcd_server_read_indexes_failed_total",
+            "Rounds of reads that no leader answered.",
+            &meters.read_indexes_failed,
+        ),
+        (
+            "satrap_ring_snapshot_send_failures_total",
+            "Snapshots that were sent and not taken.",
+            &meters.snapshot_send_failures,
+        ),
+        (
+            "satrap_ring_snapshots_installed_total",
+            "Snapshots that took the place of this member's state.",
+            &meters.snapshots_installed,
+        ),
+        (
+            "satrap_ring_snapshot_receive_failures_total",
+            "Snapshots that came and were not what they should be.",
+            &meters.snapshot_receive_failures,
+        ),
+    ];
+    for (name, help, counter) in counters {
+        text.counter(name, help, counter.get());
     }
+    write_peers(text, &meters.peers());
+}
 
-    /// So many more.
-    pub fn add(&self, more: u64) {
-        self.0.fetch_add(more, Ordering::Relaxed);
+/// What goes on between members, by etcd's names and labels; a label names a member.
+fn write_peers(text: &mut Text, peers: &BTreeMap<MemberName, Arc<PeerMeter>>) {
+    type Of = fn(&PeerMeter) -> &Counter;
+    let counters: [(&str, &str, &str, Of); 3] = [
+        (
+            "etcd_network_peer_sent_bytes_total",
+            "Bytes of messages to another member.",
+            "To",
+            |peer| &peer.sent,
+        ),
+        (
+            "etcd_network_peer_received_bytes_total",
+            "Bytes of messages from another member.",
+            "From",
+            |peer| &peer.received,
+        ),
+        (
+            "etcd_network_peer_sent_failures_total",
+            "Messages that another member did not answer.",
+            "To",
+            |peer| &peer.send_failures,
+        ),
+    ];
+    for (name, help, label, counter) in counters {
+        text.head(name, "counter", help);
+        for (member, peer) in peers {
+            text.figure(name, &[(label, member.as_str())], counter(peer).get());
+        }
     }
-
-    fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+    let name = "etcd_network_peer_round_trip_time_seconds";
+    text.head(name, "histogram", "How long other members took to answer this leader's heartbeats.");
+    for (member, peer) in peers {
+        text.times(name, &[("To", member.as_str())], &peer.round_trip);
     }
 }
 
-/// etcd's bounds: a millisecond, and each the double of the one before.
-const BUCKETS: usize = 14;
-const SMALLEST: Duration = Duration::from_millis(1);
-
-/// How often something took how long.
-#[derive(Debug, Default)]
-pub struct Histogram {
-    /// The last one holds what is above all bounds.
-    buckets: [AtomicU64; BUCKETS + 1],
-    sum_ns: AtomicU64,
-}
-
-impl Histogram {
-    /// Something took `time`.
-    pub fn observe(&self, time: Duration) {
-        let bucket = (0..BUCKETS).find(|bucket| time <= SMALLEST * (1 << bucket));
-        self.buckets[bucket.unwrap_or(BUCKETS)].fetch_add(1, Ordering::Relaxed);
-        let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        self.sum_ns.fetch_add(ns, Ordering::Relaxed);
-    }
-}
-
-/// A text that Prometheus reads.
-#[derive(Debug, Default)]
-pub struct Text(String);
-
-impl Text {
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
-        // Writing to a string does not fail.
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    }
-
-    /// A figure that grows and shrinks.
-    pub fn gauge(&mut self, name: &str, help: &str, value: u64) {
-        self.head(name, "gauge", help);
-        let _ = writeln!(self.0, "{name} {value}");
-    }
-
-    /// A figure that only grows.
-    pub fn counter(&mut self, name: &str, help: &str, counter: &Counter) {
-        self.head(name, "counter", help);
-        let _ = writeln!(self.0, "{name} {}", counter.get());
-    }
-
-    /// How often something took how long.
-    pub fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
-        self.head(name, "histogram", help);
-        let mut count = 0;
-        for (bucket, held) in histogram.buckets.iter().enumerate() {
-            count += held.load(Ordering::Relaxed);
-            match bucket {
-                BUCKETS => {
-                    let _ = writeln!(self.0, "{name}_bucket{{le=\"+Inf\"}} {count}");
-                }
-                bucket => {
-                    let bound = (SMALLEST * (1 << bucket)).as_secs_f64();
-                    let _ = writeln!(self.0, "{name}_bucket{{le=\"{bound}\"}} {count}");
-                }
-            }
-        }
-        let sum = Duration::from_nanos(histogram.sum_ns.load(Ordering::Relaxed)).as_secs_f64();
-        let _ = writeln!(self.0, "{name}_sum {sum}\n{name}_count {count}");
-    }
-
-    /// All that was counted.
-    pub fn counters(&mut self, meters: &Meters) {
-        self.histogram(
-            "etcd_disk_wal_fsync_duration_seconds",
-            "How long the log took to write and sync a group.",
-            &meters.log_sync,
-        );
-        self.histogram(
-            "etcd_disk_backend_commit_duration_seconds",
-            "How long the state took to write and sync a checkpoint.",
-            &meters.checkpoint,
-        );
-        self.histogram(
-            "etcd_network_snapshot_send_total_duration_seconds",
-            "How long snapshots took to be sent.",
-            &meters.snapshot_send,
-        );
-        let counters: [(&str, &str, &Counter); 8] = [
-            (
-                "etcd_server_proposals_failed_total",
-                "Clients' proposals that were given up.",
-                &meters.proposals_failed,
-            ),
-            (
-                "etcd_server_leader_changes_seen_total",
-                "How often another member began to lead.",
-                &meters.leader_changes,
-            ),
-            (
-                "etcd_server_slow_apply_total",
-                "Batches that took longer than 100 ms.",
-                &meters.slow_applies,
-            ),
-            (
-                "etcd_server_slow_read_indexes_total",
-                "Rounds of reads that took longer than 500 ms.",
-                &meters.slow_read_indexes,
-            ),
-            (
-                "etcd_server_read_indexes_failed_total",
-                "Rounds of reads that no leader answered.",
-                &meters.read_indexes_failed,
-            ),
-            (
-                "satrap_ring_snapshot_send_failures_total",
-                "Snapshots that were sent and not taken.",
-                &meters.snapshot_send_failures,
-            ),
-            (
-                "satrap_ring_snapshots_installed_total",
-                "Snapshots that took the place of this member's state.",
-                &meters.snapshots_installed,
-            ),
-            (
-                "satrap_ring_snapshot_receive_failures_total",
-                "Snapshots that came and were not what they should be.",
-                &meters.snapshot_receive_failures,
-            ),
-        ];
-        for (name, help, counter) in counters {
-            self.counter(name, help, counter);
-        }
-    }
-
-    /// How far others are behind; only a leader knows.
-    fn lag(&mut self, lag: &BTreeMap<MemberName, u64>) {
-        let name = "satrap_ring_lag_entries";
-        self.head(name, "gauge", "Entries that another member lacks, as its leader sees it.");
-        for (member, entries) in lag {
-            let _ = writeln!(self.0, "{name}{{member=\"{member}\"}} {entries}");
-        }
-    }
-
-    /// The text.
-    #[must_use]
-    pub fn finish(self) -> String {
-        self.0
+/// How far others are behind; only a leader knows.
+fn write_lag(text: &mut Text, lag: &BTreeMap<MemberName, u64>) {
+    let name = "satrap_ring_lag_entries";
+    text.head(name, "gauge", "Entries that another member lacks, as its leader sees it.");
+    for (member, entries) in lag {
+        text.figure(name, &[("member", member.as_str())], entries);
     }
 }
 
@@ -233,19 +235,16 @@ impl<P: Platform> Ring<P> {
     #[must_use]
     pub fn metrics(&self) -> String {
         let mut text = Text::default();
-        text.counters(&self.shared.meters);
+        write(&mut text, &self.shared.meters);
         let status = self.status();
         let quota = self.read(|keyspace| keyspace.quotas().total_bytes_max());
-        let gauges: [(&str, &str, u64); 7] = [
+        let committed = "Index of the last entry that is known to be committed.";
+        text.counter("etcd_server_proposals_committed_total", committed, status.committed_index);
+        let gauges: [(&str, &str, u64); 6] = [
             (
                 "etcd_server_proposals_pending",
                 "Clients' proposals without an answer.",
                 self.waiters.pending() as u64,
-            ),
-            (
-                "etcd_server_proposals_committed_total",
-                "Index of the last entry that is known to be committed.",
-                status.committed_index,
             ),
             ("etcd_server_quota_backend_bytes", "How much the keyspace may hold.", quota),
             ("satrap_ring_term", "The present term.", status.term),
@@ -260,7 +259,7 @@ impl<P: Platform> Ring<P> {
         for (name, help, value) in gauges {
             text.gauge(name, help, value);
         }
-        text.lag(&status.lag);
+        write_lag(&mut text, &status.lag);
         text.finish()
     }
 }
@@ -270,36 +269,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_histogram_counts_up_to_its_bounds() {
-        let histogram = Histogram::default();
-        for ms in [1, 2, 2, 3, 8_192, 8_193] {
-            histogram.observe(Duration::from_millis(ms));
-        }
-        let mut text = Text::default();
-        text.histogram("h", "Help.", &histogram);
-        let text = text.finish();
-        for line in [
-            "# HELP h Help.",
-            "# TYPE h histogram",
-            "h_bucket{le=\"0.001\"} 1",
-            "h_bucket{le=\"0.002\"} 3",
-            "h_bucket{le=\"0.004\"} 4",
-            "h_bucket{le=\"8.192\"} 5",
-            "h_bucket{le=\"+Inf\"} 6",
-            "h_count 6",
-            "h_sum 16.393",
-        ] {
-            assert!(text.lines().any(|found| found == line), "{line} in {text}");
-        }
-    }
-
-    #[test]
     fn clones_count_together() {
         let meters = Meters::default();
         meters.clone().proposals_failed.add(2);
         meters.proposals_failed.add_one();
         let mut text = Text::default();
-        text.counters(&meters);
+        write(&mut text, &meters);
         let text = text.finish();
         assert!(text.contains("\netcd_server_proposals_failed_total 3\n"), "{text}");
     }

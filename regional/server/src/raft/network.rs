@@ -36,7 +36,7 @@ use super::{
         self, ANY_INSTANCE, Fate, Forwarded, Kind, ReadIndexReply, ReadProof, SnapshotHead,
         SnapshotReply, Welcome,
     },
-    meters::Meters,
+    meters::{Meters, PeerMeter},
     orders::{Order, OrderReply},
     peers::{Link, Peers, Refusal, Wire},
     platform::Platform,
@@ -70,6 +70,7 @@ pub struct Network {
 pub struct PeerSender {
     peers: Peers,
     meters: Meters,
+    peer: Arc<PeerMeter>,
     touch: Touch,
     target: MemberName,
     /// P1 of `peers`: who of that name is meant, if anybody knows.
@@ -146,10 +147,13 @@ impl PeerSender {
     }
 
     fn pack(&self, kind: Kind, request: &impl Serialize) -> Vec<u8> {
-        frames::pack(&self.peers.own(), &self.instance, kind, request)
+        let message = frames::pack(&self.peers.own(), &self.instance, kind, request);
+        self.peer.sent.add(message.len() as u64);
+        message
     }
 
     fn read<R: DeserializeOwned>(&self, kind: Kind, reply: &RingFrame) -> Result<R, Status> {
+        self.peer.received.add(reply.payload.len() as u64);
         let broken = |error: frames::FrameError| Status::internal(error.to_string());
         let (sender, rest) =
             frames::open(&self.peers.own(), kind, &reply.payload).map_err(broken)?;
@@ -193,10 +197,21 @@ impl PeerSender {
                 Kind::Propose | Kind::Snapshot => unreachable!("sent on the bulk connection"),
             }
         };
-        let reply = timeout(wait, reply).await.unwrap_or_else(|_| Err(self.late(kind, wait)));
+        let reply = self.answered(kind, wait, reply).await;
         let reply = reply.and_then(|reply| self.read(kind, &reply.into_inner()));
         self.peers.note(&self.target, &reply);
         reply
+    }
+
+    /// What the peer answers within `wait`.
+    async fn answered<T>(
+        &self,
+        kind: Kind,
+        wait: Duration,
+        reply: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        let reply = timeout(wait, reply).await.unwrap_or_else(|_| Err(self.late(kind, wait)));
+        reply.inspect_err(|_| self.peer.send_failures.add_one())
     }
 
     fn late(&self, kind: Kind, wait: Duration) -> Status {
@@ -220,7 +235,7 @@ impl PeerSender {
             let none = || Status::internal("the peer ended the stream without an answer");
             replies.message().await?.ok_or_else(none)
         };
-        let reply = timeout(wait, reply).await.map_err(|_| self.late(Kind::Append, wait))??;
+        let reply = self.answered(Kind::Append, wait, reply).await?;
         self.read(Kind::Append, &reply)
     }
 
@@ -237,12 +252,14 @@ impl PeerSender {
             let frames_max = if next == 0 { 1 } else { SNAPSHOT_STREAM_FRAMES };
             let head = RingFrame { payload: self.pack(Kind::Snapshot, head).into() };
             let rows = read_frames::<P>(reader.clone(), next, frames_max);
+            let peer = self.peer.clone();
+            let rows = rows.inspect(move |frame| peer.sent.add(frame.payload.len() as u64));
             let frames = futures::stream::once(async { head }).chain(rows);
             let mut ring = client(self.link()?.bulk);
             let bytes = frames_max * FRAME_BYTES_MAX;
             let wait = SNAPSHOT_TIMEOUT + transfer_time(bytes);
-            let reply = timeout(wait, ring.install_snapshot(Request::new(frames))).await;
-            let reply = reply.map_err(|_| self.late(Kind::Snapshot, wait))??;
+            let reply = ring.install_snapshot(Request::new(frames));
+            let reply = self.answered(Kind::Snapshot, wait, reply).await?;
             match self.read(Kind::Snapshot, &reply.into_inner())? {
                 SnapshotReply::Next(frame) => next = frame,
                 SnapshotReply::Done(vote) => return Ok(vote),
@@ -314,7 +331,8 @@ impl Network {
     pub fn sender(&self, target: MemberName) -> PeerSender {
         let instance = self.peers.instance_of(&target);
         let Self { peers, meters, touch } = self.clone();
-        PeerSender { peers, meters, touch, target, instance }
+        let peer = meters.peer(&target);
+        PeerSender { peers, meters, peer, touch, target, instance }
     }
 }
 
@@ -343,7 +361,12 @@ impl<P: Platform> RaftNetworkV2<Types<P>> for PeerSender {
         self.counts().map_err(|status| rpc_error(&status))?;
         let body = (self.touch.age(), &request);
         let reply = if request.entries.is_empty() {
-            self.ask(Kind::Append, &body, option.soft_ttl()).await
+            let began = P::monotonic();
+            let reply = self.ask(Kind::Append, &body, option.soft_ttl()).await;
+            if reply.is_ok() {
+                self.peer.round_trip.observe(P::monotonic().saturating_sub(began));
+            }
+            reply
         } else {
             let message = self.pack(Kind::Append, &body);
             self.append_bulk(message).await

@@ -33,6 +33,7 @@ use super::{
         self, Forwarded, FrameError, Kind, ReadProof, Sender, SnapshotHead, SnapshotReply, Welcome,
     },
     inbox::{DiskAlarm, Inbox, InboxError, Taken},
+    meters::PeerMeter,
     orders::Order,
     peers::{Peers, Refusal},
     platform::Platform,
@@ -116,11 +117,24 @@ impl<P: Platform> RingService<P> {
     ) -> Result<(Sender, T), Status> {
         let (sender, rest) = self.open(kind, payload)?;
         self.peers.meet(caller, &sender).map_err(meet_error)?;
+        self.meter(caller).received.add(payload.len() as u64);
         Ok((sender, body(rest)?))
     }
 
-    fn reply(&self, to: &Sender, kind: Kind, body: &impl Serialize) -> RingFrame {
-        RingFrame { payload: frames::pack(&self.peers.own(), &to.instance, kind, body).into() }
+    fn reply(
+        &self,
+        caller: &MemberName,
+        to: &Sender,
+        kind: Kind,
+        body: &impl Serialize,
+    ) -> RingFrame {
+        let payload = frames::pack(&self.peers.own(), &to.instance, kind, body);
+        self.meter(caller).sent.add(payload.len() as u64);
+        RingFrame { payload: payload.into() }
+    }
+
+    fn meter(&self, caller: &MemberName) -> Arc<PeerMeter> {
+        self.ring.shared.meters.peer(caller)
     }
 
     async fn append_message(
@@ -136,7 +150,7 @@ impl<P: Platform> RingService<P> {
         if !matches!(reply, AppendEntriesResponse::HigherVote(_)) {
             self.ring.network.touch.heard(age);
         }
-        Ok(self.reply(&sender, Kind::Append, &reply))
+        Ok(self.reply(caller, &sender, Kind::Append, &reply))
     }
 
     /// N2
@@ -200,7 +214,7 @@ impl<P: Platform> ring_server::Ring for RingService<P> {
             self.read(&caller, Kind::Vote, &payload)?;
         speaks_for(&caller, &vote.vote)?;
         let reply = self.ring.raft.vote(vote).await.map_err(status::unavailable_from)?;
-        Ok(Response::new(self.reply(&sender, Kind::Vote, &reply)))
+        Ok(Response::new(self.reply(&caller, &sender, Kind::Vote, &reply)))
     }
 
     async fn pre_vote(&self, request: Request<RingFrame>) -> Result<Response<RingFrame>, Status> {
@@ -214,13 +228,13 @@ impl<P: Platform> ring_server::Ring for RingService<P> {
             let founded =
                 self.ring.raft.is_initialized().await.map_err(status::unavailable_from)?;
             let welcome = Welcome { founded, founders: founders_digest(&self.ring.configured) };
-            return Ok(Response::new(self.reply(&sender, Kind::Hello, &welcome)));
+            return Ok(Response::new(self.reply(&caller, &sender, Kind::Hello, &welcome)));
         }
         let (sender, vote): (_, VoteRequest<Types<P>>) =
             self.read(&caller, Kind::PreVote, &payload)?;
         speaks_for(&caller, &vote.vote)?;
         let reply = self.ring.raft.pre_vote(vote).await.map_err(status::unavailable_from)?;
-        Ok(Response::new(self.reply(&sender, Kind::PreVote, &reply)))
+        Ok(Response::new(self.reply(&caller, &sender, Kind::PreVote, &reply)))
     }
 
     async fn install_snapshot(
@@ -234,7 +248,12 @@ impl<P: Platform> ring_server::Ring for RingService<P> {
         let (sender, head): (_, SnapshotHead) =
             self.read(&caller, Kind::Snapshot, &head.payload)?;
         speaks_for(&caller, &head.vote)?;
-        let frames = frames.map(|frame| frame.map(|frame| frame.payload));
+        let meter = self.meter(&caller);
+        let frames = frames.map(move |frame| {
+            let payload = frame?.payload;
+            meter.received.add(payload.len() as u64);
+            Ok(payload)
+        });
         let state = self.ring.checkpoints.state();
         let taken = self.inbox.take::<P, Status>(state, frames).await;
         let failures = &self.ring.shared.meters.snapshot_receive_failures;
@@ -248,7 +267,7 @@ impl<P: Platform> ring_server::Ring for RingService<P> {
                 SnapshotReply::Done(installed.map_err(status::unavailable_from)?.vote)
             }
         };
-        Ok(Response::new(self.reply(&sender, Kind::Snapshot, &reply)))
+        Ok(Response::new(self.reply(&caller, &sender, Kind::Snapshot, &reply)))
     }
 
     async fn propose(&self, request: Request<RingFrame>) -> Result<Response<RingFrame>, Status> {
@@ -257,7 +276,7 @@ impl<P: Platform> ring_server::Ring for RingService<P> {
         let (sender, forwarded) = self.read(&caller, Kind::Propose, &payload)?;
         let Forwarded { origin, term, proposals } = forwarded;
         let fate = self.ring.append(origin, term, &proposals).await;
-        Ok(Response::new(self.reply(&sender, Kind::Propose, &fate)))
+        Ok(Response::new(self.reply(&caller, &sender, Kind::Propose, &fate)))
     }
 
     async fn read_index(&self, request: Request<RingFrame>) -> Result<Response<RingFrame>, Status> {
@@ -265,7 +284,7 @@ impl<P: Platform> ring_server::Ring for RingService<P> {
         let payload = request.into_inner().payload;
         let (sender, proof): (_, ReadProof) = self.read(&caller, Kind::ReadIndex, &payload)?;
         let index = self.ring.read_index(proof).await;
-        Ok(Response::new(self.reply(&sender, Kind::ReadIndex, &index)))
+        Ok(Response::new(self.reply(&caller, &sender, Kind::ReadIndex, &index)))
     }
 
     async fn order(&self, request: Request<RingFrame>) -> Result<Response<RingFrame>, Status> {
@@ -286,7 +305,7 @@ impl<P: Platform> ring_server::Ring for RingService<P> {
                 self.ring.execute(order).await
             }
         };
-        Ok(Response::new(self.reply(&sender, Kind::Order, &reply)))
+        Ok(Response::new(self.reply(&caller, &sender, Kind::Order, &reply)))
     }
 
     async fn digests(&self, request: Request<RingFrame>) -> Result<Response<RingFrame>, Status> {
@@ -294,7 +313,7 @@ impl<P: Platform> ring_server::Ring for RingService<P> {
         let payload = request.into_inner().payload;
         let (sender, ()) = self.read(&caller, Kind::Digests, &payload)?;
         let taken = self.ring.shared.digests();
-        Ok(Response::new(self.reply(&sender, Kind::Digests, &taken)))
+        Ok(Response::new(self.reply(&caller, &sender, Kind::Digests, &taken)))
     }
 
     async fn transfer_leader(
@@ -308,6 +327,6 @@ impl<P: Platform> ring_server::Ring for RingService<P> {
         speaks_for(&caller, transfer.from_leader())?;
         let reply = self.ring.raft.handle_transfer_leader(transfer).await;
         let reply = reply.map_err(status::unavailable_from)?;
-        Ok(Response::new(self.reply(&sender, Kind::Transfer, &reply)))
+        Ok(Response::new(self.reply(&caller, &sender, Kind::Transfer, &reply)))
     }
 }

@@ -34,7 +34,7 @@ use openraft::{
 use satrap_certify::{Rejection, Timestamp, Update};
 use satrap_merkle::codec::DecodeError;
 use satrap_regional_api::backend::AppliedMark;
-use satrap_regional_core::{Batch, Command, Outcome, Refusal, Region};
+use satrap_regional_core::{Batch, Command, Outcome, Region};
 use satrap_regional_storage::snapshot::Reader;
 use tokio::sync::{oneshot, watch};
 
@@ -148,9 +148,6 @@ impl<P: Platform> StateMachine<P> {
         lock(&self.clock).applied(batch.time.0, now);
         if now.saturating_sub(began) > SLOW_APPLY {
             self.shared.meters.slow_applies.add_one();
-        }
-        if self.waiters.own(origin) && replies.iter().any(|r| *r == Err(Refusal::NoSpace)) {
-            self.shared.refused_for_space();
         }
         // M4
         self.waiters.fulfill(origin, term, replies);

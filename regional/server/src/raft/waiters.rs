@@ -127,8 +127,7 @@ impl Waiters {
     }
 
     /// Whether an entry is of this run, so that somebody may wait for it.
-    #[must_use]
-    pub fn own(&self, origin: Origin) -> bool {
+    fn own(&self, origin: Origin) -> bool {
         origin.run == self.0.run
     }
 

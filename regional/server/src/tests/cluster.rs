@@ -34,6 +34,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::realm::{CHAIN, Realm, label, tampered};
 use crate::{
     config::{Config, Endpoint},
+    etcd::Addresses,
     raft::{Compaction, MemberName, Ring, Timing, log_store::LogSize},
     run::{Placement, start},
     snapshots::Watched,
@@ -248,7 +249,7 @@ pub struct Running {
     pub ring: Ring,
     pub client_address: SocketAddr,
     pub peer_address: SocketAddr,
-    pub etcd_address: Option<SocketAddr>,
+    pub etcd: Option<Addresses>,
     pub snapshots: Option<Watched>,
     stop: oneshot::Sender<Stop>,
     thread: thread::JoinHandle<()>,
@@ -291,7 +292,7 @@ impl Running {
             ring: member.ring,
             client_address: member.client_address,
             peer_address: member.peer_address,
-            etcd_address: member.etcd_address,
+            etcd: member.etcd,
             snapshots: member.snapshots,
             stop,
             thread,

@@ -10,6 +10,7 @@ use satrap_host::{
 };
 use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{RingFrame, ring_client::RingClient};
+use satrap_regional_api::api::RequestLimits;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -394,6 +395,15 @@ fn figure(metrics: &str, name: &str) -> Option<f64> {
     lines.filter(|(found, _)| *found == name).find_map(|(_, figure)| figure.parse().ok())
 }
 
+/// Waits for what nothing tells of.
+fn until(what: &str, holds: impl Fn() -> bool) {
+    block_on(soon(what, async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }));
+}
+
 #[test]
 fn a_member_counts_for_its_operators() {
     let world = World::new(&[Honesty::Honest]);
@@ -423,7 +433,32 @@ fn a_member_counts_for_its_operators() {
         let other = &members[(place + 1) % members.len()].name;
         let lag = figure(&metrics, &format!("satrap_ring_lag_entries{{member=\"{other}\"}}"));
         assert_eq!(lag.is_some(), place == leading, "{metrics}");
+        let peer = if place == leading { other } else { &members[leading].name };
+        for name in [
+            format!("etcd_network_peer_sent_bytes_total{{To=\"{peer}\"}}"),
+            format!("etcd_network_peer_received_bytes_total{{From=\"{peer}\"}}"),
+        ] {
+            assert!(
+                figure(&metrics, &name).is_some_and(|bytes| bytes > 100.0),
+                "{name}: {metrics}"
+            );
+        }
+        if place == leading {
+            let name = format!("etcd_network_peer_round_trip_time_seconds_count{{To=\"{peer}\"}}");
+            let heard = || figure(&member.ring.metrics(), &name).is_some_and(|count| count >= 1.0);
+            until("an answer to a heartbeat", heard);
+        }
     }
+    // One goes away: messages to it fail.
+    let mut members = members;
+    let gone = members.remove((leading + 1) % members.len());
+    let name = format!("etcd_network_peer_sent_failures_total{{To=\"{}\"}}", gone.name);
+    gone.stop();
+    let failed = || {
+        let mut counts = members.iter().filter_map(|m| figure(&m.ring.metrics(), &name));
+        counts.any(|count| count >= 1.0)
+    };
+    until("a message that failed", failed);
     members.into_iter().for_each(Running::stop);
 }
 
@@ -432,20 +467,37 @@ fn what_a_member_counts_is_where_etcds_figures_are() {
     let world = World::new(&[Honesty::Honest]);
     let mut config = world.ring(&["m1"]).remove(0);
     let listen = "127.0.0.1:0".parse().unwrap();
-    config.etcd = Some(EtcdConfig { listen, urls: Vec::new(), tls: None });
-    let member = Running::start(&config);
-    let answer = block_on(async {
-        let mut client = TcpStream::connect(member.etcd_address.unwrap()).await.unwrap();
-        let ask = b"GET /metrics HTTP/1.1\r\nhost: m1\r\nconnection: close\r\n\r\n";
-        client.write_all(ask).await.unwrap();
-        let mut answer = String::new();
-        soon("the figures", client.read_to_string(&mut answer)).await.unwrap();
-        answer
+    config.etcd = Some(EtcdConfig {
+        listen,
+        urls: Vec::new(),
+        tls: None,
+        metrics_listen: Some(listen),
+        requests: RequestLimits::default(),
+        watch_progress_interval: Duration::from_mins(10),
     });
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    for name in ["etcd_server_has_leader", "etcd_disk_wal_fsync_duration_seconds_count"] {
-        assert!(figure(&answer, name).is_some(), "{name}: {answer}");
+    let member = Running::start(&config);
+    let etcd = member.etcd.unwrap();
+    let ask = |address, path: &'static str| {
+        block_on(async move {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            let ask = format!("GET {path} HTTP/1.1\r\nhost: m1\r\nconnection: close\r\n\r\n");
+            client.write_all(ask.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            soon("an answer", client.read_to_string(&mut answer)).await.unwrap();
+            answer
+        })
+    };
+    for address in [etcd.clients, etcd.metrics.unwrap()] {
+        let answer = ask(address, "/metrics");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        for name in ["etcd_server_has_leader", "etcd_disk_wal_fsync_duration_seconds_count"] {
+            assert!(figure(&answer, name).is_some(), "{name}: {answer}");
+        }
+        assert!(ask(address, "/livez").starts_with("HTTP/1.1 200"));
     }
+    // Monitoring reads; it does not ask for keys.
+    let answer = ask(etcd.metrics.unwrap(), "/v3/kv/range");
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
     member.stop();
 }
 

@@ -17,6 +17,9 @@ use satrap_proto::v1::{
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, transport::Channel};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use super::{
     cluster::{Honesty, REGION, Running, VERDICT, World, block_on, soon},
@@ -160,6 +163,14 @@ fn roles_decide_what_may_be_asked() {
         let mut control = ControlClient::new(channel(&member, &operator));
         let blocks = control.light_blocks(LightBlocksRequest::default()).await.err().unwrap();
         assert_eq!(blocks.code(), Code::Unimplemented);
+
+        let mut health = HealthClient::new(channel(&member, &operator));
+        let answer = health.check(HealthCheckRequest::default()).await.unwrap();
+        assert_eq!(answer.into_inner().status(), ServingStatus::Serving);
+        let stranger = HealthCheckRequest { service: "satrap.v1.Control".to_owned() };
+        let mut statuses = health.watch(stranger).await.unwrap().into_inner();
+        let status = statuses.message().await.unwrap().unwrap();
+        assert_eq!(status.status(), ServingStatus::ServiceUnknown);
     });
     member.stop();
 }

@@ -1,0 +1,189 @@
+//! What the services of a member count: calls by method and code, and the traffic of their clients.
+//!
+//! Names, labels and bounds are those of etcd and of the Go library that counts for it, so that etcd's
+//! alert rules and dashboards show the ring.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost_reflect::{DescriptorPool, MethodDescriptor};
+use satrap_host::clock;
+use satrap_host::meters::{Counter, Histogram, Text};
+use tonic::Code;
+
+use crate::introspect::SERVICES;
+
+/// Upper bounds of how long calls take; the defaults of Prometheus' Go client.
+static BOUNDS: [Duration; 11] = {
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+    [
+        ms(5),
+        ms(10),
+        ms(25),
+        ms(50),
+        ms(100),
+        ms(250),
+        ms(500),
+        ms(1_000),
+        ms(2_500),
+        ms(5_000),
+        ms(10_000),
+    ]
+};
+
+/// gRPC's codes by number, as its Go implementation spells them.
+const CODES: [&str; 17] = [
+    "OK",
+    "Canceled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
+];
+
+/// What one member counts.
+#[derive(Debug)]
+pub struct Meters {
+    /// By `service/method`.
+    calls: HashMap<String, Arc<CallMeter>>,
+    /// Bytes that clients sent on connections of gRPC.
+    pub received: Counter,
+    /// Bytes that clients were sent there.
+    pub sent: Counter,
+}
+
+#[derive(Debug)]
+struct CallMeter {
+    service: String,
+    method: String,
+    kind: &'static str,
+    started: Counter,
+    handled: [Counter; CODES.len()],
+    seconds: Histogram,
+}
+
+/// One call under way. One that ends without a status was given up by its client.
+#[derive(Debug)]
+pub struct Counted {
+    meter: Arc<CallMeter>,
+    began: Duration,
+    code: Code,
+}
+
+impl Counted {
+    /// How the call ends.
+    pub fn ended(&mut self, code: Code) {
+        self.code = code;
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.meter.handled[self.code as usize].add_one();
+        self.meter.seconds.observe(clock::monotonic().saturating_sub(self.began));
+    }
+}
+
+impl Default for Meters {
+    /// Nothing was counted yet.
+    ///
+    /// # Panics
+    ///
+    /// If the descriptors that were compiled in are damaged.
+    fn default() -> Self {
+        let pool = DescriptorPool::decode(satrap_proto::DESCRIPTORS)
+            .expect("the build script wrote the descriptors");
+        let services = pool.services().filter(|service| SERVICES.contains(&service.full_name()));
+        let methods = services.flat_map(|service| service.methods().collect::<Vec<_>>());
+        let meters = methods.map(|method| CallMeter::of(&method));
+        let calls = meters
+            .map(|meter| (format!("{}/{}", meter.service, meter.method), Arc::new(meter)))
+            .collect();
+        Self { calls, received: Counter::default(), sent: Counter::default() }
+    }
+}
+
+impl Meters {
+    /// Begins to count a call; `None` if there is no such method.
+    #[must_use]
+    pub fn begin(&self, path: &str) -> Option<Counted> {
+        let meter = self.calls.get(path.strip_prefix('/')?)?.clone();
+        meter.started.add_one();
+        Some(Counted { meter, began: clock::monotonic(), code: Code::Cancelled })
+    }
+
+    /// Everything that was counted.
+    pub fn write(&self, text: &mut Text) {
+        let mut calls: Vec<_> = self.calls.values().collect();
+        calls.sort_by(|a, b| (&a.service, &a.method).cmp(&(&b.service, &b.method)));
+        let name = "grpc_server_started_total";
+        text.head(name, "counter", "Calls that began.");
+        for call in &calls {
+            text.figure(name, &call.labels(), call.started.get());
+        }
+        let name = "grpc_server_handled_total";
+        text.head(name, "counter", "Calls that ended, by their code.");
+        for call in &calls {
+            let [kind, service, method] = call.labels();
+            for (code, count) in CODES.iter().zip(&call.handled) {
+                // What never happened is left out, but for successes: of these rates are made.
+                if count.get() > 0 || *code == CODES[0] {
+                    let code = ("grpc_code", *code);
+                    text.figure(name, &[code, kind, service, method], count.get());
+                }
+            }
+        }
+        let name = "grpc_server_handling_seconds";
+        text.head(name, "histogram", "How long calls took, of methods that were called.");
+        for call in calls.iter().filter(|call| call.started.get() > 0) {
+            text.times(name, &call.labels(), &call.seconds);
+        }
+        text.counter(
+            "etcd_network_client_grpc_received_bytes_total",
+            "Bytes that clients sent on gRPC connections.",
+            self.received.get(),
+        );
+        text.counter(
+            "etcd_network_client_grpc_sent_bytes_total",
+            "Bytes that clients were sent on gRPC connections.",
+            self.sent.get(),
+        );
+    }
+}
+
+impl CallMeter {
+    fn of(method: &MethodDescriptor) -> Self {
+        Self {
+            service: method.parent_service().full_name().to_owned(),
+            method: method.name().to_owned(),
+            kind: match (method.is_client_streaming(), method.is_server_streaming()) {
+                (false, false) => "unary",
+                (true, false) => "client_stream",
+                (false, true) => "server_stream",
+                (true, true) => "bidi_stream",
+            },
+            started: Counter::default(),
+            handled: Default::default(),
+            seconds: Histogram::new(&BOUNDS),
+        }
+    }
+
+    fn labels(&self) -> [(&str, &str); 3] {
+        let Self { service, method, kind, .. } = self;
+        [("grpc_type", *kind), ("grpc_service", service), ("grpc_method", method)]
+    }
+}

@@ -1,0 +1,126 @@
+//! Requests that clients compressed: on the calls that go straight on HTTP/2 and on those through the
+//! generic stack, and what does not come out of them.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use prost::Message;
+use satrap_proto::etcdserverpb as pb;
+use satrap_regional_api::api::Api;
+use satrap_regional_api::front::Security;
+use satrap_regional_api::grpc::BUDGET_UNIT_BYTES;
+use tokio::sync::Semaphore;
+use tonic::Code;
+
+use crate::common::solo;
+use crate::harness::Member;
+use crate::kv::{put, range};
+
+const PUT: &str = "/etcdserverpb.KV/Put";
+const RANGE: &str = "/etcdserverpb.KV/Range";
+const GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
+const GZIP: [(&str, &str); 1] = [("grpc-encoding", "gzip")];
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// What a client sends that says: this is compressed.
+fn marked(content: &[u8]) -> Bytes {
+    let mut frame = BytesMut::new();
+    frame.put_u8(1);
+    frame.put_u32(content.len() as u32);
+    frame.put_slice(content);
+    frame.freeze()
+}
+
+fn compressed(message: &impl Message) -> Bytes {
+    marked(&gzip(&message.encode_to_vec()))
+}
+
+#[tokio::test]
+async fn compressed_requests_are_answered_on_every_way() {
+    let mut member = Member::start().await;
+    let mut raw = member.raw().await;
+    let value = "v".repeat(100_000);
+    raw.call(PUT, &GZIP, compressed(&put("k", &value))).await.unwrap();
+    let grant = pb::LeaseGrantRequest { id: 7, ttl: 60 };
+    let granted = raw.call(GRANT, &GZIP, compressed(&grant)).await.unwrap();
+    assert_eq!(pb::LeaseGrantResponse::decode(granted).unwrap().id, 7);
+    // A client that compresses may leave a message as it is.
+    let plain = satrap_regional_api::grpc::frame(&range("k", ""));
+    let found = raw.call(RANGE, &GZIP, plain).await.unwrap();
+    let found = pb::RangeResponse::decode(found).unwrap();
+    assert_eq!(found.kvs[0].value, value.as_bytes());
+    let grant = pb::LeaseGrantRequest { id: 8, ttl: 60 };
+    let plain = satrap_regional_api::grpc::frame(&grant);
+    raw.call(GRANT, &GZIP, plain).await.unwrap();
+}
+
+/// F4: ten megabytes of zeros are ten kilobytes on the wire.
+#[tokio::test]
+async fn what_comes_out_of_a_message_is_bounded() {
+    let mut member = Member::start().await;
+    let mut raw = member.raw().await;
+    let bomb = marked(&gzip(&vec![0; 10 * 1024 * 1024]));
+    assert!(bomb.len() < 20_000);
+    for path in [PUT, GRANT] {
+        let error = raw.call(path, &GZIP, bomb.clone()).await.unwrap_err();
+        let text = "grpc: received message after decompression larger than max 2097152";
+        assert_eq!((error.code(), error.message()), (Code::ResourceExhausted, text), "{path}");
+    }
+    raw.ask(PUT, &put("k", "v")).await.expect("the connection is as good as before");
+}
+
+/// F4: a message that is small on the wire waits for room like the large one that it becomes.
+#[tokio::test]
+async fn what_may_come_out_of_a_message_waits_for_room() {
+    let mut api = Api::new(solo::start().0);
+    let room = api.requests.message_bytes_max() / BUDGET_UNIT_BYTES;
+    api.long_messages = Arc::new(Semaphore::new(room));
+    let budget = api.long_messages.clone();
+    let mut member = Member::serve_with(api, Security::Plaintext).await;
+    let mut raw = member.raw().await;
+    let held = budget.clone().acquire_owned().await.unwrap();
+    let body = compressed(&put("k", "v"));
+    let call = raw.call(PUT, &GZIP, body);
+    tokio::pin!(call);
+    let mut other = member.raw().await;
+    let plain = put("a", "small, and not compressed");
+    tokio::select! {
+        biased;
+        answer = &mut call => panic!("answered without room: {answer:?}"),
+        answer = other.ask(PUT, &plain) => {
+            answer.expect("needs no room");
+        }
+    }
+    drop(held);
+    call.await.expect("there is room");
+    assert_eq!(budget.available_permits(), room, "all of it came back");
+}
+
+#[tokio::test]
+async fn messages_that_cannot_be_decompressed_are_refused() {
+    let mut member = Member::start().await;
+    let mut raw = member.raw().await;
+    let message = compressed(&put("k", "v"));
+    for path in [PUT, GRANT] {
+        for (metadata, body, code) in [
+            (&[("grpc-encoding", "snappy")][..], &message[..], Code::Unimplemented),
+            (&GZIP[..], &marked(b"no gzip"), Code::Internal),
+            (&GZIP[..], &marked(&gzip(b"cut off")[..9]), Code::Internal),
+        ] {
+            let error = raw.call(path, metadata, Bytes::copy_from_slice(body)).await.unwrap_err();
+            assert_eq!(error.code(), code, "{path}, {metadata:?}: {error}");
+        }
+    }
+    for metadata in [&[][..], &[("grpc-encoding", "identity")]] {
+        let error = raw.call(PUT, metadata, message.clone()).await.unwrap_err();
+        assert_eq!(error.code(), Code::Internal, "{metadata:?}: {error}");
+    }
+}
