@@ -206,4 +206,6 @@ func healthy(w *world) {
 	w.saw("of no service: %s", status.Code(err))
 	watch := get(client.Watch(w, &healthpb.HealthCheckRequest{}))
 	w.saw("watched: %s", get(watch.Recv()).Status)
+	watch = get(client.Watch(w, &healthpb.HealthCheckRequest{Service: "nonsense"}))
+	w.saw("watched, of no service: %s", get(watch.Recv()).Status)
 }
