@@ -56,10 +56,11 @@ var mixin = map[string][]string{
 
 // otherwise is what etcd does not show like that, and why.
 var otherwise = map[string]string{
-	"grpc_server_handling_seconds":          "etcd shows it with --metrics=extensive only",
-	"etcd_network_peer_sent_failures_total": "etcd shows it after the first failure",
-	"etcd_server_proposals_applied_total":   "a gauge in etcd, against promtool's rules for names",
-	"etcd_server_proposals_committed_total": "a gauge in etcd, against promtool's rules for names",
+	"etcd_network_peer_round_trip_time_seconds": "etcd shows it after half a minute",
+	"grpc_server_handling_seconds":              "etcd shows it with --metrics=extensive only",
+	"etcd_network_peer_sent_failures_total":     "etcd shows it after the first failure",
+	"etcd_server_proposals_applied_total":       "a gauge in etcd, against promtool's rules for names",
+	"etcd_server_proposals_committed_total":     "a gauge in etcd, against promtool's rules for names",
 }
 
 func main() {
