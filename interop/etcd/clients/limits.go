@@ -45,10 +45,15 @@ func compressedRequests(w *world) {
 }
 
 // longestRequest puts values around the largest that a server takes. It bounds what it would write to
-// its log: the message, and a header of a number that begins with two bytes of the member's id.
+// its log: the message, and a header of a number that begins with two bytes of the member's id, and
+// of who asks by certificate.
 func longestRequest(w *world) {
 	member := get(w.Status(w, w.target.Endpoints[0])).Header.MemberId
 	header := 1 + protowire.SizeVarint(member<<48|0xffff_ffff_ffff)
+	if name := get(w.target.CommonName()); name != "" {
+		// The name, and the revision of users and roles.
+		header += 1 + protowire.SizeBytes(len(name)) + 2
+	}
 	entry := func(valueBytes int) int {
 		message := 3 + 1 + protowire.SizeBytes(valueBytes)
 		return 2 + protowire.SizeBytes(header) + 1 + protowire.SizeBytes(message)

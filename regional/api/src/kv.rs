@@ -20,7 +20,7 @@ use satrap_regional_core::kv::check;
 use satrap_regional_core::kv::request::{RangeRequest, SortOrder};
 use satrap_regional_core::kv::response::{KeysOnly, RangeResponse};
 use satrap_regional_core::kv::{Budget, Progress, Scan};
-use satrap_regional_core::{Caller, Refusal, Request, Response};
+use satrap_regional_core::{Refusal, Request, Response};
 use tonic::Status;
 
 use crate::api::Api;
@@ -216,7 +216,10 @@ pub(crate) fn try_propose(
 ) -> impl Future<Output = Result<Result<Answered, Refusal>, Status>> + use<> {
     let propose = || {
         let caller = credentials.caller(&api.backend)?;
-        let bytes = entry_bytes(&api.backend, &caller, message_bytes);
+        // etcd writes down who asks by certificate, also while authentication is off.
+        let user = caller.user.as_deref().or(credentials.common_name());
+        let header = user.map(|user| (user, caller.auth_revision.max(1)));
+        let bytes = entry_bytes(&api.backend, header, message_bytes);
         Ok(match bytes <= api.requests.bytes_max {
             true => Ok(api.backend.propose(caller, request)),
             false => Err(Refusal::RequestTooLarge),
@@ -243,12 +246,12 @@ async fn answered(
 /// How long the entry is that etcd makes of a request, which is what it bounds: the message as a field
 /// of `InternalRaftRequest`, behind a header that holds a number and who asks. The number begins with
 /// the last two bytes of the member's id, so the members of one cluster differ by a byte or two.
-fn entry_bytes(backend: &Backend, caller: &Caller, message_bytes: usize) -> usize {
+fn entry_bytes(backend: &Backend, user: Option<(&str, u64)>, message_bytes: usize) -> usize {
     let number = |number: u64| 1 + encoded_len_varint(number);
     let field = |bytes: usize| number(bytes as u64) + bytes;
     let mut header = number(backend.identity().member_id << 48 | 0xffff_ffff_ffff);
-    if let Some(user) = &caller.user {
-        header += field(user.len()) + number(caller.auth_revision);
+    if let Some((user, auth_revision)) = user {
+        header += field(user.len()) + number(auth_revision);
     }
     // The header is the field with a tag of two bytes.
     1 + field(header) + field(message_bytes)

@@ -46,6 +46,12 @@ impl Credentials {
         request.extensions().get().cloned().unwrap_or_default()
     }
 
+    /// Of the client's certificate.
+    #[must_use]
+    pub fn common_name(&self) -> Option<&str> {
+        self.common_name.as_deref()
+    }
+
     /// As whom the request is judged, as of now. A read asks after it has waited for its turn, so
     /// that a change of permissions meanwhile counts.
     ///
