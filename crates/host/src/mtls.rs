@@ -39,7 +39,7 @@ mod listener;
 mod slots;
 mod verifier;
 
-pub use client::{ConnectError, check_url, connect, connect_lazy};
+pub use client::{ConnectError, causes, check_url, connect, connect_lazy};
 pub use credentials::{CredentialError, CredentialFiles, Credentials, Identity};
 pub use limits::{
     FOREIGN_SCOPES, HANDSHAKES_PENDING_MAX, Limits, SILENT_PENDING_MAX, server_builder,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use rustls::CertificateError;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -29,7 +30,15 @@ pub enum ConnectError {
     /// The configured address is not one.
     #[error("{0:?} is not an address; expected https://HOST:PORT")]
     Url(String),
-    /// The peer is away, or one side refused the other; try again later.
+    /// The peer proved a name that is not admitted, or none that is believed here.
+    #[error("{url} is not trusted here: {why}")]
+    Untrusted {
+        /// Where to.
+        url: String,
+        /// The reason of the refusal.
+        why: String,
+    },
+    /// The peer is away, or refused this process; try again later.
     #[error("cannot connect to {url}: {why}")]
     Unreachable {
         /// Where to.
@@ -57,7 +66,27 @@ pub async fn connect(
     endpoint
         .connect_with_connector(service_fn(move |_| connector()))
         .await
-        .map_err(|error| ConnectError::Unreachable { url: url.to_owned(), why: causes(&error) })
+        .map_err(|error| refused(url, &error))
+}
+
+/// Whether this process refused the peer's certificate, or there was no connection.
+fn refused(url: &str, error: &(dyn std::error::Error + 'static)) -> ConnectError {
+    let url = url.to_owned();
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    let tls = chain.filter_map(|error| error.downcast_ref::<io::Error>()?.get_ref());
+    let untrusted = tls.filter_map(|error| error.downcast_ref::<rustls::Error>()).find_map(
+        |error| match error {
+            rustls::Error::InvalidCertificate(CertificateError::Other(why)) => {
+                Some(why.to_string())
+            }
+            rustls::Error::InvalidCertificate(why) => Some(why.to_string()),
+            _ => None,
+        },
+    );
+    match untrusted {
+        Some(why) => ConnectError::Untrusted { url, why },
+        None => ConnectError::Unreachable { url, why: causes(error) },
+    }
 }
 
 /// Like [`connect`], but the first use connects. For peers that may start later than we do.
@@ -134,8 +163,10 @@ fn connector(
     }
 }
 
-/// The library's errors show only their outermost layer, and some layers repeat the one below.
-fn causes(error: &dyn std::error::Error) -> String {
+/// An error with all its causes: the library's show only their outermost layer, and some layers
+/// repeat the one below.
+#[must_use]
+pub fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -175,7 +175,9 @@ pub async fn ticks(channel: Channel) -> Result<Streaming<String>, Status> {
 pub async fn ask(url: &str, home: &Credentials, rule: PeerRule) -> Result<String, String> {
     match connect(url, home, rule).await {
         Ok(channel) => who(channel).await.map_err(|status| format!("{status:?}")),
-        Err(error @ ConnectError::Unreachable { .. }) => Err(error.to_string()),
+        Err(error @ (ConnectError::Unreachable { .. } | ConnectError::Untrusted { .. })) => {
+            Err(error.to_string())
+        }
         Err(error) => panic!("{error}"),
     }
 }
