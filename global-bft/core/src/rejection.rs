@@ -20,11 +20,20 @@ pub enum Rejection {
     /// V3
     #[error(
         "{have} distinct principals approved, {needed} must; collect more approvals of this very \
-         change"
+         change with `satrap approve`"
     )]
     Approvals { have: usize, needed: u32 },
     /// V3
-    #[error("approval by key {0} does not verify: unknown key or wrong signature")]
+    #[error(
+        "no operator of this realm holds key {0}, which approved; `satrap approve` with another key \
+         drops that approval"
+    )]
+    UnknownKey(PublicKey),
+    /// V3
+    #[error(
+        "the approval by key {0} does not verify: it is of another change, or damaged; `satrap \
+         approve` drops it"
+    )]
     Approval(PublicKey),
     /// V4
     #[error(
@@ -156,7 +165,7 @@ impl Rejection {
         match self {
             Self::Realm(_) => "V1",
             Self::Class(_) => "V2",
-            Self::Approvals { .. } | Self::Approval(_) => "V3",
+            Self::Approvals { .. } | Self::UnknownKey(_) | Self::Approval(_) => "V3",
             Self::Version { .. } => "V4",
             Self::Empty(_) => "V5",
             Self::Order(_) | Self::Missing { .. } => "V6",

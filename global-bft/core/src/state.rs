@@ -290,7 +290,7 @@ impl State {
         let mut principals: Vec<&Label> = Vec::new();
         for approval in &signed.approvals {
             let operator = self.governance.operators.get(&approval.operator);
-            let operator = operator.ok_or(Rejection::Approval(approval.operator))?;
+            let operator = operator.ok_or(Rejection::UnknownKey(approval.operator))?;
             if !principals.contains(&&operator.principal) {
                 principals.push(&operator.principal);
             }
