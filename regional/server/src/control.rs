@@ -193,7 +193,12 @@ impl ControlService {
                 Err(status::refused(Code::DeadlineExceeded, &format!("no answer in {left:?}")))
             });
             match answer {
-                Err(status) if is_retryable(status.code()) => {
+                // A validator that failed may have taken the request: `busy` of another one must not
+                // read as if none had.
+                Err(status)
+                    if is_retryable(status.code())
+                        || status.code() == Code::ResourceExhausted && !last.is_empty() =>
+                {
                     last = format!("`{}`: {}", endpoint.name, status.message());
                     tracing::warn!("validator could not answer: {last}");
                 }
