@@ -12,12 +12,17 @@
 //!   most once, because it names the version it applies to.
 //! - **O3** That a change was decided is believed when certified state shows its effect (`submit.rs`),
 //!   never on the word of the server that says so.
+//! - **O4** A change that is not decided in time is `not submitted` only if no server can have it.
 
+mod blame;
 mod connection;
 pub mod etcd;
 mod submit;
 
-pub use connection::{Connection, read_genesis};
+pub(crate) use blame::status_text;
+use blame::{check_certificate, named_rule};
+pub use connection::{Connection, Patience, read_genesis};
+pub use submit::DECIDE_WITHIN;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -28,7 +33,7 @@ use satrap_certify::{
 use satrap_host::{
     clock,
     follow::{self, Replies},
-    mtls::{self, CredentialFiles, Credentials, PeerRule},
+    mtls::{self, ConnectError, CredentialFiles, Credentials, PeerRule},
 };
 use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{
@@ -39,7 +44,7 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, transport::Channel};
 
-use crate::{error::CliError, realm::Description};
+use crate::{error::CliError, output::one_line, realm::Description};
 
 /// An update, or a status with all reports of a region, and protobuf around it.
 const MESSAGE_BYTES_MAX: usize = EDGE_UPDATE_BYTES_MAX + 1024;
@@ -92,12 +97,27 @@ pub struct Decided {
     pub version: u64,
     /// Who answered, or showed the effect.
     pub by: Endpoint,
+    /// Whether it had been decided before it was submitted this time.
+    pub before: bool,
 }
 
-/// Why one server has no answer.
+/// Why one server has no answer; another may do better.
 enum Ended {
-    /// Another may do better.
+    /// This process does not believe who it is.
+    Untrusted(String),
+    /// Anything else.
     AskNext(String),
+}
+
+impl From<ConnectError> for Ended {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Untrusted { .. } => Self::Untrusted(error.to_string()),
+            ConnectError::Unreachable { .. } | ConnectError::Url(_) => {
+                Self::AskNext(error.to_string())
+            }
+        }
+    }
 }
 
 impl Client {
@@ -113,14 +133,23 @@ impl Client {
             let path = given.as_ref().or_else(|| described.map(of));
             path.cloned().expect("without a description, every path is given")
         };
-        let genesis = read_genesis(&pick(&connection.genesis, |d| &d.genesis))?;
+        for url in &connection.endpoints {
+            mtls::check_url(url).map_err(|e| CliError::usage(format!("--endpoint: {e}")))?;
+        }
+        let genesis_path = pick(&connection.genesis, |d| &d.genesis);
+        let genesis = read_genesis(&genesis_path)?;
         let key = pick(&connection.key, |d| &d.client.key);
-        let credentials = Credentials::load(CredentialFiles {
-            certificate: pick(&connection.cert, |d| &d.client.cert),
+        let certificate = pick(&connection.cert, |d| &d.client.cert);
+        let files = CredentialFiles {
+            certificate: certificate.clone(),
             key: key.clone(),
             trust: pick(&connection.trust, |d| &d.client.ca),
-        })
-        .map_err(CliError::usage)?;
+        };
+        let credentials = Credentials::load(files).map_err(CliError::usage)?;
+        check_certificate(&credentials, &genesis).map_err(|why| {
+            let (certificate, genesis) = (certificate.display(), genesis_path.display());
+            CliError::usage(format!("certificate {certificate} with genesis {genesis}: {why}"))
+        })?;
         let endpoints = match connection.endpoints.as_slice() {
             [] => described.map(connection::described_endpoints).unwrap_or_default(),
             urls => urls.iter().map(|u| Endpoint { label: u.clone(), url: u.clone() }).collect(),
@@ -146,10 +175,9 @@ impl Client {
     /// # Errors
     ///
     /// Why there is none.
-    pub async fn channel(&self, endpoint: &Endpoint) -> Result<Channel, String> {
+    pub async fn channel(&self, endpoint: &Endpoint) -> Result<Channel, ConnectError> {
         let rule = PeerRule::AnyOf(vec![PeerRule::AnyValidator, PeerRule::AnyMember]);
-        let channel = mtls::connect(&endpoint.url, &self.credentials, rule).await;
-        channel.map_err(|e| e.to_string())
+        mtls::connect(&endpoint.url, &self.credentials, rule).await
     }
 
     /// What one server says about itself.
@@ -158,7 +186,7 @@ impl Client {
     ///
     /// Why it says nothing.
     pub async fn status(&self, endpoint: &Endpoint) -> Result<StatusReply, String> {
-        let channel = self.channel(endpoint).await?;
+        let channel = self.channel(endpoint).await.map_err(|e| e.to_string())?;
         let request = StatusRequest { local_only: false };
         let mut control = ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let reply = timeout(READ_WITHIN, control.status(request)).await;
@@ -252,26 +280,31 @@ impl Client {
         &self,
         ask: impl AsyncFn(&Endpoint, Channel) -> Result<T, Ended>,
     ) -> Result<T, CliError> {
-        let mut reasons = Vec::new();
+        let (mut reasons, mut untrusted) = (Vec::new(), 0);
         for endpoint in &self.endpoints {
             let ended = match self.channel(endpoint).await {
                 Ok(channel) => ask(endpoint, channel).await,
-                Err(why) => Err(Ended::AskNext(why)),
+                Err(error) => Err(error.into()),
             };
-            match ended {
+            let why = match ended {
                 Ok(answer) => return Ok(answer),
-                Err(Ended::AskNext(why)) => reasons.push(format!("  {}: {why}", endpoint.label)),
-            }
+                Err(Ended::AskNext(why)) => why,
+                Err(Ended::Untrusted(why)) => {
+                    untrusted += 1;
+                    why
+                }
+            };
+            reasons.push(format!("  {}: {}", endpoint.label, one_line(&why)));
         }
-        Err(unanswered(&reasons))
+        let what = match untrusted == reasons.len() {
+            true => {
+                "no server at these addresses is trusted: they are of another realm, or the trust \
+                 file is; check --realm, --endpoint and --trust"
+            }
+            false => "no server could answer; `satrap status` shows which of them run",
+        };
+        Err(CliError::unavailable(format!("{what}\n{}", reasons.join("\n"))))
     }
-}
-
-fn unanswered(reasons: &[String]) -> CliError {
-    CliError::unavailable(format!(
-        "no server could answer; check that the realm runs (`satrap status`)\n{}",
-        reasons.join("\n")
-    ))
 }
 
 fn control(channel: Channel) -> ControlClient<Channel> {
@@ -316,47 +349,8 @@ async fn open(channel: Channel, replica: &Replica) -> Result<Following, Ended> {
     Ok(Following { _outgoing: outgoing, replies: Replies::new(stream, EDGE_UPDATE_BYTES_MAX) })
 }
 
-/// Splits `V4: text` or `[C1] text`, the two forms in which servers name a rule.
-fn named_rule(message: &str) -> (Option<&str>, &str) {
-    let split = match message.strip_prefix('[') {
-        Some(rest) => rest.split_once("] "),
-        None => message.split_once(": "),
-    };
-    let is_rule = |word: &str| {
-        let digits = word.trim_start_matches(|c: char| c.is_ascii_uppercase());
-        word.len() - digits.len() == 1
-            && (1..=2).contains(&digits.len())
-            && digits.bytes().all(|b| b.is_ascii_digit())
-    };
-    match split {
-        Some((rule, text)) if is_rule(rule) => (Some(rule), text),
-        _ => (None, message),
-    }
-}
-
-fn status_text(status: &Status) -> String {
-    match status.message() {
-        "" => format!("{:?}", status.code()),
-        text => text.to_owned(),
-    }
-}
-
 /// The version of `bundle` in verified state; 0 if there is none.
 #[must_use]
 pub fn version_of(replica: &Replica, bundle: &BundleName) -> u64 {
     replica.heads().get(bundle).map_or(0, |head| head.version)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rules_are_read_in_both_forms_and_invented_in_none() {
-        assert_eq!(named_rule("V4: stale"), (Some("V4"), "stale"));
-        assert_eq!(named_rule("[C10] late"), (Some("C10"), "late"));
-        for plain in ["", "no rule", "error: V4", "VV4: x", "V: x", "V123: x", "[C1]x", "v4: x"] {
-            assert_eq!(named_rule(plain), (None, plain));
-        }
-    }
 }

@@ -9,24 +9,29 @@
 //! - **P1** A PEM file with anything but certificates is refused whole: a private key in it would
 //!   be copied to every edge.
 //! - **P2** Sizes are checked while reading, so a wrong path cannot fill memory.
+//! - **P3** Nothing is read through a link unless the caller asked for that: a link may lead to any
+//!   file that the caller can read, and what it leads to would be copied to every edge.
+//! - **P4** Every key is a name that each edge can make a file of, and that prints as one line.
 
-use std::{
-    fs,
-    os::unix::ffi::OsStrExt as _,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+mod difference;
+mod hazards;
+
+use std::{fs, os::unix::ffi::OsStrExt as _, path::Path, sync::Arc};
+
+pub use difference::{Difference, key_text};
+pub use hazards::hazards;
 
 use pem::{EncodeConfig, LineEnding, Pem};
 use satrap_certify::{
     Key,
     limits::{BUNDLE_BYTES_MAX, BUNDLE_ENTRIES_MAX, VALUE_BYTES_MAX},
 };
+use satrap_edge_agent::paths;
 use satrap_host::files;
 use satrap_merkle::BundleTree;
 use sha2::{Digest as _, Sha256};
 
-use crate::error::CliError;
+use crate::{error::CliError, output::one_line};
 
 /// A trust store with comments is larger than what is published of it.
 const PEM_FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -35,28 +40,50 @@ const DEPTH_MAX: usize = 64;
 /// Hex digits of a certificate's SHA-256 in its key.
 const KEY_DIGITS: usize = 16;
 
-/// Reads the bundle at `path`.
+/// The treatment of symbolic links in a directory (P3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    /// A link is an error.
+    Refuse,
+    /// A link to a file is read as that file, wherever it is.
+    Follow,
+}
+
+/// Reads the bundle at `path`, which may itself be a link.
 ///
 /// # Errors
 ///
 /// [`CliError`] names the file and what is wrong with it.
-pub fn read(path: &Path) -> Result<BundleTree, CliError> {
-    let kind = fs::metadata(path).map_err(|e| CliError::file("content", path, &e))?;
+pub fn read(path: &Path, links: Links) -> Result<BundleTree, CliError> {
+    let kind = fs::metadata(path).map_err(|e| match fs::read_link(path) {
+        Ok(target) => dangling(path, &target),
+        Err(_) => CliError::file("content", path, &e),
+    })?;
     if kind.is_dir() {
-        let mut reader = DirectoryReader { root: path, tree: BundleTree::default() };
+        let mut reader = DirectoryReader { root: path, tree: BundleTree::default(), links };
         reader.read(path, 0)?;
+        // P4: two keys may be files each, and not together.
+        paths::files(&reader.tree, None)
+            .map_err(|e| CliError::refused(format!("{}: {e}", path.display())))?;
         return Ok(reader.tree);
+    }
+    if !kind.is_file() {
+        let path = path.display();
+        return Err(CliError::usage(format!(
+            "content {path} is neither a directory nor a PEM file with certificates"
+        )));
     }
     let bytes =
         files::read(path, PEM_FILE_BYTES_MAX).map_err(|e| CliError::file("content", path, &e))?;
     split_pem(&bytes).map_err(|why| {
-        let path = path.display();
-        CliError::refused(format!(
-            "{path}: {why}; a file must be PEM with certificates, put anything else into a \
-             directory and publish that"
-        ))
+        let path = one_line(&path.display().to_string());
+        CliError::refused(format!("{path}: {why}"))
     })
 }
+
+/// What a single file may be.
+const ALTERNATIVE: &str = "a single file must be PEM with certificates and nothing else; other \
+                           content is published as a directory of files";
 
 /// Splits concatenated PEM certificates into entries. A certificate that is there twice is one.
 ///
@@ -64,16 +91,25 @@ pub fn read(path: &Path) -> Result<BundleTree, CliError> {
 ///
 /// What is wrong (P1).
 pub fn split_pem(bytes: &[u8]) -> Result<BundleTree, String> {
-    let blocks = pem::parse_many(bytes).map_err(|e| format!("not PEM: {e}"))?;
+    let blocks =
+        pem::parse_many(bytes).map_err(|e| format!("it is not PEM ({e}); {ALTERNATIVE}"))?;
     // The parser skips what it does not recognize; a damaged block must not vanish silently.
     let begun = bytes.windows(BEGIN.len()).filter(|window| *window == BEGIN).count();
     if begun != blocks.len() {
-        return Err(format!("{} of {begun} PEM blocks are damaged", begun - blocks.len()));
+        let damaged = begun - blocks.len();
+        return Err(format!("{damaged} of its {begun} PEM blocks are damaged; take a whole copy"));
     }
     let mut tree = BundleTree::default();
     for block in &blocks {
-        if block.tag() != "CERTIFICATE" {
-            return Err(format!("it holds a PEM block `{}`, expected `CERTIFICATE`", block.tag()));
+        match block.tag() {
+            "CERTIFICATE" => {}
+            tag if tag.contains("PRIVATE KEY") => {
+                return Err(format!(
+                    "it holds a private key (PEM block `{tag}`), and what is published is copied to \
+                     every edge; take the key out"
+                ));
+            }
+            tag => return Err(format!("it holds a PEM block `{tag}`; {ALTERNATIVE}")),
         }
         let name = hex::encode(Sha256::digest(block.contents()));
         let key = Key::new(format!("{}.pem", &name[..KEY_DIGITS]).as_bytes())
@@ -84,7 +120,7 @@ pub fn split_pem(bytes: &[u8]) -> Result<BundleTree, String> {
         tree.insert(&key, Arc::from(text.into_bytes()));
     }
     match tree.is_empty() {
-        true => Err("it holds no PEM certificate".into()),
+        true => Err(format!("it holds no PEM certificate; {ALTERNATIVE}")),
         false => check_size(&tree).map(|()| tree),
     }
 }
@@ -101,9 +137,33 @@ fn check_size(tree: &BundleTree) -> Result<(), String> {
     Ok(())
 }
 
+fn dangling(path: &Path, target: &Path) -> CliError {
+    let (path, target) = (path.display().to_string(), target.display().to_string());
+    CliError::usage(format!(
+        "content {} is a link to {}, which does not exist",
+        one_line(&path),
+        one_line(&target)
+    ))
+}
+
+/// Why a file's name cannot be a key (P4).
+fn check_name(name: &[u8]) -> Result<Key, String> {
+    let key = Key::new(name).map_err(|e| e.to_string())?;
+    let Ok(text) = std::str::from_utf8(name) else {
+        return Err("its name is not UTF-8, and edges take no other; rename it".to_owned());
+    };
+    if text.chars().any(char::is_control) {
+        return Err(
+            "its name holds a line break or another control character; rename it".to_owned()
+        );
+    }
+    Ok(key)
+}
+
 struct DirectoryReader<'a> {
     root: &'a Path,
     tree: BundleTree,
+    links: Links,
 }
 
 impl DirectoryReader<'_> {
@@ -119,65 +179,50 @@ impl DirectoryReader<'_> {
             let kind = entry.file_type().map_err(unreadable)?;
             if kind.is_dir() {
                 self.read(&path, depth + 1)?;
-            } else {
-                self.entry(&path)?;
+                continue;
             }
+            if kind.is_symlink() {
+                self.check_link(&path)?;
+            }
+            self.entry(&path)?;
         }
         Ok(())
     }
 
+    /// P3
+    fn check_link(&self, path: &Path) -> Result<(), CliError> {
+        let target = fs::read_link(path).map_err(|e| CliError::file("content", path, &e))?;
+        if fs::metadata(path).is_err() {
+            return Err(dangling(path, &target));
+        }
+        if self.links == Links::Follow {
+            return Ok(());
+        }
+        let (path, target) = (path.display().to_string(), target.display().to_string());
+        Err(CliError::refused(format!(
+            "{} is a link to {}; links are not published, because each may lead to any file: put \
+             the file itself there, or say --follow-links",
+            one_line(&path),
+            one_line(&target)
+        )))
+    }
+
     fn entry(&mut self, path: &Path) -> Result<(), CliError> {
         let unreadable = |e| CliError::file("content", path, &e);
-        // Follows a symlink to a file. One to a directory could be a loop; a device never ends.
+        let refuse = |why: &str| {
+            let path = path.display().to_string();
+            CliError::refused(format!("{}: {why}", one_line(&path)))
+        };
+        // A link to a directory could be a loop; a device never ends.
         if !fs::metadata(path).map_err(unreadable)?.is_file() {
-            let path = path.display();
-            return Err(CliError::refused(format!(
-                "{path} is neither a file nor a directory; only those can be published"
-            )));
+            return Err(refuse("neither a file nor a directory; only those can be published"));
         }
         let name = path.strip_prefix(self.root).expect("read_dir stays below its directory");
-        let key = Key::new(name.as_os_str().as_bytes())
-            .map_err(|e| CliError::refused(format!("{}: {e}", path.display())))?;
+        let key = check_name(name.as_os_str().as_bytes()).map_err(|why| refuse(&why))?;
         let value = files::read(path, VALUE_BYTES_MAX as u64).map_err(unreadable)?;
         self.tree.insert(&key, Arc::from(value));
         check_size(&self.tree)
             .map_err(|why| CliError::refused(format!("{}: {why}", self.root.display())))
-    }
-}
-
-/// How one content differs from another, by key.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Difference {
-    /// Only in the second.
-    pub added: Vec<String>,
-    /// In both, with other values.
-    pub changed: Vec<String>,
-    /// Only in the first.
-    pub removed: Vec<String>,
-}
-
-impl Difference {
-    /// What turns `from` into `to`.
-    #[must_use]
-    pub fn between(from: &BundleTree, to: &BundleTree) -> Self {
-        let text = |key: &Key| String::from_utf8_lossy(key.as_bytes()).into_owned();
-        let mut difference = Self::default();
-        for (key, value) in to.iter() {
-            match from.get(key) {
-                None => difference.added.push(text(key)),
-                Some(before) if before != value => difference.changed.push(text(key)),
-                Some(_) => {}
-            }
-        }
-        let gone = from.iter().filter(|(key, _)| to.get(key).is_none());
-        difference.removed = gone.map(|(key, _)| text(key)).collect();
-        difference
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
     }
 }
 
@@ -193,26 +238,16 @@ pub fn write(tree: &BundleTree, dir: &Path) -> Result<(), CliError> {
             "{dir} is not empty; old entries would mix with new ones: choose another directory"
         )));
     }
-    for (key, value) in tree.iter() {
-        let path = dir.join(relative(key)?);
+    let entries = paths::files(tree, None).map_err(|e| {
+        CliError::refused(format!("{e}; one key alone is read with `satrap get BUNDLE KEY`"))
+    })?;
+    for (path, value) in entries {
+        let path = dir.join(path);
         let parent = files::parent(&path);
         fs::create_dir_all(parent).map_err(|e| CliError::file("directory", parent, &e))?;
-        files::write(&path, value).map_err(|e| CliError::file("entry", &path, &e))?;
+        files::write(&path, &value).map_err(|e| CliError::file("entry", &path, &e))?;
     }
     Ok(())
-}
-
-/// A key as a path that cannot leave the directory it is joined to.
-fn relative(key: &Key) -> Result<PathBuf, CliError> {
-    let path = Path::new(std::ffi::OsStr::from_bytes(key.as_bytes()));
-    let plain = path.components().all(|c| matches!(c, std::path::Component::Normal(_)));
-    if plain && path.components().collect::<PathBuf>().as_os_str() == path.as_os_str() {
-        return Ok(path.to_owned());
-    }
-    let key = String::from_utf8_lossy(key.as_bytes());
-    Err(CliError::refused(format!(
-        "key `{key}` is not a relative file path; read it alone with `satrap get BUNDLE KEY`"
-    )))
 }
 
 #[cfg(test)]
@@ -251,10 +286,11 @@ mod tests {
         let secret = pem::encode(&Pem::new("PRIVATE KEY", b"secret"));
         let damaged = "-----BEGIN CERTIFICATE-----\nZmly";
         for (bytes, expected) in [
-            (String::new(), "no PEM certificate"),
+            (String::new(), "no PEM certificate; a single file must be PEM"),
             ("words".into(), "no PEM certificate"),
-            (format!("{good}{secret}"), "PEM block `PRIVATE KEY`"),
-            (format!("{good}{damaged}"), "1 of 2 PEM blocks are damaged"),
+            (format!("{good}{secret}"), "a private key (PEM block `PRIVATE KEY`)"),
+            (pem::encode(&Pem::new("X509 CRL", b"x")), "`X509 CRL`; a single file must be"),
+            (format!("{good}{damaged}"), "1 of its 2 PEM blocks are damaged"),
         ] {
             let error = split_pem(bytes.as_bytes()).unwrap_err();
             assert!(error.contains(expected), "{error}");
@@ -269,56 +305,80 @@ mod tests {
         fs::create_dir_all(from.join("routes")).unwrap();
         fs::write(from.join("a.json"), b"1").unwrap();
         fs::write(from.join("routes/b"), b"").unwrap();
-        let tree = read(&from).unwrap();
+        let tree = read(&from, Links::Refuse).unwrap();
         assert_eq!(keys(&tree), ["a.json", "routes/b"]);
         let to = dir.path().join("to");
         write(&tree, &to).unwrap();
-        assert_eq!(read(&to).unwrap().root(), tree.root());
+        assert_eq!(read(&to, Links::Refuse).unwrap().root(), tree.root());
         assert!(write(&tree, &to).unwrap_err().message.contains("is not empty"));
     }
 
     #[test]
     fn what_cannot_be_published_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink("/dev/null", dir.path().join("device")).unwrap();
-        assert!(read(dir.path()).unwrap_err().message.contains("neither a file nor a directory"));
-        fs::remove_file(dir.path().join("device")).unwrap();
-        std::os::unix::fs::symlink(".", dir.path().join("loop")).unwrap();
-        assert!(read(dir.path()).unwrap_err().message.contains("neither a file nor a directory"));
-        fs::remove_file(dir.path().join("loop")).unwrap();
+        for (target, name) in [("/dev/null", "device"), (".", "loop")] {
+            std::os::unix::fs::symlink(target, dir.path().join(name)).unwrap();
+            let error = read(dir.path(), Links::Follow).unwrap_err();
+            assert!(error.message.contains("neither a file nor a directory"), "{error}");
+            fs::remove_file(dir.path().join(name)).unwrap();
+        }
         let file = dir.path().join("value");
         fs::write(&file, vec![0; VALUE_BYTES_MAX]).unwrap();
-        assert_eq!(read(dir.path()).unwrap().len(), 1);
+        assert_eq!(read(dir.path(), Links::Refuse).unwrap().len(), 1);
         fs::write(&file, vec![0; VALUE_BYTES_MAX + 1]).unwrap();
-        assert!(read(dir.path()).unwrap_err().message.contains("is larger than"));
+        let error = read(dir.path(), Links::Refuse).unwrap_err();
+        assert!(error.message.contains("is larger than"), "{error}");
     }
 
     #[test]
     fn keys_that_would_leave_the_directory_are_not_written() {
+        let dir = tempfile::tempdir().unwrap();
         for bad in ["../x", "/etc/x", "a/../b", "./a", "a//b", "a/"] {
-            assert!(relative(&Key::new(bad.as_bytes()).unwrap()).is_err(), "{bad}");
+            let mut tree = BundleTree::default();
+            tree.insert(&Key::new(bad.as_bytes()).unwrap(), Arc::from(&b"1"[..]));
+            let error = write(&tree, &dir.path().join("to")).unwrap_err();
+            assert!(error.message.contains("is not a relative file path"), "{error}");
         }
-        assert!(relative(&Key::new(b"a/b.pem").unwrap()).is_ok());
     }
 
     #[test]
-    fn differences_have_directions() {
-        let tree = |entries: &[(&str, &str)]| {
-            let mut tree = BundleTree::default();
-            for (key, value) in entries {
-                tree.insert(&Key::new(key.as_bytes()).unwrap(), Arc::from(value.as_bytes()));
-            }
-            tree
-        };
-        let found = Difference::between(
-            &tree(&[("gone", "1"), ("kept", "1"), ("other", "1")]),
-            &tree(&[("kept", "1"), ("new", "1"), ("other", "2")]),
-        );
-        let expected = Difference {
-            added: vec!["new".into()],
-            changed: vec!["other".into()],
-            removed: vec!["gone".into()],
-        };
-        assert_eq!(found, expected);
+    fn names_that_edges_cannot_use_are_refused() {
+        use std::os::unix::ffi::OsStringExt as _;
+        for (name, expected) in [
+            (&b"caf\xe9.conf"[..], "is not UTF-8"),
+            (b"a\nb 1", "a line break"),
+            (b"a\x1b[2J", "another control character"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let name = std::ffi::OsString::from_vec(name.to_vec());
+            fs::write(dir.path().join(name), "1").unwrap();
+            let error = read(dir.path(), Links::Refuse).unwrap_err();
+            assert!(error.message.contains(expected), "{error}");
+            assert!(!error.message.chars().any(char::is_control), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_link_is_read_only_if_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = dir.path().join("outside");
+        fs::write(&outside, "secret").unwrap();
+        let from = dir.path().join("from");
+        fs::create_dir(&from).unwrap();
+        std::os::unix::fs::symlink(&outside, from.join("link")).unwrap();
+        let error = read(&from, Links::Refuse).unwrap_err();
+        assert!(error.message.contains("link is a link to") && error.message.contains("outside"));
+        assert!(error.message.contains("--follow-links"), "{error}");
+        assert_eq!(keys(&read(&from, Links::Follow).unwrap()), ["link"]);
+        fs::remove_file(&outside).unwrap();
+        for links in [Links::Refuse, Links::Follow] {
+            let error = read(&from, links).unwrap_err();
+            assert!(error.message.contains("which does not exist"), "{error}");
+        }
+        // The directory itself may be a link: the active version of an edge is one.
+        fs::remove_file(from.join("link")).unwrap();
+        fs::write(from.join("a"), "1").unwrap();
+        std::os::unix::fs::symlink(&from, dir.path().join("current")).unwrap();
+        assert_eq!(keys(&read(&dir.path().join("current"), Links::Refuse).unwrap()), ["a"]);
     }
 }

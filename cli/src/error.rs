@@ -1,9 +1,12 @@
 //! Why a verb failed, for a person and for a script.
 //!
 //! The exit code says who has to act: the caller (64), the author of the data (65), whoever runs
-//! the servers (69), or whoever runs this machine (70). They are those of `sysexits.h`.
+//! the servers (69), or whoever runs this machine (70). 75 says that a change was submitted and its
+//! fate is not known yet. They are those of `sysexits.h`.
 
 use std::{fmt, process::ExitCode};
+
+use crate::output::one_line;
 
 /// Whose fault it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +19,8 @@ pub enum Kind {
     Unavailable,
     /// This machine failed: disk, randomness, sockets.
     Internal,
+    /// A server took a change, and no decision was seen in time. It may still be decided, once.
+    Undecided,
 }
 
 impl Kind {
@@ -27,6 +32,7 @@ impl Kind {
             Self::Refused => 65,
             Self::Unavailable => 69,
             Self::Internal => 70,
+            Self::Undecided => 75,
         }
     }
 
@@ -44,6 +50,7 @@ impl Kind {
             Self::Refused => "refused",
             Self::Unavailable => "unavailable",
             Self::Internal => "internal",
+            Self::Undecided => "undecided",
         }
     }
 }
@@ -86,10 +93,16 @@ impl CliError {
         Self { kind: Kind::Internal, rule: None, message: message.to_string() }
     }
 
+    /// A submitted change of unknown fate.
+    pub fn undecided(message: impl fmt::Display) -> Self {
+        Self { kind: Kind::Undecided, rule: None, message: message.to_string() }
+    }
+
     /// A file that cannot be read or written. A missing file is the caller's mistake.
     pub fn file(what: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
         use std::io::ErrorKind;
-        let message = format!("{what} {}: {error}", path.display());
+        let path = one_line(&path.display().to_string());
+        let message = format!("{what} {path}: {error}");
         match error.kind() {
             ErrorKind::NotFound
             | ErrorKind::PermissionDenied

@@ -4,8 +4,9 @@
 //! verified here, against the genesis file (see [`client`]). What it prints as reported is marked
 //! so, because a server said it.
 //!
-//! Reading order: [`verbs`] (one file per verb), [`client`], [`realm`], [`content`].
+//! Reading order: [`verbs`] (one file per verb), [`client`], [`changes`], [`realm`], [`content`].
 
+pub mod changes;
 pub mod client;
 pub mod content;
 pub mod dev;

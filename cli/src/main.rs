@@ -3,19 +3,32 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use satrap_cli::{Output, verbs::Cli};
+use satrap_cli::{CliError, Kind, Output, verbs::Cli};
+
+/// Help, the version, or what is wrong with the command line.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Nothing is left to do if standard output is closed.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    // The command line did not parse, so this looks for the switch itself.
+    let mut args = std::env::args_os().skip(1).take_while(|arg| arg != "--");
+    if args.any(|arg| arg == "--json") {
+        let text = error.render().to_string();
+        let text = text.strip_prefix("error: ").unwrap_or(&text);
+        Output { json: true }.fail(&CliError::usage(text.trim_end()));
+    } else {
+        let _ = error.print();
+    }
+    Kind::Usage.exit_code()
+}
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Nothing is left to do if standard error is closed too.
-            let _ = error.print();
-            return if error.use_stderr() {
-                satrap_cli::Kind::Usage.exit_code()
-            } else {
-                ExitCode::SUCCESS
-            };
+            return usage(&error);
         }
     };
     let output = Output { json: cli.json };

@@ -50,6 +50,20 @@ impl Output {
         }
     }
 
+    /// Prints a line about what goes on to standard error, for a person only: a script waits for the
+    /// result.
+    pub fn note(&self, text: &str) {
+        if !self.json {
+            // A person who closed standard error does not want to know.
+            let _ = writeln!(io::stderr(), "{}", printable(text));
+        }
+    }
+
+    /// Prints a warning; `--json` prints it with the result instead.
+    pub fn warn(&self, text: &str) {
+        self.note(&format!("warning: {}", one_line(text)));
+    }
+
     /// Prints an error.
     pub fn fail(&self, error: &CliError) {
         let text = if self.json {
@@ -65,22 +79,46 @@ impl Output {
     }
 }
 
-/// Without control characters: a name or message from a server must not steer the terminal.
+/// Without characters that steer: a name or message from a server must not move the cursor or turn
+/// the direction of the text.
 fn printable(text: &str) -> String {
-    let plain = |c: char| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c };
+    let plain = |c: char| if steers(c) && c != '\n' { char::REPLACEMENT_CHARACTER } else { c };
     text.chars().map(plain).collect()
 }
 
-/// Rows with aligned columns; the first row is the heading.
+/// Control characters, and those that end a line or turn its direction.
+fn steers(c: char) -> bool {
+    let turns = matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || turns
+}
+
+/// A name or message of somebody else as part of one line. Whatever it holds, it makes no line of
+/// its own, and two different texts stay different.
+#[must_use]
+pub fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\\' => line.push_str("\\\\"),
+            c if steers(c) => line.extend(c.escape_default()),
+            c => line.push(c),
+        }
+    }
+    line
+}
+
+/// Rows with aligned columns; the first row is the heading. Each row is one line.
 #[must_use]
 pub fn table(rows: &[Vec<String>]) -> String {
+    let line = |row: &Vec<String>| row.iter().map(|cell| one_line(cell)).collect::<Vec<_>>();
+    let rows: Vec<_> = rows.iter().map(line).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max().unwrap_or(0)
     };
     let widths: Vec<_> = (0..columns).map(width).collect();
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let cells: Vec<_> =
             row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         text.push_str("  ");
@@ -121,6 +159,13 @@ mod tests {
     #[test]
     fn a_server_cannot_steer_the_terminal() {
         assert_eq!(printable("a\x1b[2Jb\n\u{9b}c\r"), "a\u{fffd}[2Jb\n\u{fffd}c\u{fffd}");
+    }
+
+    #[test]
+    fn a_name_forges_no_line() {
+        assert_eq!(one_line("a\nb\\n\u{202e}c ü"), "a\\nb\\\\n\\u{202e}c ü");
+        let row = |cell: &str| vec![cell.to_owned()];
+        assert_eq!(table(&[row("KEY"), row("a\n  forged")]), "  KEY\n  a\\n  forged\n");
     }
 
     #[test]

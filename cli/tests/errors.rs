@@ -28,14 +28,14 @@ const CASES: &[(&[&str], i32, &str)] = &[
     (
         &["publish", "config/x", "words"],
         65,
-        "satrap: words: it holds no PEM certificate; a file must be PEM with certificates, put \
-         anything else into a directory and publish that\n",
+        "satrap: words: it holds no PEM certificate; a single file must be PEM with certificates and \
+         nothing else; other content is published as a directory of files\n",
     ),
     (
         &["submit", "words"],
         65,
-        "satrap: words is not a change file (input ends in the middle of a value); `publish --out` \
-         makes them\n",
+        "satrap: words is not a change file (input ends in the middle of a value); `satrap publish \
+         --out` makes them\n",
     ),
     (
         &["init", "words"],
@@ -68,6 +68,30 @@ const CASES: &[(&[&str], i32, &str)] = &[
          key\n\nFor more information, try '--help'.\n",
     ),
     (
+        &["publish", "config/x", "dangling"],
+        64,
+        "satrap: content dangling is a link to nowhere, which does not exist\n",
+    ),
+    (
+        &["blocks", "--from", "5", "--to", "3", "--out", "b"],
+        64,
+        "satrap: --from 5 is above --to 3; heights go up, and --to 0 is the newest\n",
+    ),
+    (
+        &["member", "add", "d", "--peer-url", "http://10.0.0.4:7"],
+        64,
+        "error: invalid value 'http://10.0.0.4:7' for '--peer-url <URL>': \"http://10.0.0.4:7\" is not \
+         an address; expected https://HOST:PORT\n\nFor more information, try '--help'.\n",
+    ),
+    (
+        &["quota", "set", "a", "--json"],
+        64,
+        "{\"error\":{\"kind\":\"usage\",\"message\":\"the following required arguments were not \
+         provided:\\n  <--bytes <SIZE>|--keys <NUMBER>>\\n\\nUsage: satrap quota set --json \
+         <PREFIX|--total> <--bytes <SIZE>|--keys <NUMBER>>\\n\\nFor more information, try \
+         '--help'.\",\"rule\":null}}\n",
+    ),
+    (
         &["publsh"],
         64,
         "error: unrecognized subcommand 'publsh'\n\n  tip: a similar subcommand exists: \
@@ -79,6 +103,7 @@ const CASES: &[(&[&str], i32, &str)] = &[
 fn mistakes_are_explained() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("words"), "not toml\n").unwrap();
+    std::os::unix::fs::symlink("nowhere", dir.path().join("dangling")).unwrap();
     for (args, code, expected) in CASES {
         let ran = satrap(dir.path(), args);
         assert_eq!(ran.err, *expected, "satrap {}", args.join(" "));
@@ -97,6 +122,7 @@ fn help_and_version_are_no_errors() {
     let dir = tempfile::tempdir().unwrap();
     assert!(satrap(dir.path(), &["--version"]).succeeds().starts_with("satrap 0."));
     let help = satrap(dir.path(), &["--help"]).succeeds();
+    assert!(help.starts_with("Operates a Satrap realm: publishes certified config"), "{help}");
     for verb in ["init", "publish", "get", "status", "verify", "dev", "validator", "completions"] {
         assert!(help.contains(&format!("\n  {verb}")), "{help}");
     }

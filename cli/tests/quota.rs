@@ -62,7 +62,7 @@ fn a_quota_names_keys_and_a_limit() {
     for (args, expected) in [
         (&["set", "--bytes", "1"][..], "<PREFIX|--total>"),
         (&["set", "a", "--total", "--bytes", "1"], "cannot be used with"),
-        (&["set", "a"], "--bytes <SIZE>"),
+        (&["set", "a"], "<--bytes <SIZE>|--keys <NUMBER>>"),
         (&["set", "--total", "--keys", "1"], "cannot be used with"),
         (&["set", "", "--keys", "1"], "a value is required"),
         (&["set", "a", "--bytes", "5MB"], "such as 64MiB"),

@@ -147,7 +147,9 @@ async fn wrong_files(ring: &Ring, config: &str) {
     fs::write(ring.dir().join("short.db"), &whole[..whole.len() / 2]).unwrap();
     restore("short.db", config).await.fails(65, "cut short");
     fs::write(ring.dir().join("noise.db"), b"SQLite format 3\0 and so on").unwrap();
-    restore("noise.db", config).await.fails(65, "no frame begins here");
+    restore("noise.db", config)
+        .await
+        .fails(65, "noise.db is not a whole snapshot: it is another kind of file, or damaged");
     let mut flipped = whole.clone();
     flipped[whole.len() / 3] ^= 1;
     fs::write(ring.dir().join("flipped.db"), &flipped).unwrap();

@@ -87,8 +87,12 @@ fn no_byte_of_a_certificate_can_be_changed() {
     }
     for bytes in [&certificate[..certificate.len() - 1], &[&certificate[..], &[0]].concat(), &[]] {
         fs::write(dir.path().join("certificate"), bytes).unwrap();
-        verify(dir.path(), &[]).fails(65, "refused by rule E1: ");
+        verify(dir.path(), &[]).fails(65, "refused by rule E1: certificate is not a certificate");
     }
+    // Another kind of file altogether.
+    fs::write(dir.path().join("certificate"), "[etcd]\nlisten = \"127.0.0.1:2379\"\n").unwrap();
+    let ran = verify(dir.path(), &[]).fails(65, "`satrap get BUNDLE --certificate FILE` saves one");
+    assert!(!ran.err.contains("hostile") && !ran.err.contains("items"), "{}", ran.err);
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! Which realm a verb talks to: a described one, or one spelled out on the command line.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Args;
 use satrap_certify::Genesis;
 use satrap_host::files;
 
-use super::Endpoint;
+use super::{DECIDE_WITHIN, Endpoint};
 use crate::{error::CliError, realm::Description};
 
 /// A genesis of more bytes was not written by `satrap init`.
@@ -35,9 +38,30 @@ pub struct Connection {
     pub trust: Option<PathBuf>,
 }
 
+/// How long a verb that submits a change may take.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Patience {
+    /// Wait so many seconds for the decision; a change that was submitted may be decided later
+    #[arg(long, value_name = "SECONDS", default_value_t = DECIDE_WITHIN.as_secs())]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: u64,
+}
+
+impl Patience {
+    /// As a duration.
+    #[must_use]
+    pub fn duration(self) -> Duration {
+        Duration::from_secs(self.timeout)
+    }
+}
+
 impl Connection {
     /// The realm's description, unless everything is on the command line.
-    pub(super) fn description(&self) -> Result<Option<Description>, CliError> {
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or it is not one.
+    pub fn description(&self) -> Result<Option<Description>, CliError> {
         let files = [&self.genesis, &self.cert, &self.key, &self.trust];
         if !self.endpoints.is_empty() && files.iter().all(|file| file.is_some()) {
             return Ok(None);

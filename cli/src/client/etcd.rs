@@ -9,6 +9,7 @@ use rustls::{
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
+use satrap_host::mtls;
 use satrap_proto::etcdserverpb::{
     Member, MemberListRequest, cluster_client::ClusterClient, maintenance_client::MaintenanceClient,
 };
@@ -20,7 +21,7 @@ use tonic::{
 };
 use tower::service_fn;
 
-use crate::{error::CliError, realm::description::Client as Files};
+use crate::{error::CliError, output::one_line, realm::description::Client as Files};
 
 /// Name resolution, TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -92,27 +93,27 @@ impl EtcdClient {
             }
         });
         let channel = endpoint.connect_with_connector(connector).await;
-        channel.map_err(|e| {
-            let cause =
-                std::error::Error::source(&e).map_or_else(String::new, |c| format!(": {c}"));
-            failed(&format!("{e}{cause}"))
-        })
+        channel.map_err(|e| failed(&mtls::causes(&e)))
     }
 
     /// A channel to the first member that answers.
     ///
     /// # Errors
     ///
-    /// If none does; the last reason.
+    /// If none does, with each one's reason.
     pub async fn any(&self) -> Result<Channel, CliError> {
-        let mut last = CliError::usage("the region has no endpoint for clients of etcd");
+        if self.endpoints.is_empty() {
+            return Err(CliError::usage("the region has no endpoint for clients of etcd"));
+        }
+        let mut reasons = Vec::new();
         for url in &self.endpoints {
             match self.connect(url).await {
                 Ok(channel) => return Ok(channel),
-                Err(error) => last = error,
+                Err(error) => reasons.push(format!("  {}", one_line(&error.message))),
             }
         }
-        Err(last)
+        let reasons = reasons.join("\n");
+        Err(CliError::unavailable(format!("no member of the ring answers\n{reasons}")))
     }
 
     /// The service for members, at whoever answers.
@@ -147,7 +148,9 @@ pub async fn members(cluster: &mut ClusterClient<Channel>) -> Result<Vec<Member>
 /// What a server refused, or that it cannot answer.
 #[must_use]
 pub fn answer(status: &Status) -> CliError {
-    let text = status.message();
+    // A member marks its own refusals as etcd does, for clients of etcd; this program does so, too.
+    let text = status.message().strip_prefix("satrap: ").unwrap_or(status.message());
+    let text = one_line(text);
     match status.code() {
         tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Unknown => {
             CliError::unavailable(text)

@@ -5,12 +5,23 @@
 //! does not in time, the claim is not borne out and the next server gets the same bytes; a change is
 //! decided at most once. A lost answer is settled by the same look.
 //!
+//! ```text
+//!   hand in to one server ── answer ──▶ decided: look for the effect │ refused │ lost: next server
+//!            └── silent for HAND_ON_AFTER: the next server gets it, too
+//!   out of time: `not submitted` if no server took it, `undecided` if one did
+//! ```
+//!
 //! # Deliberately absent
 //!
 //! A refusal is the word of one server too, but it is seen: the error names the server.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use satrap_certify::{
     Action, Governance, GovernanceAct, Interest, Publish, Replica, SignedChange, Timestamp,
 };
@@ -19,14 +30,18 @@ use satrap_proto::v1::{SubmitReply, SubmitRequest};
 use tokio::time::{sleep, timeout};
 use tonic::Code;
 
-use super::{Client, Decided, Endpoint, control, named_rule, status_text, unanswered};
+use super::{Client, Decided, Endpoint, control, named_rule, status_text};
 use crate::{
+    changes,
     error::{CliError, Kind},
-    operator,
+    output::one_line,
 };
 
-/// A decision takes well under a second; a realm that lost its leader takes a few.
-const DECIDE_WITHIN: Duration = Duration::from_secs(30);
+/// How long a change may take, unless the caller says otherwise: a decision takes well under a
+/// second, a realm that lost its leader takes a few.
+pub const DECIDE_WITHIN: Duration = Duration::from_secs(30);
+/// A server that is silent for so long may have no quorum, or swallow what it gets.
+const HAND_ON_AFTER: Duration = Duration::from_secs(5);
 /// How long a decided change may take to show. A validator shows it at once, a member as soon as its
 /// ring has adopted it.
 const SHOW_WITHIN: Duration = Duration::from_secs(5);
@@ -35,6 +50,8 @@ const SILENT_HEARTBEATS: u32 = 3;
 /// Between two looks, the first one; the pause doubles up to the longest.
 const LOOK_PAUSE: Duration = Duration::from_millis(25);
 const LOOK_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// A change that applies to a state of the past breaks one of these; it may have made the present.
+const OVERTAKEN: [&str; 3] = ["V4", "V11", "V28"];
 
 /// The answer of one server to a submitted change.
 enum Answer {
@@ -44,8 +61,8 @@ enum Answer {
     Refused(CliError),
     /// Nothing; the change may have been passed on.
     Lost(String),
-    /// Nothing, because it was not reached.
-    Unreached(String),
+    /// The server did not take it.
+    NotTaken(String),
 }
 
 /// The certified effect of a change.
@@ -55,86 +72,232 @@ struct Shown {
     by: Endpoint,
 }
 
+/// The servers asked so far.
+#[derive(Default)]
+struct Tally(Mutex<Asked>);
+
+#[derive(Default)]
+struct Asked {
+    /// They have the change, as far as is known, and have not answered.
+    waiting: Vec<String>,
+    /// Whether some server may have had the change decided without proof of it.
+    unsettled: bool,
+    /// The others, with their reasons.
+    reasons: Vec<String>,
+}
+
+impl Tally {
+    fn lock(&self) -> MutexGuard<'_, Asked> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn handed(&self, endpoint: &Endpoint) {
+        self.lock().waiting.push(endpoint.label.clone());
+    }
+
+    fn answered(&self, endpoint: &Endpoint) {
+        self.lock().waiting.retain(|label| *label != endpoint.label);
+    }
+
+    fn failed(&self, endpoint: &Endpoint, why: &str, unsettled: bool) {
+        let mut asked = self.lock();
+        asked.unsettled |= unsettled;
+        asked.reasons.push(format!("  {}: {}", endpoint.label, one_line(why)));
+    }
+
+    /// Whether some server may have the change.
+    fn is_unsettled(&self) -> bool {
+        let asked = self.lock();
+        asked.unsettled || !asked.waiting.is_empty()
+    }
+
+    /// The end without a decision.
+    fn end(&self, patience: Duration) -> CliError {
+        let unsettled = self.is_unsettled();
+        let asked = self.lock();
+        let silent = asked.waiting.iter().map(|label| format!("  {label}: no answer yet"));
+        let servers: Vec<_> = asked.reasons.iter().cloned().chain(silent).collect();
+        let servers = servers.join("\n");
+        if !unsettled {
+            return CliError::unavailable(format!(
+                "not submitted: no server took the change; `satrap status` shows which of them \
+                 answer\n{servers}"
+            ));
+        }
+        CliError::undecided(format!(
+            "submitted, but no decision was seen within {} s: the validators may still decide the \
+             change, at most once; see with `satrap status` whether more than two thirds of them \
+             run, then give the same command again, which finds out\n{servers}",
+            patience.as_secs()
+        ))
+    }
+}
+
 impl Client {
     /// Submits a change and waits until certified state shows its effect (O3).
     ///
     /// # Errors
     ///
-    /// The validators' refusal with its rule, or that no server's answer was borne out.
+    /// As [`Client::submit_within`], after half a minute.
     pub async fn submit(&self, change: &SignedChange) -> Result<Decided, CliError> {
-        let bytes = operator::encode(change)?;
-        let mut reasons = Vec::new();
-        // Whether some server may have had the change decided without proof of it.
-        let mut unsettled = false;
-        for endpoint in &self.endpoints {
-            match self.hand_in(endpoint, &bytes).await {
-                Answer::Decided(reply) => {
-                    if let Some(shown) = self.shown(change, endpoint).await {
-                        return Ok(shown.decided(Some((reply.height, endpoint))));
-                    }
-                    unsettled = true;
-                    reasons.push(format!(
-                        "  {}: it says that height {} decided the change, but no server showed its \
-                         effect certified within {SHOW_WITHIN:?}",
-                        endpoint.label, reply.height
-                    ));
-                }
-                Answer::Lost(why) => {
-                    unsettled = true;
-                    reasons.push(format!("  {}: {why}", endpoint.label));
-                }
-                Answer::Unreached(why) => reasons.push(format!("  {}: {why}", endpoint.label)),
-                Answer::Refused(error) => {
-                    // O2: what an earlier server had decided is stale here.
-                    let shown = match unsettled {
-                        true => self.shown(change, endpoint).await,
-                        false => None,
-                    };
-                    return shown.map(|shown| shown.decided(None)).ok_or(error);
-                }
-            }
-        }
-        Err(unanswered(&reasons))
+        self.submit_within(change, DECIDE_WITHIN, &|_| {}).await
     }
 
-    async fn hand_in(&self, endpoint: &Endpoint, bytes: &[u8]) -> Answer {
+    /// Submits a change and waits at most for `patience` until certified state shows its effect.
+    /// `say` gets a line now and then while that takes long.
+    ///
+    /// A change that is refused because it was decided before is [`Decided::before`].
+    ///
+    /// # Errors
+    ///
+    /// The validators' refusal with its rule, [`Kind::Unavailable`] if no server took the change, or
+    /// [`Kind::Undecided`] if one did and no decision was seen.
+    pub async fn submit_within(
+        &self,
+        change: &SignedChange,
+        patience: Duration,
+        say: &(dyn Fn(&str) + Sync),
+    ) -> Result<Decided, CliError> {
+        let bytes = changes::encode(change)?;
+        let tally = Tally::default();
+        let ended = timeout(patience, self.hand_around(change, &bytes, &tally, say)).await;
+        ended.unwrap_or(Ok(None))?.ok_or_else(|| tally.end(patience))
+    }
+
+    /// Hands the change to one server after the other until it is decided or refused; nothing if no
+    /// server has it.
+    async fn hand_around(
+        &self,
+        change: &SignedChange,
+        bytes: &[u8],
+        tally: &Tally,
+        say: &(dyn Fn(&str) + Sync),
+    ) -> Result<Option<Decided>, CliError> {
+        let started = clock::monotonic();
+        let (mut answers, mut others) = (FuturesUnordered::new(), self.endpoints.iter());
+        answers.extend(others.next().map(|first| self.hand_in(first, bytes, tally)));
+        loop {
+            let answer = match timeout(HAND_ON_AFTER, answers.next()).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    let waiting = tally.lock().waiting.join(", ");
+                    let seconds = (clock::monotonic() - started).as_secs();
+                    if !waiting.is_empty() {
+                        say(&format!("no decision after {seconds} s; handed to {waiting}"));
+                    }
+                    answers.extend(others.next().map(|next| self.hand_in(next, bytes, tally)));
+                    continue;
+                }
+            };
+            let Some((endpoint, answer)) = answer else { break };
+            match answer {
+                Answer::Decided(reply) => {
+                    if let Some(shown) = self.shown(change, endpoint, SHOW_WITHIN).await {
+                        return Ok(Some(shown.decided(Some((reply.height, endpoint)))));
+                    }
+                    let why = format!(
+                        "it says that height {} decided the change, but no server showed its effect \
+                         certified within {SHOW_WITHIN:?}",
+                        reply.height
+                    );
+                    tally.failed(endpoint, &why, true);
+                }
+                Answer::Lost(why) => tally.failed(endpoint, &why, true),
+                Answer::NotTaken(why) => tally.failed(endpoint, &why, false),
+                Answer::Refused(error) => {
+                    return self.refused(change, endpoint, error, tally).await.map(Some);
+                }
+            }
+            answers.extend(others.next().map(|next| self.hand_in(next, bytes, tally)));
+        }
+        if !tally.is_unsettled() {
+            return Ok(None);
+        }
+        // Every server has answered, and one of them may have passed the change on.
+        let first = &self.endpoints[0];
+        let shown = self.shown(change, first, Duration::MAX).await;
+        Ok(shown.map(|shown| shown.decided(None)))
+    }
+
+    /// O2: a change that some server had decided is refused by the others, as one of the past.
+    async fn refused(
+        &self,
+        change: &SignedChange,
+        endpoint: &Endpoint,
+        error: CliError,
+        tally: &Tally,
+    ) -> Result<Decided, CliError> {
+        let overtaken = error.rule.as_deref().is_some_and(|rule| OVERTAKEN.contains(&rule));
+        if tally.is_unsettled() {
+            let shown = self.shown(change, endpoint, SHOW_WITHIN).await;
+            return shown.map(|shown| shown.decided(None)).ok_or(error);
+        }
+        if !overtaken {
+            return Err(error);
+        }
+        let seen = timeout(SHOW_WITHIN, self.seen(change, endpoint)).await.ok().flatten();
+        seen.map(|shown| Decided { before: true, ..shown.decided(None) }).ok_or(error)
+    }
+
+    async fn hand_in<'a>(
+        &self,
+        endpoint: &'a Endpoint,
+        bytes: &[u8],
+        tally: &Tally,
+    ) -> (&'a Endpoint, Answer) {
         let channel = match self.channel(endpoint).await {
             Ok(channel) => channel,
-            Err(why) => return Answer::Unreached(why),
+            Err(why) => return (endpoint, Answer::NotTaken(why.to_string())),
         };
         let request = SubmitRequest { change: bytes.to_vec().into() };
-        match timeout(DECIDE_WITHIN, control(channel).submit(request)).await {
-            Ok(Ok(reply)) => Answer::Decided(reply.into_inner()),
-            Ok(Err(status)) if is_verdict(status.code()) => {
+        tally.handed(endpoint);
+        let answer = match control(channel).submit(request).await {
+            Ok(reply) => Answer::Decided(reply.into_inner()),
+            Err(status) if is_verdict(status.code()) => {
                 let (rule, message) = named_rule(status.message());
-                let message = format!("{message} (says {})", endpoint.label);
+                let message = format!("{} (says {})", one_line(message), endpoint.label);
                 let rule = rule.map(str::to_owned);
                 Answer::Refused(CliError { kind: Kind::Refused, rule, message })
             }
-            Ok(Err(status)) => Answer::Lost(status_text(&status)),
-            Err(_) => Answer::Lost(format!("it was not decided within {DECIDE_WITHIN:?}")),
-        }
+            Err(status) if is_before_taking(status.code()) => {
+                Answer::NotTaken(status_text(&status))
+            }
+            Err(status) => Answer::Lost(status_text(&status)),
+        };
+        tally.answered(endpoint);
+        (endpoint, answer)
     }
 
-    /// Looks for the certified effect of `change` on all servers, `first` before the others.
-    async fn shown(&self, change: &SignedChange, first: &Endpoint) -> Option<Shown> {
-        let deadline = clock::monotonic() + SHOW_WITHIN;
-        let mut pause = LOOK_PAUSE;
-        let others = self.endpoints.iter().filter(|endpoint| *endpoint != first);
-        let order: Vec<_> = [first].into_iter().chain(others).collect();
-        loop {
-            for endpoint in &order {
-                let left = deadline.saturating_sub(clock::monotonic());
-                if let Ok(Some(shown)) = timeout(left, self.look(change, endpoint)).await {
-                    return Some(shown);
+    /// Looks for the certified effect of `change` on all servers, `first` before the others, again
+    /// and again for as long as `patience`.
+    async fn shown(
+        &self,
+        change: &SignedChange,
+        first: &Endpoint,
+        patience: Duration,
+    ) -> Option<Shown> {
+        let look = async {
+            let mut pause = LOOK_PAUSE;
+            loop {
+                if let Some(shown) = self.seen(change, first).await {
+                    return shown;
                 }
+                sleep(pause).await;
+                pause = (2 * pause).min(LOOK_PAUSE_MAX);
             }
-            if clock::monotonic() + pause >= deadline {
-                return None;
+        };
+        timeout(patience, look).await.ok()
+    }
+
+    /// Looks once on all servers, `first` before the others.
+    async fn seen(&self, change: &SignedChange, first: &Endpoint) -> Option<Shown> {
+        let others = self.endpoints.iter().filter(|endpoint| *endpoint != first);
+        for endpoint in [first].into_iter().chain(others) {
+            if let Some(shown) = self.look(change, endpoint).await {
+                return Some(shown);
             }
-            sleep(pause).await;
-            pause = (2 * pause).min(LOOK_PAUSE_MAX);
         }
+        None
     }
 
     /// Whether the certified state that one server holds shows the effect of `change`.
@@ -175,7 +338,7 @@ impl Shown {
         let claimed = claim.map_or(0, |(height, _)| height);
         let (height, version) = self.head.unwrap_or((claimed, 0));
         let by = claim.map_or(self.by, |(_, endpoint)| endpoint.clone());
-        Decided { height, version, by }
+        Decided { height, version, by, before: false }
     }
 }
 
@@ -188,6 +351,17 @@ fn is_verdict(code: Code) -> bool {
             | Code::Aborted
             | Code::NotFound
             | Code::OutOfRange
+    )
+}
+
+/// Whether a server that answers so has not even looked at the change.
+fn is_before_taking(code: Code) -> bool {
+    matches!(
+        code,
+        Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::Unimplemented
+            | Code::ResourceExhausted
     )
 }
 

@@ -9,7 +9,8 @@ use satrap_merkle::BundleTree;
 use super::{Dev, DevError};
 use crate::{
     client::{Client, Endpoint, version_of},
-    content, operator,
+    content::{self, Links},
+    operator,
     realm::RealmFiles,
 };
 
@@ -40,7 +41,7 @@ pub fn trust_bundle(file: Option<&Path>) -> Result<BundleTree, DevError> {
             SYSTEM_BUNDLES.join(", ")
         ))
     })?;
-    content::read(path).map_err(realm_error)
+    content::read(path, Links::Refuse).map_err(realm_error)
 }
 
 /// `tree` with the realm's own CA added, or without it if it is there: a small change either way.

@@ -78,6 +78,12 @@ pub struct Edge {
     pub pid: Option<u32>,
     /// Holds one symlink per bundle.
     pub active_dir: PathBuf,
+    /// The bundles it runs.
+    #[serde(default)]
+    pub bundles: Vec<String>,
+    /// The file beside a bundle's entries that holds all of them, if it writes one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub combined_file: Option<String>,
 }
 
 /// Paths of mTLS credentials.

@@ -151,6 +151,8 @@ impl RealmFiles {
                     name: e.name.to_string(),
                     pid: None,
                     active_dir: files.active_dir(),
+                    bundles: e.bundles.iter().map(ToString::to_string).collect(),
+                    combined_file: e.combined_file.clone(),
                 })
                 .collect(),
             client: Client {

@@ -1,15 +1,30 @@
 //! `satrap approve`: adds an operator's signature to a saved change.
 //!
-//! The approver sees what the signed bytes do, and with `--matches` checks that the resulting
-//! content is the one they reviewed, without trusting whoever made the file.
+//! The approver sees what the signed bytes do to the certified content of now, and with `--matches`
+//! checks that the resulting content is the one they reviewed, without trusting whoever made the
+//! file. Without a server in reach the bytes alone are shown, and that is said.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
-use satrap_certify::Action;
+use ed25519_dalek::SigningKey;
+use satrap_certify::{Action, Genesis, Governance, PublicKey};
+use tokio::time::timeout;
 
 use crate::{
-    client::Connection, content, error::CliError, operator, output::Output, verbs::publish,
+    changes::{
+        Changes,
+        review::{Present, Review, void},
+    },
+    client::{Client, Connection, version_of},
+    content::{self, Links},
+    error::CliError,
+    operator,
+    output::Output,
+    verbs::{block_on, publish::Saved},
 };
+
+/// How long the realm may take to say what a change applies to.
+const READ_WITHIN: Duration = Duration::from_secs(15);
 
 /// Arguments of `approve`.
 #[derive(clap::Args, Debug)]
@@ -22,51 +37,153 @@ pub struct Args {
     /// Sign only if the bundle will hold exactly this directory or PEM file
     #[arg(long, value_name = "PATH")]
     matches: Option<PathBuf>,
+    /// In that directory, read a symbolic link to a file as that file
+    #[arg(long, requires = "matches")]
+    follow_links: bool,
     #[command(flatten)]
     connection: Connection,
+}
+
+/// Certified state, or that of the genesis and why there is no better.
+struct Known {
+    governance: Governance,
+    base: Option<(u64, satrap_merkle::BundleTree)>,
+    missing: Option<String>,
+}
+
+impl Known {
+    fn present(&self) -> Present<'_> {
+        Present {
+            governance: &self.governance,
+            is_certified: self.missing.is_none(),
+            base: self.base.as_ref().map(|(version, tree)| (*version, tree)),
+        }
+    }
 }
 
 /// Approves.
 ///
 /// # Errors
 ///
-/// If the change is for another realm, or does not result in what the approver reviewed.
+/// If the change is for another realm, does not result in what the approver reviewed, or the key is
+/// of no operator.
 pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
-    let mut signed = operator::read_change(&args.change)?;
+    let mut changes = Changes::read(&args.change)?;
     let genesis = args.connection.genesis()?;
-    let (ours, theirs) = (genesis.realm().genesis_hash(), &signed.change.genesis_hash);
-    if ours != theirs {
-        return Err(CliError::rule(
-            "V1",
-            format!(
-                "the change is for the realm with genesis {}, this one has {}; do not sign it",
-                hex::encode(theirs),
-                hex::encode(ours)
-            ),
+    check_realm(&changes, &genesis)?;
+    check_outcome(args, &changes)?;
+    let keys = operator::read_keys(&args.operators)?;
+    let known = known(args, &genesis, &changes);
+    if let Some(why) = &known.missing {
+        output.note(&format!(
+            "the realm could not be asked, so this shows the bytes of the change alone, and \
+             operators as of the genesis: {why}"
         ));
     }
-    if let Some(path) = &args.matches {
-        let reviewed = content::read(path)?.root();
-        let Action::Publish(publish) = &signed.change.action else {
-            return Err(CliError::usage(
-                "--matches is for changes that publish; this one leaves no content to compare",
-            ));
+    let present = known.present();
+    if keys.is_empty() {
+        return output.show(&Review::of(&changes, &present));
+    }
+    if present.is_certified {
+        check_keys(&keys, present.governance)?;
+    }
+    // The validators refuse a change with such an approval, whoever else approved.
+    let dropped = void(&changes, &present);
+    changes.drop_approvals(&dropped);
+    for key in &dropped {
+        output.warn(&format!(
+            "the approval of key {key} was dropped: its signature does not verify, or no operator \
+             holds it"
+        ));
+    }
+    keys.iter().try_for_each(|key| changes.approve(key))?;
+    changes.replace(&args.change)?;
+    output.show(&Saved { file: args.change.clone(), change: Review::of(&changes, &present) })
+}
+
+/// V3: refuses keys whose approvals would spoil a change.
+pub(super) fn check_keys(keys: &[SigningKey], governance: &Governance) -> Result<(), CliError> {
+    let mut publics = keys.iter().map(PublicKey::of);
+    let unknown = publics.find(|key| !governance.operators.contains_key(key));
+    unknown.map_or(Ok(()), |key| {
+        Err(CliError::rule(
+            "V3",
+            format!(
+                "no operator of this realm holds key {key}, and an approval by it would spoil the \
+                 change; `satrap govern show` lists the keys that may approve"
+            ),
+        ))
+    })
+}
+
+/// V1, before any server has to say it.
+pub(super) fn check_realm(changes: &Changes, genesis: &Genesis) -> Result<(), CliError> {
+    let (ours, theirs) = (genesis.realm().genesis_hash(), changes.genesis_hash());
+    if ours == theirs {
+        return Ok(());
+    }
+    Err(CliError::rule(
+        "V1",
+        format!(
+            "the change is for the realm with genesis {}, this one has {}; do not sign it",
+            hex::encode(theirs),
+            hex::encode(ours)
+        ),
+    ))
+}
+
+/// V7, against the content that the approver reviewed.
+fn check_outcome(args: &Args, changes: &Changes) -> Result<(), CliError> {
+    let Some(path) = &args.matches else { return Ok(()) };
+    let links = if args.follow_links { Links::Follow } else { Links::Refuse };
+    let reviewed = content::read(path, links)?.root();
+    let Action::Publish(publish) = &changes.last().change.action else {
+        return Err(CliError::usage(
+            "--matches is for changes that publish; this one leaves no content to compare",
+        ));
+    };
+    if publish.root == reviewed {
+        return Ok(());
+    }
+    Err(CliError::rule(
+        "V7",
+        format!(
+            "the change results in root {}, {} has {}; do not sign it",
+            hex::encode(publish.root),
+            path.display(),
+            hex::encode(reviewed)
+        ),
+    ))
+}
+
+fn known(args: &Args, genesis: &Genesis, changes: &Changes) -> Known {
+    let read = async {
+        let client = Client::open(&args.connection)?;
+        let governance = client.governance().await?;
+        let base = match changes.first().change.action.bundle() {
+            None => None,
+            Some(bundle) => {
+                let interest = satrap_certify::Interest::Bundles(vec![bundle.clone()]);
+                let replica = client.read(&interest).await?.replica;
+                let tree = replica.content(bundle).cloned().unwrap_or_default();
+                Some((version_of(&replica, bundle), tree))
+            }
         };
-        if publish.root != reviewed {
-            return Err(CliError::rule(
-                "V7",
-                format!(
-                    "the change results in root {}, {} has {}; do not sign it",
-                    hex::encode(publish.root),
-                    path.display(),
-                    hex::encode(reviewed)
-                ),
-            ));
-        }
-    }
-    if args.operators.is_empty() {
-        return output.show(&operator::Summary::of(&signed));
-    }
-    operator::approve(&mut signed, &args.operators)?;
-    publish::save(&args.change, &signed, output)
+        Ok(Known { governance, base, missing: None })
+    };
+    let bounded = async {
+        let late = || CliError::unavailable(format!("no answer within {READ_WITHIN:?}"));
+        timeout(READ_WITHIN, read).await.map_err(|_| late())?
+    };
+    block_on(bounded).unwrap_or_else(|error| Known {
+        governance: genesis.governance.clone(),
+        base: None,
+        missing: Some(error.message),
+    })
+}
+
+/// What `changes` does, in words, from its bytes alone.
+pub(super) fn in_words(client: &Client, changes: &Changes) -> String {
+    let governance = &client.genesis.governance;
+    Review::of(changes, &Present { governance, is_certified: false, base: None }).action
 }

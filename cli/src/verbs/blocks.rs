@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tonic::Streaming;
 
 use crate::{
-    client::{Client, Connection, Endpoint},
+    client::{Client, Connection, Endpoint, status_text},
     error::CliError,
     output::{Output, count},
     verbs::block_on,
@@ -60,6 +60,12 @@ struct Exported {
 ///
 /// If no validator has the blocks, or the file cannot be written.
 pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
+    if args.to != 0 && args.to < args.from {
+        let Args { from, to, .. } = args;
+        return Err(CliError::usage(format!(
+            "--from {from} is above --to {to}; heights go up, and --to 0 is the newest"
+        )));
+    }
     let client = Client::open(&args.connection)?;
     let (export, by) = block_on(fetch(&client, args))?;
     files::write(&args.out, &export.bytes).map_err(|e| CliError::file("export", &args.out, &e))?;
@@ -95,7 +101,7 @@ async fn fetch(client: &Client, args: &Args) -> Result<(Export, String), CliErro
 }
 
 async fn fetch_from(client: &Client, endpoint: &Endpoint, args: &Args) -> Result<Export, String> {
-    let channel = client.channel(endpoint).await?;
+    let channel = client.channel(endpoint).await.map_err(|e| e.to_string())?;
     let mut control = ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let mut export = Export::default();
     // A server sends so many blocks per request as it likes; an empty page is the end.
@@ -106,7 +112,7 @@ async fn fetch_from(client: &Client, endpoint: &Endpoint, args: &Args) -> Result
         }
         let request = LightBlocksRequest { from_height, to_height: args.to };
         let page = control.light_blocks(request).await;
-        let page = page.map_err(|status| status.message().to_owned())?.into_inner();
+        let page = page.map_err(|status| status_text(&status))?.into_inner();
         if fetch_page(page, args.from, &mut export).await? == 0 {
             break;
         }
@@ -129,7 +135,7 @@ async fn fetch_page(
     loop {
         let next = timeout(NEXT_WITHIN, page.message()).await;
         let next = next.map_err(|_| format!("it sent nothing for {NEXT_WITHIN:?}"))?;
-        let Some(block) = next.map_err(|status| status.message().to_owned())? else {
+        let Some(block) = next.map_err(|status| status_text(&status))? else {
             return Ok(export.blocks - before);
         };
         let expected = from + export.blocks as u64;

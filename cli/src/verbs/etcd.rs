@@ -92,8 +92,14 @@ fn described(realm: &Path) -> Result<Description, CliError> {
 fn environment(realm: &Path, region: Option<&str>) -> Result<Environment, CliError> {
     let description = described(realm)?;
     let wanted = |name: &str| region.is_none_or(|wanted| wanted == name);
+    let names: Vec<_> = description.regions.iter().map(|r| r.name.clone()).collect();
     let found = description.regions.into_iter().find(|r| wanted(&r.name)).ok_or_else(|| {
-        CliError::usage(format!("no region `{}` in this realm", region.unwrap_or_default()))
+        CliError::usage(match region {
+            Some(region) => {
+                format!("the realm has no region `{region}`; its regions are {}", names.join(", "))
+            }
+            None => "the realm has no region, so nothing serves clients of etcd".to_owned(),
+        })
     })?;
     let Some(Client { ca, cert, key }) = found.etcd else {
         return Err(CliError::usage(format!(

@@ -70,7 +70,8 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
     let (Some(head), Some(tree)) = (replica.heads().get(bundle), replica.content(bundle)) else {
         let height = replica.height();
         return Err(CliError::refused(format!(
-            "the realm has no bundle `{bundle}`, proven at height {height}"
+            "the realm has no bundle `{bundle}`, proven at height {height}; `satrap status` lists \
+             those that there are"
         )));
     };
     if let Some(path) = &args.certificate {
@@ -82,7 +83,9 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
         let found = Key::new(key.as_bytes()).ok();
         return match found.and_then(|key| tree.get(&key)) {
             Some(value) => output.bytes(value),
-            None => Err(CliError::refused(format!("`{bundle}` has no key `{key}`"))),
+            None => Err(CliError::refused(format!(
+                "`{bundle}` has no key `{key}`; `satrap get {bundle}` lists its keys"
+            ))),
         };
     }
     if let Some(dir) = &args.out {
@@ -90,7 +93,7 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
     }
     let age = Timestamp(clock::now()).since(replica.certified_time());
     let entry = |(key, value): (&Key, &std::sync::Arc<[u8]>)| Entry {
-        key: String::from_utf8_lossy(key.as_bytes()).into_owned(),
+        key: content::key_text(key),
         bytes: value.len(),
     };
     output.show(&Got {

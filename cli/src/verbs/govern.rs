@@ -10,17 +10,21 @@ use std::{
 
 use satrap_certify::{
     Action, Change, Class, ClassKind, Governance, GovernanceAct, Label, Operator, PublicKey, Quota,
-    SignedChange, ValidatorInfo,
+    ValidatorInfo,
 };
-use satrap_host::files;
+use satrap_host::{files, mtls};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    client::{Client, Connection},
+    changes::{
+        self, Changes,
+        review::{Present, Review},
+    },
+    client::{Client, Connection, Patience},
     error::CliError,
     operator::{self, parse_public_key},
     output::{Output, table},
-    verbs::{block_on, publish, submit},
+    verbs::{approve, block_on, block_on_within, publish::Saved, submit},
 };
 
 /// A list of more bytes has more validators than a set may.
@@ -38,7 +42,7 @@ pub enum Verb {
     /// Take that right from a key
     RevokeOperator(RevokeOperator),
     /// Let a key speak for a region
-    AuthorizeRegionKey(RegionKey),
+    AuthorizeRegionKey(AuthorizeRegionKey),
     /// Take that right from a key
     RevokeRegionKey(RegionKey),
     /// Replace the validators by those in a TOML file (`show --validators` prints the present ones)
@@ -71,6 +75,9 @@ pub struct Signing {
     /// Save the signed change for others to approve, and do not submit it
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// How long to wait.
+    #[command(flatten)]
+    pub patience: Patience,
     #[command(flatten)]
     /// Which realm.
     pub connection: Connection,
@@ -98,7 +105,17 @@ pub struct RevokeOperator {
     signing: Signing,
 }
 
-/// Arguments of `authorize-region-key` and `revoke-region-key`.
+/// Arguments of `authorize-region-key`.
+#[derive(clap::Args, Debug)]
+pub struct AuthorizeRegionKey {
+    #[command(flatten)]
+    of: RegionKey,
+    /// The region is new: neither the realm's description nor another key names it yet
+    #[arg(long)]
+    new_region: bool,
+}
+
+/// Arguments of `revoke-region-key`.
 #[derive(clap::Args, Debug)]
 pub struct RegionKey {
     /// The region
@@ -136,7 +153,7 @@ pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
             (GovernanceAct::AuthorizeOperator(operator), signing)
         }
         Verb::RevokeOperator(args) => (GovernanceAct::RevokeOperator(args.key), &args.signing),
-        Verb::AuthorizeRegionKey(args) => {
+        Verb::AuthorizeRegionKey(AuthorizeRegionKey { of: args, .. }) => {
             (GovernanceAct::AuthorizeRegionKey(args.region.clone(), args.key), &args.signing)
         }
         Verb::RevokeRegionKey(args) => {
@@ -146,20 +163,49 @@ pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
             (GovernanceAct::SetValidators(read_validators(&args.file)?), &args.signing)
         }
     };
-    change(act, signing, output)
+    let Signing { operators, out, patience, connection } = signing;
+    out.as_deref().map_or(Ok(()), changes::check_absent)?;
+    let client = Client::open(connection)?;
+    let keys = operator::read_keys(&client.signing_keys(operators))?;
+    let read = client.governance();
+    let governance = block_on_within(patience.duration(), "read the governance state", read)?;
+    approve::check_keys(&keys, &governance)?;
+    if let Verb::AuthorizeRegionKey(args) = verb {
+        check_region(args, &client, &governance)?;
+    }
+    let action = Action::Govern(governance.version, act);
+    let mut changes = Changes::from(Change::new(client.genesis.realm(), action));
+    keys.iter().try_for_each(|key| changes.approve(key))?;
+    let Some(file) = out else {
+        return submit::show(&client, &changes, *patience, output);
+    };
+    changes.create(file)?;
+    let present = Present { governance: &governance, is_certified: true, base: None };
+    output.show(&Saved { file: file.clone(), change: Review::of(&changes, &present) })
 }
 
-fn change(act: GovernanceAct, signing: &Signing, output: &Output) -> Result<(), CliError> {
-    let client = Client::open(&signing.connection)?;
-    let keys = client.signing_keys(&signing.operators);
-    let present = block_on(client.governance())?;
-    let action = Action::Govern(present.version, act);
-    let mut signed = SignedChange::unsigned(Change::new(client.genesis.realm(), action));
-    operator::approve(&mut signed, &keys)?;
-    match &signing.out {
-        Some(file) => publish::save(file, &signed, output),
-        None => submit::decide(&client, &signed, output),
+/// Refuses a region that nothing names: a mistyped one would be authorized to speak for nobody.
+fn check_region(
+    args: &AuthorizeRegionKey,
+    client: &Client,
+    governance: &Governance,
+) -> Result<(), CliError> {
+    let described = client.description.iter().flat_map(|realm| &realm.regions);
+    let mut known: Vec<_> = described.map(|region| region.name.clone()).collect();
+    known.extend(governance.region_keys.keys().map(ToString::to_string));
+    known.sort();
+    known.dedup();
+    let region = &args.of.region;
+    if args.new_region || known.iter().any(|name| name == region.as_str()) {
+        return Ok(());
     }
+    let known = match known.as_slice() {
+        [] => "none is known here".to_owned(),
+        names => format!("known are {}", names.join(", ")),
+    };
+    Err(CliError::refused(format!(
+        "there is no region `{region}`: {known}; check the name, or say --new-region"
+    )))
 }
 
 fn show(args: &Show, output: &Output) -> Result<(), CliError> {
@@ -208,7 +254,11 @@ struct RawValidator {
 }
 
 fn read_validators(path: &Path) -> Result<Vec<ValidatorInfo>, CliError> {
-    let refuse = |why: String| CliError::refused(format!("{}: {why}", path.display()));
+    let refuse = |why: String| {
+        let path = path.display();
+        let example = "`satrap govern show --validators` prints a list";
+        CliError::refused(format!("{path} is not a list of validators: {why}; {example}"))
+    };
     let text =
         files::read(path, LIST_BYTES_MAX).map_err(|e| CliError::file("validators", path, &e))?;
     let text = String::from_utf8(text).map_err(|e| refuse(e.to_string()))?;
@@ -220,7 +270,9 @@ fn read_validators(path: &Path) -> Result<Vec<ValidatorInfo>, CliError> {
                 .map_err(|e| format!("public_key of `{}`: {e}", raw.name))?,
             power: raw.power,
             jurisdiction: Label::new(&raw.jurisdiction).map_err(|e| e.to_string())?,
-            url: raw.url,
+            url: mtls::check_url(&raw.url)
+                .map(|()| raw.url)
+                .map_err(|e| format!("url of `{}`: {e}", raw.name))?,
         })
     };
     list.validators.into_iter().map(info).collect::<Result<_, String>>().map_err(refuse)

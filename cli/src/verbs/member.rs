@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use satrap_host::mtls;
 use satrap_proto::etcdserverpb::{
     Member, MemberAddRequest, MemberRemoveRequest, cluster_client::ClusterClient,
 };
@@ -44,7 +45,7 @@ pub struct Add {
     /// What its certificate calls it
     name: String,
     /// Where the other members reach it
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = peer_url)]
     peer_url: String,
     #[command(flatten)]
     region: etcd::Args,
@@ -65,10 +66,15 @@ pub struct Replace {
     /// Its name, or its number in hex, as `member list` shows them
     member: String,
     /// Where the other members will reach it, if elsewhere than before
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = peer_url)]
     peer_url: Option<String>,
     #[command(flatten)]
     region: etcd::Args,
+}
+
+fn peer_url(text: &str) -> Result<String, String> {
+    mtls::check_url(text).map_err(|e| e.to_string())?;
+    Ok(text.to_owned())
 }
 
 /// Does it.
@@ -151,8 +157,13 @@ fn find(members: &[Member], wanted: &str) -> Result<Member, CliError> {
     let by_name = members.iter().find(|member| member.name == wanted);
     let by_number = || members.iter().find(|member| Some(member.id) == number);
     by_name.or_else(by_number).cloned().ok_or_else(|| {
-        let names: Vec<_> = members.iter().map(|member| member.name.as_str()).collect();
-        CliError::refused(format!("no member `{wanted}`; there are {}", names.join(", ")))
+        // A member that is expected has no name before it has come.
+        let listed = members.iter().map(|member| match member.name.as_str() {
+            "" => format!("{:x} (expected at {})", member.id, member.peer_ur_ls.join(",")),
+            name => format!("`{name}`"),
+        });
+        let listed = listed.collect::<Vec<_>>().join(", ");
+        CliError::refused(format!("the ring has no member `{wanted}`; its members are {listed}"))
     })
 }
 
@@ -199,5 +210,28 @@ impl fmt::Display for View {
         }));
         write!(f, "{}", table(&rows))?;
         self.next.as_ref().map_or(Ok(()), |next| writeln!(f, "next: {next}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_member_is_answered_with_those_that_there_are() {
+        let member = |id, name: &str| Member {
+            id,
+            name: name.to_owned(),
+            peer_ur_ls: vec!["https://10.0.0.4:7".to_owned()],
+            ..Member::default()
+        };
+        let members = [member(10, "a"), member(11, "b"), member(0xc, "")];
+        let error = find(&members, "x").unwrap_err();
+        assert_eq!(
+            error.message,
+            "the ring has no member `x`; its members are `a`, `b`, c (expected at \
+             https://10.0.0.4:7)"
+        );
+        assert_eq!(find(&members, "c").unwrap().id, 0xc);
     }
 }

@@ -18,18 +18,21 @@ pub mod status;
 pub mod submit;
 pub mod verify;
 
+use std::time::Duration;
+
 use clap::{Parser, Subcommand};
+use tokio::time::timeout;
 
 use crate::{
     dev::{self, DevError},
-    error::CliError,
+    error::{CliError, Kind},
     output::Output,
 };
 
-/// Satrap: a federated control plane. Delivery is trusted to nobody, authority is proved to
-/// everybody.
+/// Operates a Satrap realm: publishes certified config through a quorum of validators, reads and
+/// verifies it, and runs validators, regions and edges
 #[derive(Debug, Parser)]
-#[command(name = "satrap", version, about, propagate_version = true)]
+#[command(name = "satrap", version, propagate_version = true)]
 pub struct Cli {
     /// Print results and errors as JSON
     #[arg(long, global = true)]
@@ -136,6 +139,29 @@ fn run_dev(args: dev::Args, output: &Output) -> Result<(), CliError> {
                 CliError::internal(&error)
             }
         })
+    })
+}
+
+/// Runs a read of what a change will apply to, for at most `patience`: nothing is submitted yet.
+pub(crate) fn block_on_within<T>(
+    patience: Duration,
+    what: &str,
+    task: impl Future<Output = Result<T, CliError>>,
+) -> Result<T, CliError> {
+    block_on(async {
+        let seconds = patience.as_secs();
+        let late = |_| {
+            CliError::unavailable(format!(
+                "could not {what} within {seconds} s; `satrap status` shows which servers answer"
+            ))
+        };
+        timeout(patience, task).await.map_err(late)?
+    })
+    .map_err(|error| match error.kind {
+        Kind::Unavailable => {
+            CliError { message: format!("not submitted: {}", error.message), ..error }
+        }
+        Kind::Usage | Kind::Refused | Kind::Internal | Kind::Undecided => error,
     })
 }
 

@@ -4,25 +4,26 @@
 //! signature covers the root that results, so a server that lies about the present can make the
 //! change fail but not make it do something else.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::{fmt, path::PathBuf};
 
-use satrap_certify::{
-    Action, BundleName, Change, Interest, Publish, Realm, SignedChange, Timestamp,
-};
+use satrap_certify::{BundleName, Interest, Timestamp};
+use satrap_edge_agent::paths;
 use satrap_host::clock;
 use satrap_merkle::BundleTree;
 use serde::Serialize;
 
 use crate::{
+    changes::{
+        self, Changes,
+        review::{Present, Review},
+        split,
+    },
     client::{Client, version_of},
-    content::{self, Difference},
+    content::{self, Difference, Links},
     error::CliError,
-    operator::{self, Summary},
-    output::{Output, short, span},
-    verbs::{block_on, govern::Signing},
+    operator,
+    output::{Output, one_line, short, span},
+    verbs::{approve, block_on_within, govern::Signing, submit},
 };
 
 /// Arguments of `publish`.
@@ -35,11 +36,24 @@ pub struct Args {
     /// Fail unless this is the current version; 0 if the bundle does not exist yet
     #[arg(long, value_name = "N")]
     expect_version: Option<u64>,
+    /// Show what would change and what deserves a second look; sign and submit nothing
+    #[arg(long, conflicts_with = "out")]
+    dry_run: bool,
+    /// Allow up to N entries to be removed; without it, one entry or a quarter of them, never all
+    #[arg(long, value_name = "N")]
+    allow_delete: Option<usize>,
+    /// Read a symbolic link to a file as that file, wherever it is; otherwise a link is an error
+    #[arg(long)]
+    follow_links: bool,
+    /// Fail if the change is too large for one block; otherwise it becomes several versions, which
+    /// edges run one after the other
+    #[arg(long)]
+    one_version: bool,
     #[command(flatten)]
     signing: Signing,
 }
 
-/// What `publish` and `submit` print when a change is decided.
+/// What `publish` prints when a change is decided.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Published {
     /// What was published.
@@ -48,6 +62,8 @@ pub struct Published {
     pub from_version: u64,
     /// The version now.
     pub version: u64,
+    /// How many versions were made, one after the other.
+    pub parts: usize,
     /// Its root.
     pub root: String,
     /// The height that decided it; `None` if nothing had to be.
@@ -58,6 +74,8 @@ pub struct Published {
     pub by: Option<String>,
     /// Entries that differ.
     pub difference: Difference,
+    /// What deserves a second look.
+    pub warnings: Vec<String>,
 }
 
 /// What `--out` prints.
@@ -66,57 +84,142 @@ pub struct Saved {
     /// Where the change is.
     pub file: PathBuf,
     /// What it does.
-    pub change: Summary,
+    pub change: Review,
+}
+
+/// What `--dry-run` prints.
+#[derive(Serialize)]
+struct Planned {
+    dry_run: bool,
+    change: Review,
 }
 
 /// Publishes.
 ///
 /// # Errors
 ///
-/// If the content is wrong, the version is not the expected one, or the validators refuse.
+/// If the content is wrong, the version is not the expected one, more is removed than allowed, or
+/// the validators refuse.
 pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
-    let to = content::read(&args.path)?;
-    let client = Client::open(&args.signing.connection)?;
-    let keys = client.signing_keys(&args.signing.operators);
-    let base = block_on(base(&client, &args.bundle, args.expect_version))?;
+    let Signing { operators, out, patience, connection } = &args.signing;
+    out.as_deref().map_or(Ok(()), changes::check_absent)?;
+    let links = if args.follow_links { Links::Follow } else { Links::Refuse };
+    let to = content::read(&args.path, links)?;
+    let client = Client::open(connection)?;
+    check_combined(&client, &args.bundle, &to)?;
+    let keys = match args.dry_run {
+        true => Vec::new(),
+        false => operator::read_keys(&client.signing_keys(operators))?,
+    };
+    let read = base(&client, &args.bundle, args.expect_version);
+    let base = block_on_within(patience.duration(), "read the present version", read)?;
     let difference = Difference::between(&base.tree, &to);
     if difference.is_empty() && base.version > 0 {
-        return output.show(&Published {
-            bundle: args.bundle.to_string(),
-            from_version: base.version,
-            version: base.version,
-            root: hex::encode(to.root()),
-            height: None,
-            decided_ms: None,
-            by: None,
-            difference,
-        });
+        return output.show(&Published::nothing(args, base.version, &to));
     }
-    let change = build(client.genesis.realm(), &args.bundle, &base, &to);
-    let mut signed = SignedChange::unsigned(change);
-    operator::approve(&mut signed, &keys)?;
-    if let Some(file) = &args.signing.out {
-        return save(file, &signed, output);
+    if to.is_empty() && base.version == 0 {
+        let path = args.path.display();
+        return Err(CliError::refused(format!(
+            "{path} holds no file, so there is nothing to publish"
+        )));
     }
-    let started = clock::monotonic();
-    let decided = block_on(client.submit(&signed))?;
-    let decided_ms = (clock::monotonic() - started).as_millis();
+    let refusal = check_deletions(args, &difference, base.tree.len());
+    let mut changes =
+        split::publish(client.genesis.realm(), &args.bundle, base.expected, (&base.tree, &to))?;
+    let parts = changes.parts().len();
+    if args.one_version && parts > 1 {
+        return Err(CliError::refused(format!(
+            "the change is too large for one block; without --one-version it becomes {parts} \
+             versions, one after the other"
+        )));
+    }
+    if !args.dry_run {
+        refusal.map_or(Ok(()), Err)?;
+        keys.iter().try_for_each(|key| changes.approve(key))?;
+        if out.is_none() {
+            return decide(args, &client, (&base, &to), &changes, output);
+        }
+    }
+    let governance =
+        block_on_within(patience.duration(), "read who may approve", client.governance())?;
+    let base = Some((base.version, &base.tree));
+    let present = Present { governance: &governance, is_certified: true, base };
+    let mut change = Review::of(&changes, &present);
+    match out {
+        Some(file) => {
+            approve::check_keys(&keys, &governance)?;
+            changes.create(file)?;
+            output.show(&Saved { file: file.clone(), change })
+        }
+        None => {
+            let refusal = check_deletions(args, &difference, present.base.map_or(0, |b| b.1.len()));
+            change.warnings.extend(refusal.map(|error| error.message));
+            output.show(&Planned { dry_run: true, change })
+        }
+    }
+}
+
+fn decide(
+    args: &Args,
+    client: &Client,
+    (base, to): (&Base, &BundleTree),
+    changes: &Changes,
+    output: &Output,
+) -> Result<(), CliError> {
+    let difference = Difference::between(&base.tree, to);
+    let put = |key: &satrap_certify::Key| base.tree.get(key) != to.get(key);
+    let warnings = content::hazards(to.iter().filter(|(key, _)| put(key)));
+    warnings.iter().for_each(|warning| output.warn(warning));
+    let parts = changes.parts().len();
+    if parts > 1 {
+        output.note(&format!(
+            "the change is too large for one block; it becomes {parts} versions, and edges run each \
+             of them in turn"
+        ));
+    }
+    let decision = submit::decide(client, changes, args.signing.patience, output)?;
     output.show(&Published {
         bundle: args.bundle.to_string(),
         from_version: base.version,
-        version: decided.version,
+        version: decision.version,
+        parts,
         root: hex::encode(to.root()),
-        height: Some(decided.height),
-        decided_ms: u64::try_from(decided_ms).ok(),
-        by: Some(decided.by.label),
+        height: Some(decision.height),
+        decided_ms: Some(decision.decided_ms),
+        by: Some(decision.by),
         difference,
+        warnings,
     })
 }
 
-/// Saves a change for others to approve.
-pub(super) fn save(file: &Path, signed: &SignedChange, output: &Output) -> Result<(), CliError> {
-    operator::write_change(file, signed)?;
-    output.show(&Saved { file: file.to_owned(), change: Summary::of(signed) })
+/// The refusal to remove more than the operator allows, or than happens by design.
+fn check_deletions(args: &Args, difference: &Difference, before: usize) -> Option<CliError> {
+    let removed = difference.removed.len();
+    let refused = match args.allow_delete {
+        Some(allowed) => removed > allowed,
+        None => difference.is_mass_deletion(before),
+    };
+    refused.then(|| {
+        let (bundle, some) = (&args.bundle, Difference::some(&difference.removed));
+        CliError::refused(format!(
+            "`{bundle}` would lose {removed} of its {before} entries: {some}; look at all of it with \
+             --dry-run, and if it is meant, say --allow-delete {removed}"
+        ))
+    })
+}
+
+/// Refuses keys that the edges of the description cannot use beside their combined file.
+fn check_combined(client: &Client, bundle: &BundleName, to: &BundleTree) -> Result<(), CliError> {
+    let edges = client.description.iter().flat_map(|realm| &realm.edges);
+    for edge in edges.filter(|edge| edge.bundles.iter().any(|name| name == bundle.as_str())) {
+        if let Err(error) = paths::files(to, edge.combined_file.as_deref()) {
+            let (region, name) = (edge.region.as_deref().unwrap_or_default(), &edge.name);
+            return Err(CliError::refused(format!(
+                "edge `{region}/{name}` cannot run this: {error}"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The verified version and content that a change applies to.
@@ -164,11 +267,22 @@ pub async fn base(
     Ok(Base { version, expected, tree })
 }
 
-/// The change that turns `base` into `to`.
-#[must_use]
-pub fn build(realm: &Realm, bundle: &BundleName, base: &Base, to: &BundleTree) -> Change {
-    let publish = Publish::between(bundle.clone(), base.expected, &base.tree, to);
-    Change::new(realm, Action::Publish(publish))
+impl Published {
+    /// The bundle has this content already.
+    fn nothing(args: &Args, version: u64, to: &BundleTree) -> Self {
+        Self {
+            bundle: args.bundle.to_string(),
+            from_version: version,
+            version,
+            parts: 0,
+            root: hex::encode(to.root()),
+            height: None,
+            decided_ms: None,
+            by: None,
+            difference: Difference::default(),
+            warnings: Vec::new(),
+        }
+    }
 }
 
 impl fmt::Display for Published {
@@ -181,22 +295,27 @@ impl fmt::Display for Published {
                 "`{bundle}` has this content already: version {version}, root {root}"
             );
         };
-        let (added, changed) = (difference.added.len(), difference.changed.len());
-        let removed = difference.removed.len();
         writeln!(f, "`{bundle}` version {from_version} → {version}, root {root}")?;
-        writeln!(f, "  entries   {added} added, {changed} changed, {removed} removed")?;
+        writeln!(f, "  entries   {}", difference.sizes())?;
         writeln!(f, "  decided   at height {height} in {ms} ms, says {by}")
     }
 }
 
 impl fmt::Display for Saved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let file = self.file.display();
+        let file = one_line(&self.file.display().to_string());
         write!(f, "{}", self.change)?;
         writeln!(
             f,
-            "saved to {file}; next: `satrap approve {file} --operator KEY` by others, then \
-                     `satrap submit {file}`"
+            "saved to {file}; next: `satrap approve {file} --operator KEY` by others, then `satrap \
+             submit {file}`"
         )
+    }
+}
+
+impl fmt::Display for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.change)?;
+        writeln!(f, "dry run: nothing was signed or submitted")
     }
 }

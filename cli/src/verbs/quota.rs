@@ -49,15 +49,23 @@ pub struct Keys {
 pub struct Set {
     #[command(flatten)]
     which: Keys,
+    #[command(flatten)]
+    limits: Limits,
+    #[command(flatten)]
+    region: etcd::Args,
+}
+
+/// How much they may hold: bytes, keys or both.
+#[derive(clap::Args, Debug)]
+#[group(required = true, multiple = true)]
+pub struct Limits {
     /// Bytes of keys and values, such as 64MiB
-    #[arg(long, value_name = "SIZE", value_parser = bytes, required_unless_present = "keys")]
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
     bytes: Option<u64>,
     /// How many keys
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     #[arg(conflicts_with = "total")]
     keys: Option<u64>,
-    #[command(flatten)]
-    region: etcd::Args,
 }
 
 /// Arguments of `remove`.
@@ -107,7 +115,7 @@ pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
                 let listed = store.list_quotas(ListQuotasRequest::default()).await;
                 listed.map_err(|status| answer(&status))?.into_inner().quotas
             }
-            Verb::Set(Set { which, bytes, keys, .. }) => {
+            Verb::Set(Set { which, limits: Limits { bytes, keys }, .. }) => {
                 let (bytes_max, keys_max) = (bytes.unwrap_or(0), keys.unwrap_or(0));
                 let set = SetQuotaRequest { prefix: which.prefix().into(), bytes_max, keys_max };
                 let set = store.set_quota(set).await.map_err(|status| answer(&status))?;

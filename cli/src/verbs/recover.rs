@@ -186,7 +186,9 @@ fn status(args: &Status, output: &Output) -> Result<(), CliError> {
     let client = Client::open(&args.connection)?;
     let realm = block_on(async { Ok(gather(&client).await) })?;
     if realm.regions.is_empty() {
-        return Err(CliError::unavailable("no member of any region answers"));
+        return Err(CliError::unavailable(
+            "no member of any region answers; `satrap status` shows why each does not",
+        ));
     }
     let of = |region: crate::verbs::status::RegionView| Cuts {
         region: region.name,

@@ -6,17 +6,17 @@
 
 use std::{fmt, path::PathBuf};
 
-use satrap_certify::{Action, BundleName, Change, Retire, SignedChange};
-use satrap_host::clock;
+use satrap_certify::{Action, BundleName, Change, Retire};
 use serde::Serialize;
 
 use crate::{
+    changes::{self, Changes},
     client::Client,
     content::Difference,
     error::CliError,
     operator,
-    output::{Output, count},
-    verbs::{block_on, govern::Signing, publish},
+    output::{Output, count, one_line},
+    verbs::{block_on_within, govern::Signing, publish, submit},
 };
 
 /// Keys listed for people; `--json` lists all.
@@ -45,16 +45,9 @@ struct Retired {
     /// The keys of the entries that go with it.
     removed: Vec<String>,
     /// How it was decided; `None` if the change was saved.
-    decided: Option<Decision>,
+    decided: Option<submit::Decision>,
     /// Where the change was saved.
     file: Option<PathBuf>,
-}
-
-#[derive(Serialize)]
-struct Decision {
-    height: u64,
-    decided_ms: u64,
-    by: String,
 }
 
 /// Retires.
@@ -63,9 +56,12 @@ struct Decision {
 ///
 /// If the bundle does not exist or is not at the expected version, or the validators refuse.
 pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
-    let client = Client::open(&args.signing.connection)?;
-    let keys = client.signing_keys(&args.signing.operators);
-    let base = block_on(publish::base(&client, &args.bundle, args.expect_version))?;
+    let Signing { operators, out, patience, connection } = &args.signing;
+    out.as_deref().map_or(Ok(()), changes::check_absent)?;
+    let client = Client::open(connection)?;
+    let keys = operator::read_keys(&client.signing_keys(operators))?;
+    let read = publish::base(&client, &args.bundle, args.expect_version);
+    let base = block_on_within(patience.duration(), "read the present version", read)?;
     if base.version == 0 {
         let bundle = &args.bundle;
         return Err(CliError::rule(
@@ -75,28 +71,19 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
     }
     let retire = Retire { bundle: args.bundle.clone(), expect_version: base.version };
     let change = Change::new(client.genesis.realm(), Action::Retire(retire));
-    let mut signed = SignedChange::unsigned(change);
-    operator::approve(&mut signed, &keys)?;
+    let mut changes = Changes::from(change);
+    keys.iter().try_for_each(|key| changes.approve(key))?;
     let mut retired = Retired {
         bundle: args.bundle.to_string(),
         version: base.version,
         bytes: base.tree.bytes(),
         removed: Difference::between(&base.tree, &Default::default()).removed,
         decided: None,
-        file: args.signing.out.clone(),
+        file: out.clone(),
     };
-    match &args.signing.out {
-        Some(file) => operator::write_change(file, &signed)?,
-        None => {
-            let started = clock::monotonic();
-            let decided = block_on(client.submit(&signed))?;
-            let decided_ms = (clock::monotonic() - started).as_millis();
-            retired.decided = Some(Decision {
-                height: decided.height,
-                decided_ms: u64::try_from(decided_ms).unwrap_or(u64::MAX),
-                by: decided.by.label,
-            });
-        }
+    match out {
+        Some(file) => changes.create(file)?,
+        None => retired.decided = Some(submit::decide(&client, &changes, *patience, output)?),
     }
     output.show(&retired)
 }
@@ -108,16 +95,16 @@ impl fmt::Display for Retired {
         let verb = if self.decided.is_some() { "is retired" } else { "would be retired" };
         writeln!(f, "`{bundle}` version {version} {verb}: {entries}, {bytes} bytes removed")?;
         for key in removed.iter().take(KEYS_SHOWN) {
-            writeln!(f, "  - {key}")?;
+            writeln!(f, "  - {}", one_line(key))?;
         }
         if removed.len() > KEYS_SHOWN {
             writeln!(f, "  and {} more", removed.len() - KEYS_SHOWN)?;
         }
-        if let Some(Decision { height, decided_ms, by }) = &self.decided {
-            writeln!(f, "  decided   at height {height} in {decided_ms} ms, says {by}")?;
+        if let Some(decision) = &self.decided {
+            write!(f, "{decision}")?;
         }
         if let Some(file) = &self.file {
-            let file = file.display();
+            let file = one_line(&file.display().to_string());
             writeln!(
                 f,
                 "saved to {file}; next: `satrap approve {file} --operator KEY` by others, then \

@@ -122,8 +122,13 @@ pub(super) fn blame(error: &OfflineError) -> CliError {
 
 fn read(path: &Path, genesis: &Genesis) -> Result<SnapshotFacts, CliError> {
     let file = File::open(path).map_err(|e| CliError::file("snapshot", path, &e))?;
-    offline::read_snapshot(&mut BufReader::new(file), genesis)
-        .map_err(|e| CliError::refused(format!("snapshot {}: {e}", path.display())))
+    offline::read_snapshot(&mut BufReader::new(file), genesis).map_err(|e| {
+        let path = path.display();
+        CliError::refused(format!(
+            "{path} is not a whole snapshot: {e}; `satrap snapshot save` and `etcdctl snapshot \
+                 save` write them"
+        ))
+    })
 }
 
 fn save(args: &Save, output: &Output) -> Result<(), CliError> {

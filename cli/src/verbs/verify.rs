@@ -18,13 +18,10 @@ use serde::Serialize;
 
 use crate::{
     client::read_genesis,
-    content::{self, Difference},
+    content::{self, Difference, Links},
     error::CliError,
     output::{Output, short, span, table},
 };
-
-/// Keys named in an error; more would hide the first ones.
-const KEYS_SHOWN_MAX: usize = 5;
 
 /// Arguments of `verify`.
 #[derive(clap::Args, Debug)]
@@ -92,7 +89,16 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
     let genesis = read_genesis(&args.genesis)?;
     let bytes = files::read(&args.certificate, SNAPSHOT_BYTES_MAX as u64)
         .map_err(|e| CliError::file("certificate", &args.certificate, &e))?;
-    let snapshot = Snapshot::from_canonical(&bytes).map_err(satrap_certify::Rejection::from)?;
+    let snapshot = Snapshot::from_canonical(&bytes).map_err(|_| {
+        let path = args.certificate.display();
+        CliError::rule(
+            "E1",
+            format!(
+                "{path} is not a certificate, or it is damaged or cut; `satrap get BUNDLE \
+                 --certificate FILE` saves one"
+            ),
+        )
+    })?;
     let Snapshot(update) = &snapshot;
     let interest = interest(update, args.bundle.as_ref());
     let replica = Replica::restore(&genesis, interest, &snapshot)?;
@@ -123,7 +129,7 @@ fn check_content(args: &Args, replica: &Replica, bundle: &BundleName) -> Result<
         return Err(CliError::refused(why));
     };
     let Some(path) = &args.dir else { return Ok(()) };
-    let mut found = content::read(path)?;
+    let mut found = content::read(path, Links::Refuse)?;
     for key in &args.ignore {
         let key =
             Key::new(key.as_bytes()).map_err(|e| CliError::usage(format!("--ignore: {e}")))?;
@@ -136,11 +142,7 @@ fn check_content(args: &Args, replica: &Replica, bundle: &BundleName) -> Result<
     let Difference { added, changed, removed } = Difference::between(&certified, &found);
     let list = |what: &str, keys: &[String]| match keys.len() {
         0 => String::new(),
-        n => {
-            let shown = keys.iter().take(KEYS_SHOWN_MAX).cloned().collect::<Vec<_>>().join(", ");
-            let more = if n > KEYS_SHOWN_MAX { ", …" } else { "" };
-            format!("; {n} {what}: {shown}{more}")
-        }
+        n => format!("; {n} {what}: {}", Difference::some(keys)),
     };
     Err(CliError::rule(
         "B4",

@@ -68,7 +68,9 @@ pub(super) fn length(prefix: &[u8; PREFIX_BYTES]) -> Result<usize, Refused> {
     rest.advance(1 + 8);
     let payload_bytes = rest.get_u32_le() as usize;
     if magic != MAGIC {
-        return Err(Refused::Malformed("no frame begins here"));
+        return Err(Refused::Malformed(
+            "it is another kind of file, or damaged: bytes that begin no frame",
+        ));
     }
     if payload_bytes > PAYLOAD_BYTES_MAX {
         return Err(Refused::Malformed("a frame is longer than the limit"));

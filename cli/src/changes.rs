@@ -1,0 +1,255 @@
+//! Changes as they travel between operators: the content of a change file.
+//!
+//! A file holds one signed change, or a publish in several parts (see [`split`]): changes of one
+//! bundle, each of which expects the version that the one before makes. Whoever approves signs all of
+//! them, so that one file still means one outcome.
+//!
+//! The file is the canonical encoding of its changes, one after the other.
+
+pub mod review;
+pub mod split;
+
+use std::{io::ErrorKind, path::Path};
+
+use ed25519_dalek::SigningKey;
+use satrap_certify::{Action, Approval, Change, PublicKey, SignedChange, limits::CHANGE_BYTES_MAX};
+use satrap_host::files;
+use satrap_merkle::{
+    Digest,
+    codec::{Canonical as _, Reader},
+};
+
+use crate::error::CliError;
+
+/// Parts of one publish. The largest difference of two bundles has fewer.
+pub const PARTS_MAX: usize = 32;
+/// Bytes of the largest change file.
+const FILE_BYTES_MAX: u64 = (PARTS_MAX * CHANGE_BYTES_MAX) as u64;
+
+/// One change, or a publish in several parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// At least one.
+    parts: Vec<SignedChange>,
+}
+
+impl From<Change> for Changes {
+    fn from(change: Change) -> Self {
+        Self { parts: vec![SignedChange::unsigned(change)] }
+    }
+}
+
+impl Changes {
+    /// In the order in which they must be decided; at least one.
+    #[must_use]
+    pub fn parts(&self) -> &[SignedChange] {
+        &self.parts
+    }
+
+    /// The first part.
+    #[must_use]
+    pub fn first(&self) -> &SignedChange {
+        &self.parts[0]
+    }
+
+    /// The last part, whose outcome is that of all.
+    #[must_use]
+    pub fn last(&self) -> &SignedChange {
+        &self.parts[self.parts.len() - 1]
+    }
+
+    /// Signs every part.
+    ///
+    /// # Errors
+    ///
+    /// If there are too many approvals already.
+    pub fn approve(&mut self, key: &SigningKey) -> Result<(), CliError> {
+        self.parts.iter_mut().for_each(|part| part.approve(key));
+        let limit = satrap_certify::limits::APPROVALS_MAX;
+        let have = self.first().approvals.len();
+        if have > limit {
+            return Err(CliError::refused(format!(
+                "{have} approvals, at most {limit} are allowed"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Takes the approvals of `operators` out.
+    pub fn drop_approvals(&mut self, operators: &[PublicKey]) {
+        let stays = |approval: &Approval| !operators.contains(&approval.operator);
+        self.parts.iter_mut().for_each(|part| part.approvals.retain(stays));
+    }
+
+    /// Everybody whose approval is on some part, and whether it is on every part and verifies.
+    #[must_use]
+    pub fn approvals(&self) -> Vec<(PublicKey, bool)> {
+        let all = self.parts.iter().flat_map(|part| &part.approvals);
+        let mut keys: Vec<_> = all.map(|approval| approval.operator).collect();
+        keys.sort();
+        keys.dedup();
+        let bytes: Vec<_> = self.parts.iter().map(|part| part.change.approval_bytes()).collect();
+        let verifies = |key: &PublicKey| {
+            self.parts.iter().zip(&bytes).all(|(part, bytes)| {
+                let mut own = part.approvals.iter().filter(|a| a.operator == *key);
+                own.any(|a| key.verifies(bytes, &a.signature))
+            })
+        };
+        keys.into_iter().map(|key| (key, verifies(&key))).collect()
+    }
+
+    /// Reads a change file.
+    ///
+    /// # Errors
+    ///
+    /// If it is not one.
+    pub fn read(path: &Path) -> Result<Self, CliError> {
+        let bytes = files::read(path, FILE_BYTES_MAX);
+        let bytes = bytes.map_err(|e| CliError::file("change", path, &e))?;
+        Self::decode(&bytes).map_err(|why| {
+            let path = path.display();
+            CliError::refused(format!(
+                "{path} is not a change file ({why}); `satrap publish --out` makes them"
+            ))
+        })
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let mut reader = Reader::new(bytes);
+        let mut parts = Vec::new();
+        while parts.is_empty() || reader.remaining() > 0 {
+            if parts.len() == PARTS_MAX {
+                return Err(format!("it has more than {PARTS_MAX} parts"));
+            }
+            parts.push(SignedChange::decode(&mut reader).map_err(|e| e.to_string())?);
+        }
+        if parts.len() > 1 && !parts.array_windows().all(|[a, b]| follows(&a.change, &b.change)) {
+            return Err("its parts are not one publish".to_owned());
+        }
+        Ok(Self { parts })
+    }
+
+    fn encode(&self) -> Result<Vec<u8>, CliError> {
+        let parts = self.parts.iter().map(encode).collect::<Result<Vec<_>, _>>();
+        parts.map(|parts| parts.concat())
+    }
+
+    /// Writes a new change file.
+    ///
+    /// # Errors
+    ///
+    /// If the file exists, since it may hold approvals; if a change is too large, or the disk
+    /// refuses.
+    pub fn create(&self, path: &Path) -> Result<(), CliError> {
+        check_absent(path)?;
+        self.replace(path)
+    }
+
+    /// Writes a change file in place of the one that was read.
+    ///
+    /// # Errors
+    ///
+    /// If a change is too large for the validators, or the disk refuses.
+    pub fn replace(&self, path: &Path) -> Result<(), CliError> {
+        files::write(path, &self.encode()?).map_err(|e| CliError::file("change", path, &e))
+    }
+
+    /// The realm that every part is for.
+    #[must_use]
+    pub fn genesis_hash(&self) -> &Digest {
+        &self.first().change.genesis_hash
+    }
+}
+
+/// Refuses to overwrite a file that may hold approvals.
+///
+/// # Errors
+///
+/// If there is anything at `path`.
+pub fn check_absent(path: &Path) -> Result<(), CliError> {
+    match path.symlink_metadata() {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(CliError::file("change", path, &e)),
+        Ok(_) => {
+            let path = path.display();
+            Err(CliError::usage(format!(
+                "{path} exists, and may hold a change that others have approved; choose another \
+                 name for --out, or remove it first"
+            )))
+        }
+    }
+}
+
+/// Whether `after` applies to what `before` makes.
+fn follows(before: &Change, after: &Change) -> bool {
+    let (Action::Publish(a), Action::Publish(b)) = (&before.action, &after.action) else {
+        return false;
+    };
+    let same = before.genesis_hash == after.genesis_hash && a.bundle == b.bundle;
+    same && a.expect_version.checked_add(1) == Some(b.expect_version)
+}
+
+/// A change as it is submitted.
+///
+/// # Errors
+///
+/// If it is too large for the validators.
+pub fn encode(change: &SignedChange) -> Result<Vec<u8>, CliError> {
+    let bytes = change.to_canonical();
+    if bytes.len() > CHANGE_BYTES_MAX {
+        return Err(CliError::refused(format!(
+            "the change has {} bytes, at most {CHANGE_BYTES_MAX} fit a block",
+            bytes.len()
+        )));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use satrap_certify::{BundleName, Key, Publish};
+    use satrap_merkle::BundleTree;
+
+    use super::*;
+
+    fn part(version: u64, value: &str) -> SignedChange {
+        let mut tree = BundleTree::default();
+        tree.insert(&Key::new(b"k").unwrap(), Arc::from(value.as_bytes()));
+        let name = BundleName::new("config/x").unwrap();
+        let publish = Publish::between(name, version, &BundleTree::default(), &tree);
+        SignedChange::unsigned(Change { genesis_hash: [7; 32], action: Action::Publish(publish) })
+    }
+
+    #[test]
+    fn a_file_holds_one_change_or_one_publish_in_parts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("change");
+        let mut changes = Changes { parts: vec![part(3, "a"), part(4, "b")] };
+        let (alice, bob) = (SigningKey::from_bytes(&[1; 32]), SigningKey::from_bytes(&[2; 32]));
+        changes.approve(&alice).unwrap();
+        changes.create(&path).unwrap();
+        assert_eq!(Changes::read(&path).unwrap(), changes);
+        assert_eq!(changes.approvals(), [(PublicKey::of(&alice), true)]);
+        let error = changes.create(&path).unwrap_err();
+        assert!(error.message.contains("may hold a change that others have approved"), "{error}");
+
+        // An approval counts only if it is on every part.
+        changes.parts[1].approve(&bob);
+        changes.replace(&path).unwrap();
+        let found = Changes::read(&path).unwrap().approvals();
+        assert!(found.contains(&(PublicKey::of(&bob), false)), "{found:?}");
+        changes.drop_approvals(&[PublicKey::of(&bob)]);
+        assert_eq!(changes.approvals().len(), 1);
+
+        for parts in [vec![part(3, "a"), part(5, "b")], vec![part(3, "a"), part(3, "b")]] {
+            let bytes = Changes { parts }.encode().unwrap();
+            assert!(Changes::decode(&bytes).unwrap_err().contains("not one publish"));
+        }
+        assert!(Changes::decode(&[]).is_err());
+        let many = vec![part(0, "a"); PARTS_MAX + 1];
+        let many = Changes { parts: many }.encode().unwrap();
+        assert!(Changes::decode(&many).unwrap_err().contains("more than 32 parts"));
+    }
+}
