@@ -149,7 +149,7 @@ async fn wrong_files(ring: &Ring, config: &str) {
     fs::write(ring.dir().join("noise.db"), b"SQLite format 3\0 and so on").unwrap();
     restore("noise.db", config)
         .await
-        .fails(65, "noise.db is not a whole snapshot: it is another kind of file, or damaged");
+        .fails(65, "noise.db: the snapshot cannot be used: it is another kind of file, or damaged");
     let mut flipped = whole.clone();
     flipped[whole.len() / 3] ^= 1;
     fs::write(ring.dir().join("flipped.db"), &flipped).unwrap();

@@ -125,8 +125,7 @@ fn read(path: &Path, genesis: &Genesis) -> Result<SnapshotFacts, CliError> {
     offline::read_snapshot(&mut BufReader::new(file), genesis).map_err(|e| {
         let path = path.display();
         CliError::refused(format!(
-            "{path} is not a whole snapshot: {e}; `satrap snapshot save` and `etcdctl snapshot \
-                 save` write them"
+            "{path}: {e}; `satrap snapshot save` and `etcdctl snapshot save` write what can be used"
         ))
     })
 }
