@@ -5,11 +5,13 @@ mod common;
 mod live_realm;
 mod realm;
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use common::satrap;
 use live_realm::Live;
 use realm::BUNDLE;
+
+const WITHIN: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_bundle_is_published_read_verified_and_compared() {
@@ -144,4 +146,41 @@ fn two_must_approve_where_the_realm_says_so() {
     live.run(&[&["govern", "set-validators", "validators.toml"][..], &both].concat()).succeeds();
     let shown = live.run(&["--json", "govern", "show"]).json();
     assert_eq!(shown["validators"][0]["jurisdiction"], "de");
+}
+
+#[test]
+fn an_edge_says_that_a_bundle_does_not_exist_and_runs_it_once_it_does() {
+    const ABSENT: &str = "config/absent";
+    let mut live = Live::start();
+    live.write("content/a", "1");
+    live.run(&["publish", BUNDLE, "content"]).succeeds();
+    live.runtime.block_on(live.realm.converge(1, WITHIN));
+
+    // Its operator adds a bundle that is not there, and starts it again.
+    let config = live.realm.files.edges[0].config.clone();
+    let text = fs::read_to_string(&config).unwrap();
+    let listed = format!("\"{BUNDLE}\"");
+    assert!(text.contains(&listed), "{text}");
+    fs::write(&config, text.replace(&listed, &format!("{listed}, \"{ABSENT}\""))).unwrap();
+    let runtime = &live.runtime;
+    let edge = live.realm.processes.iter_mut().find(|p| p.name == "eu-edge-1").unwrap();
+    runtime.block_on(edge.kill());
+    fs::remove_file(live.realm.files.edges[0].dir.join("data/status.json")).unwrap();
+    let guard = runtime.enter();
+    edge.restart();
+    drop(guard);
+    live.await_edge(|status| status.absent == [ABSENT]);
+    let log = live.log("eu-edge-1");
+    assert!(log.contains("the realm has no bundle of this name; nothing runs for it"), "{log}");
+    for alarm in ["withheld", "\"rule\""] {
+        assert!(!log.contains(alarm), "{alarm}: {log}");
+    }
+    assert_eq!(live.realm.edge_status(0).unwrap().refusals_total, 0);
+
+    live.run(&["publish", ABSENT, "content"]).succeeds();
+    live.await_edge(|s| s.absent.is_empty() && s.active.iter().any(|a| a.bundle == ABSENT));
+    live.run(&["retire", ABSENT]).succeeds();
+    live.await_edge(|status| status.absent == [ABSENT]);
+    let log = live.log("eu-edge-1");
+    assert!(log.contains("retired; its last version keeps running"), "{log}");
 }

@@ -3,15 +3,19 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use satrap_certify::ClassKind;
 use satrap_cli::realm::RealmPlan;
+use satrap_edge_agent::status::Status;
 
 use crate::{
     common::{Ran, satrap},
     realm::{TestRealm, plan},
 };
+
+/// How long an edge may take to notice.
+const EDGE_WITHIN: Duration = Duration::from_secs(60);
 
 pub struct Live {
     pub realm: TestRealm,
@@ -51,6 +55,25 @@ impl Live {
     pub fn run(&self, args: &[&str]) -> Ran {
         let realm = self.realm.files.dir.to_str().unwrap();
         satrap(self.dir(), &[args, &["--realm", realm]].concat())
+    }
+
+    /// Waits until the edge's status is as wanted.
+    pub fn await_edge(&self, wanted: impl Fn(&Status) -> bool) {
+        self.runtime.block_on(async {
+            let looks = async {
+                while !self.realm.edge_status(0).is_some_and(|status| wanted(&status)) {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            if tokio::time::timeout(EDGE_WITHIN, looks).await.is_err() {
+                panic!("{:#?}\n{}", self.realm.edge_status(0), self.log("eu-edge-1"));
+            }
+        });
+    }
+
+    /// The log of a process.
+    pub fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.realm.files.dir.join(format!("{name}.log"))).unwrap()
     }
 
     pub fn write(&self, path: &str, bytes: &str) {

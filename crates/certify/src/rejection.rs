@@ -86,7 +86,10 @@ pub enum Rejection {
     #[error("heads are not the certified directory: {0}")]
     Directory(String),
     /// D2
-    #[error("the update neither proves nor disproves a head for `{0}`: it is withheld")]
+    #[error(
+        "it proves neither that bundle `{0}` exists nor that it does not; a certificate of other \
+         bundles is like that, and so is a server that holds this one back"
+    )]
     Withheld(BundleName),
     /// B1
     #[error("`{bundle}` would fall from version {held} to {offered} (rollback)")]

@@ -9,9 +9,9 @@
 //! One update is performed from offer to activation before the next is read, so that at most one
 //! is in flight (A4) and a server cannot make this edge queue anything.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use satrap_certify::{Report, Timestamp};
+use satrap_certify::{BundleName, Report, Timestamp};
 use satrap_edge_core::{Ended, Pull, Refusals, pull::Attempt, refusals::Refusal};
 use satrap_host::{TaskGroup, clock, mtls::Credentials, rng, store::StoreError};
 use satrap_pressure::{Freshness, Seen};
@@ -21,7 +21,7 @@ use crate::{
     install::{InstallError, Installer},
     links::OnDisk,
     session::{Session, SessionError, within},
-    status::{StatusFile, View},
+    status::{StatusFile, View, absent},
 };
 
 /// How long a stop may take: an activation in progress is finished or rolled back.
@@ -85,6 +85,8 @@ struct Edge {
     pull: Pull,
     refusals: Refusals,
     status: StatusFile,
+    /// Bundles of the configuration that are proven not to exist.
+    absent: BTreeSet<BundleName>,
 }
 
 impl Edge {
@@ -103,6 +105,7 @@ impl Edge {
             pull: Pull::new(&sources),
             refusals: Refusals::default(),
             status,
+            absent: BTreeSet::new(),
             config,
         };
         edge.write_status(None);
@@ -171,9 +174,31 @@ impl Edge {
             freshness.observe(clock::monotonic(), self.seen());
             self.pull.useful(server);
             self.installer.relink();
+            self.note_absent();
             self.write_status(Some(target));
             session.report(&self.report());
         }
+    }
+
+    /// Logs, once for each bundle, that there is none of a configured name: a name is mistyped more
+    /// often than a bundle is published later.
+    fn note_absent(&mut self) {
+        let acceptor = self.installer.acceptor();
+        let absent = absent(acceptor, &self.config.bundles);
+        for bundle in absent.difference(&self.absent) {
+            let height = acceptor.replica().height();
+            match acceptor.active().get(bundle) {
+                Some(active) => {
+                    let version = active.version;
+                    tracing::info!(%bundle, height, version, "retired; its last version keeps running");
+                }
+                None => tracing::info!(
+                    %bundle, height,
+                    "the realm has no bundle of this name; nothing runs for it until one is published"
+                ),
+            }
+        }
+        self.absent = absent;
     }
 
     fn seen(&self) -> Seen {

@@ -3,7 +3,10 @@
 //! An edge listens on nothing, so this file is where a person or a probe looks. It is written for
 //! people and scripts and read by no part of Satrap as truth.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use satrap_certify::{BundleName, Timestamp};
 use satrap_edge_core::{Acceptor, Active, Refusals};
@@ -31,6 +34,10 @@ pub struct Status {
     pub server: Option<String>,
     /// What the workload runs.
     pub active: Vec<ActiveBundle>,
+    /// Bundles of the configuration that are proven not to exist at this height: not published yet,
+    /// mistyped, or retired.
+    #[serde(default)]
+    pub absent: Vec<String>,
     /// Versions that failed here.
     pub quarantine: Vec<FailedBundle>,
     /// The newest refused offers, oldest first.
@@ -142,6 +149,7 @@ impl StatusFile {
             complete: replica.is_complete(),
             server: view.server.map(str::to_owned),
             active: acceptor.active().iter().map(|(name, v)| view.active(name, *v)).collect(),
+            absent: absent(acceptor, view.bundles).iter().map(ToString::to_string).collect(),
             quarantine: acceptor.quarantine().iter().map(failed).collect(),
             refusals: refusals.recent().map(Refused::of).collect(),
             refusals_total: refusals.counts().values().sum(),
@@ -151,6 +159,16 @@ impl StatusFile {
             tracing::warn!(path = %self.path.display(), "cannot write the status file: {e}");
         }
     }
+}
+
+/// Those of `bundles` that certified state proves not to exist.
+#[must_use]
+pub fn absent(acceptor: &Acceptor, bundles: &[BundleName]) -> BTreeSet<BundleName> {
+    let replica = acceptor.replica();
+    // Before the first checkpoint nothing is proven.
+    let proven = replica.trusted().certified.is_some() && replica.is_complete();
+    let unknown = bundles.iter().filter(|name| proven && !replica.heads().contains_key(name));
+    unknown.cloned().collect()
 }
 
 impl View<'_> {
@@ -166,10 +184,9 @@ impl View<'_> {
     }
 
     fn standing(&self, bundle: &BundleName) -> Standing {
-        let replica = self.acceptor.replica();
         if self.bundles.binary_search(bundle).is_err() {
             Standing::Unconfigured
-        } else if replica.is_complete() && !replica.heads().contains_key(bundle) {
+        } else if absent(self.acceptor, self.bundles).contains(bundle) {
             Standing::Retired
         } else {
             Standing::Followed
