@@ -69,7 +69,8 @@ impl Changes {
         let have = self.first().approvals.len();
         if have > limit {
             return Err(CliError::refused(format!(
-                "{have} approvals, at most {limit} are allowed"
+                "the change would have {have} approvals, at most {limit} are allowed; those of so \
+                 many are enough for every class"
             )));
         }
         Ok(())

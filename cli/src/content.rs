@@ -62,9 +62,6 @@ pub fn read(path: &Path, links: Links) -> Result<BundleTree, CliError> {
     if kind.is_dir() {
         let mut reader = DirectoryReader { root: path, tree: BundleTree::default(), links };
         reader.read(path, 0)?;
-        // P4: two keys may be files each, and not together.
-        paths::files(&reader.tree, None)
-            .map_err(|e| CliError::refused(format!("{}: {e}", path.display())))?;
         return Ok(reader.tree);
     }
     if !kind.is_file() {

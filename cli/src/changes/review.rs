@@ -159,7 +159,12 @@ impl Review {
                         .to_owned(),
                 );
             }
-            self.difference = Some(Difference::between(base, &tree));
+            let difference = Difference::between(base, &tree);
+            if difference.is_mass_deletion(base.len()) {
+                let (removed, before) = (difference.removed.len(), base.len());
+                self.warnings.push(format!("it removes {removed} of {before} entries"));
+            }
+            self.difference = Some(difference);
         }
         let sizes = match &self.difference {
             Some(difference) => difference.sizes(),

@@ -123,7 +123,10 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
             "{path} holds no file, so there is nothing to publish"
         )));
     }
-    let refusal = check_deletions(args, &difference, base.tree.len());
+    let too_much = match check_deletions(args, &difference, base.tree.len()) {
+        Some(refusal) if !args.dry_run => return Err(refusal),
+        refusal => refusal,
+    };
     let mut changes =
         split::publish(client.genesis.realm(), &args.bundle, base.expected, (&base.tree, &to))?;
     let parts = changes.parts().len();
@@ -134,7 +137,6 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
         )));
     }
     if !args.dry_run {
-        refusal.map_or(Ok(()), Err)?;
         keys.iter().try_for_each(|key| changes.approve(key))?;
         if out.is_none() {
             return decide(args, &client, (&base, &to), &changes, output);
@@ -152,8 +154,7 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
             output.show(&Saved { file: file.clone(), change })
         }
         None => {
-            let refusal = check_deletions(args, &difference, present.base.map_or(0, |b| b.1.len()));
-            change.warnings.extend(refusal.map(|error| error.message));
+            change.warnings.extend(too_much.map(|refusal| refusal.message));
             output.show(&Planned { dry_run: true, change })
         }
     }

@@ -19,8 +19,8 @@ pub enum Rejection {
     Class(BundleName),
     /// V3
     #[error(
-        "{have} distinct principals approved, {needed} must; collect more approvals of this very \
-         change with `satrap approve`"
+        "{have} distinct principals approved, {needed} must; save the change with `--out FILE`, and \
+         let others add their approvals with `satrap approve FILE`"
     )]
     Approvals { have: usize, needed: u32 },
     /// V3

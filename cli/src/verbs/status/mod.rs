@@ -14,7 +14,7 @@ use std::{io::IsTerminal as _, time::Duration};
 use crate::{
     client::{Client, Connection},
     error::CliError,
-    output::Output,
+    output::{Output, one_line},
     verbs::block_on,
 };
 
@@ -69,5 +69,9 @@ fn reached(realm: &Realm) -> Result<(), CliError> {
     if realm.validators.iter().map(|v| v.error.is_none()).chain(members).any(|reached| reached) {
         return Ok(());
     }
-    Err(CliError::unavailable("no server of the realm answers; is it running? (`satrap dev`)"))
+    let first = realm.validators.iter().filter_map(|v| v.error.as_deref()).next();
+    let first = first.map_or_else(String::new, |why| format!(" ({})", one_line(why)));
+    Err(CliError::unavailable(format!(
+        "no server of the realm answers{first}; start its processes, or check --endpoint"
+    )))
 }

@@ -6,7 +6,7 @@ use satrap_certify::Timestamp;
 use satrap_proto::v1::{RecoveryInfo, SnapshotStatus};
 use serde::Serialize;
 
-use crate::output::span;
+use crate::output::{one_line, span};
 
 /// One picture of a realm.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -126,7 +126,8 @@ impl fmt::Display for RecoveryView {
         if !trusted.is_empty() {
             write!(f, "; trusted {}; lost {}", trusted.join(", "), lost.join(", "))?;
         }
-        write!(f, " ({reason})")
+        // Whoever did it chose the words.
+        write!(f, " ({})", one_line(reason))
     }
 }
 
