@@ -1,8 +1,8 @@
 //! Changes as they travel between operators: the content of a change file.
 //!
 //! A file holds one signed change, or a publish in several parts (see [`split`]): changes of one
-//! bundle, each of which expects the version that the one before makes. Whoever approves signs all of
-//! them, so that one file still means one outcome.
+//! bundle, each of which expects the version that the one before makes. An approval signs all of them,
+//! so that one file still means one outcome.
 //!
 //! The file is the canonical encoding of its changes, one after the other.
 

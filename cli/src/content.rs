@@ -78,7 +78,7 @@ pub fn read(path: &Path, links: Links) -> Result<BundleTree, CliError> {
     })
 }
 
-/// What a single file may be.
+/// The advice for a single file that is not PEM with certificates.
 const ALTERNATIVE: &str = "a single file must be PEM with certificates and nothing else; other \
                            content is published as a directory of files";
 

@@ -1,4 +1,4 @@
-//! Mistakes of operators who publish, and what they are told: against a real realm.
+//! Mistakes of operators who publish, and the answers they get from a real realm.
 
 mod common;
 mod live_realm;
@@ -16,7 +16,7 @@ use satrap_merkle::BundleTree;
 use serde_json::json;
 
 #[test]
-fn what_edges_cannot_use_or_nobody_means_is_refused() {
+fn content_that_edges_cannot_use_or_is_a_mistake_is_refused() {
     let live = Live::start_with(|plan| plan.edges[0].combined_file = Some("all.txt".into()));
     // A key that forges a line, published by another program than this one.
     let (mut tree, forged) = (BundleTree::default(), "a\n  b  999");

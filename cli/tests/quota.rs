@@ -51,7 +51,8 @@ async fn a_quota_is_set_seen_met_and_removed() {
     let left = quota(&ring, &["remove", "team/", "--json"]).json();
     assert_eq!(left["quotas"].as_array().unwrap().len(), 1, "{left}");
     put(&ring, 0, "team/b").await.unwrap();
-    quota(&ring, &["remove", "team/"]).fails(65, "satrap: the prefix has no quota");
+    let none = quota(&ring, &["remove", "team/"]).fails(65, "the prefix has no quota");
+    assert_eq!(none.err.matches("satrap: ").count(), 1, "{}", none.err);
     let left = quota(&ring, &["remove", "--total", "--json"]).json();
     assert_eq!(left["quotas"][0]["bytes_max"], json!(2_u64 << 30));
 }

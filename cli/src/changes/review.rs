@@ -1,7 +1,7 @@
-//! What a change does, for whoever is asked to approve it.
+//! Describes a change to an operator who is asked to approve it.
 //!
-//! Nobody signs blindly: the review is made from the very bytes that a signature covers, and from
-//! certified state: the content that the change applies to, and who holds which key.
+//! The review is made from the very bytes that a signature covers, and from certified state: the
+//! content that the change applies to, and who holds which key.
 
 use std::fmt;
 
@@ -28,10 +28,10 @@ pub struct Present<'a> {
     pub base: Option<(u64, &'a BundleTree)>,
 }
 
-/// What a change does and who approved it.
+/// The effect of a change, and who approved it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Review {
-    /// What it does, in words.
+    /// Its effect, in words.
     pub action: String,
     /// The bundle it changes.
     pub bundle: Option<String>,
@@ -53,7 +53,7 @@ pub struct Review {
     pub approvals_needed: Option<u32>,
     /// Approvals that do not count, with the reason.
     pub approvals_void: Vec<Void>,
-    /// What deserves a second look.
+    /// Points that deserve a second look.
     pub warnings: Vec<String>,
 }
 

@@ -102,7 +102,7 @@ fn fill(
                 puts.pop_front();
                 tree.insert(&key, value);
             }
-            // What must come does not fit yet, or everything has come.
+            // The next entry does not fit yet, or every entry has come.
             _ => {
                 let Some(key) = deletes.front() else { return };
                 let Some(rest) = left.checked_sub(ENTRY_BYTES + key.as_bytes().len()) else {

@@ -32,7 +32,7 @@ pub fn key_text(key: &Key) -> String {
 }
 
 impl Difference {
-    /// What turns `from` into `to`.
+    /// The difference that turns `from` into `to`.
     #[must_use]
     pub fn between(from: &BundleTree, to: &BundleTree) -> Self {
         let mut difference = Self::default();

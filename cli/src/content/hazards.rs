@@ -1,5 +1,5 @@
-//! What nobody publishes on purpose, and validators accept in opaque bundles: private keys, and
-//! certificates that are not valid now.
+//! Finds mistakes that validators accept in opaque bundles: private keys, and certificates that are not
+//! valid now.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use x509_parser::{pem::Pem, time::ASN1Time};
 const WARNINGS_MAX: usize = 8;
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
-/// What deserves a second look before it is signed and copied to every edge.
+/// Warnings about entries that are about to be signed and copied to every edge.
 pub fn hazards<'a>(entries: impl Iterator<Item = (&'a Key, &'a Arc<[u8]>)>) -> Vec<String> {
     let now_s = i64::try_from(clock::now() / NANOS_PER_SECOND).unwrap_or(i64::MAX);
     let mut found: Vec<_> =

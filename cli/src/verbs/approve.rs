@@ -182,7 +182,7 @@ fn known(args: &Args, genesis: &Genesis, changes: &Changes) -> Known {
     })
 }
 
-/// What `changes` does, in words, from its bytes alone.
+/// The effect of `changes`, in words, from its bytes alone.
 pub(super) fn in_words(client: &Client, changes: &Changes) -> String {
     let governance = &client.genesis.governance;
     Review::of(changes, &Present { governance, is_certified: false, base: None }).action

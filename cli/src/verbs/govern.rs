@@ -184,7 +184,7 @@ pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
     output.show(&Saved { file: file.clone(), change: Review::of(&changes, &present) })
 }
 
-/// Refuses a region that nothing names: a mistyped one would be authorized to speak for nobody.
+/// Refuses a region that nothing names, because its name is probably mistyped.
 fn check_region(
     args: &AuthorizeRegionKey,
     client: &Client,

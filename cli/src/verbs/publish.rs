@@ -53,7 +53,7 @@ pub struct Args {
     signing: Signing,
 }
 
-/// What `publish` prints when a change is decided.
+/// The result of a publish that is decided.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Published {
     /// What was published.
@@ -74,20 +74,20 @@ pub struct Published {
     pub by: Option<String>,
     /// Entries that differ.
     pub difference: Difference,
-    /// What deserves a second look.
+    /// Points that deserve a second look.
     pub warnings: Vec<String>,
 }
 
-/// What `--out` prints.
+/// The result of `--out`.
 #[derive(Serialize)]
 pub struct Saved {
     /// Where the change is.
     pub file: PathBuf,
-    /// What it does.
+    /// Its effect, and who approved it.
     pub change: Review,
 }
 
-/// What `--dry-run` prints.
+/// The result of `--dry-run`.
 #[derive(Serialize)]
 struct Planned {
     dry_run: bool,

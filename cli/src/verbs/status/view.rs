@@ -126,7 +126,7 @@ impl fmt::Display for RecoveryView {
         if !trusted.is_empty() {
             write!(f, "; trusted {}; lost {}", trusted.join(", "), lost.join(", "))?;
         }
-        // Whoever did it chose the words.
+        // The reason is free text.
         write!(f, " ({})", one_line(reason))
     }
 }
