@@ -61,6 +61,8 @@ pub enum Honesty {
     Tampers,
     /// Takes followers and sends them nothing.
     Silent,
+    /// Has no room for changes.
+    Busy,
 }
 
 /// Certificates, directories and validators of one test.
@@ -165,7 +167,7 @@ impl World {
                 let validator = TestValidator { views, follows, honesty, stop: stop.clone() };
                 let server = server_builder(&Limits::EDGES)
                     .add_service(sync_server::SyncServer::new(validator))
-                    .add_service(control_server::ControlServer::new(Judge));
+                    .add_service(control_server::ControlServer::new(Judge { honesty }));
                 server.serve_with_incoming_shutdown(listener, stop.requested()).await.unwrap();
             });
         }));
@@ -383,8 +385,10 @@ impl sync_server::Sync for TestValidator {
     }
 }
 
-/// Refuses every change, by name.
-struct Judge;
+/// Refuses every change, by name, or for want of room.
+struct Judge {
+    honesty: Honesty,
+}
 
 pub const VERDICT: &str = "[V7] expected version 41, the bundle is at 42; fetch and sign again";
 
@@ -393,6 +397,9 @@ impl control_server::Control for Judge {
     type LightBlocksStream = Replies<LightBlockReply>;
 
     async fn submit(&self, _: Request<SubmitRequest>) -> Result<Response<SubmitReply>, Status> {
+        if self.honesty == Honesty::Busy {
+            return Err(Status::resource_exhausted("the mempool is full"));
+        }
         Err(Status::failed_precondition(VERDICT))
     }
 

@@ -25,7 +25,7 @@ use super::{
     cluster::{Honesty, REGION, Running, VERDICT, World, block_on, soon},
     realm::{Realm, label},
 };
-use crate::config::Endpoint;
+use crate::config::{Config, Endpoint};
 
 fn channel(member: &Running, credentials: &Credentials) -> Channel {
     let url = format!("https://{}", member.client_address);
@@ -193,6 +193,34 @@ fn a_verdict_passes_through_and_a_dead_validator_does_not_matter() {
         assert_eq!((&governance.governance[..], governance.height), (&[7][..], 3));
     });
     member.stop();
+}
+
+#[test]
+fn a_busy_validator_does_not_speak_for_one_that_failed() {
+    let world = World::new(&[Honesty::Busy]);
+    let mut config = world.ring(&["m1"]).remove(0);
+    let submit = |config: &Config| {
+        let member = Running::start(config);
+        let refused = block_on(async {
+            let operator = world.credentials(World::operator());
+            let mut control = ControlClient::new(channel(&member, &operator));
+            control.submit(SubmitRequest::default()).await.unwrap_err()
+        });
+        member.stop();
+        refused
+    };
+    let refused = submit(&config);
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::ResourceExhausted, "the mempool is full")
+    );
+    // One that failed may have taken the change, so the caller must not read that none did.
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dead = Endpoint { name: label("v9"), url: format!("https://{dead}") };
+    config.validators.insert(0, dead);
+    let refused = submit(&config);
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    assert!(refused.message().contains("the mempool is full"), "{refused:?}");
 }
 
 #[test]
