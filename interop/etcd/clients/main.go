@@ -265,4 +265,5 @@ func told(err error) string {
 
 // all is every scenario, in the order of the files they are in.
 var all = slices.Concat(
-	kvScenarios, watchScenarios, concurrencyScenarios, packageScenarios, serviceScenarios, limitScenarios)
+	kvScenarios, watchScenarios, concurrencyScenarios, packageScenarios, serviceScenarios, streamScenarios,
+	limitScenarios)
