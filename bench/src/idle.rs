@@ -17,9 +17,15 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// If the realm does not start.
 pub async fn run(seconds: u64) -> Result<(), Box<dyn Error>> {
     let tasks = TaskGroup::new();
-    let realm = Realm::start(&tasks, 1, false).await?;
-    propagation::publish_once(&realm).await?;
-    let pids: Vec<u32> = realm.processes.iter().filter_map(tokio::process::Child::id).collect();
+    let (realm, mut processes) = Realm::start(&tasks, 1, false).await?;
+    let pids = processes.pids();
+    processes.while_all_run(measure(&realm, pids, seconds)).await?;
+    tasks.shutdown().request();
+    Ok(())
+}
+
+async fn measure(realm: &Realm, pids: Vec<u32>, seconds: u64) -> Result<(), Box<dyn Error>> {
+    propagation::publish_once(realm).await?;
     let before: Vec<f64> = pids.iter().map(|pid| cpu_seconds(*pid)).collect::<Result<_, _>>()?;
     time::sleep(Duration::from_secs(seconds)).await;
     println!("{:<12} {:>12} {:>12} {:>10}", "", "resident KiB", "of it file", "cpu %");
@@ -33,7 +39,6 @@ pub async fn run(seconds: u64) -> Result<(), Box<dyn Error>> {
         let (all, file) = (memory_kib(*pid, "VmRSS:")?, memory_kib(*pid, "RssFile:")?);
         println!("{kind:<12} {all:>12} {file:>12} {cpu:>10.2}");
     }
-    tasks.shutdown().request();
     Ok(())
 }
 

@@ -61,13 +61,24 @@ fn bundle() -> BundleName {
 pub async fn run(far_apart: bool, count: usize) -> Result<(), Box<dyn Error>> {
     let tasks = TaskGroup::new();
     let regions = if far_apart { matrix::SITES.len() } else { 2 };
-    let realm = Realm::start(&tasks, regions, far_apart).await?;
-    let (sender, mut arrivals) = mpsc::channel(ARRIVALS_MAX);
-    watch(&tasks, &realm, &sender);
+    let (realm, mut processes) = Realm::start(&tasks, regions, far_apart).await?;
+    processes.while_all_run(measure(&tasks, &realm, far_apart, count)).await?;
+    tasks.shutdown().request();
+    Ok(())
+}
 
-    let publisher = Publisher::new(&realm).await?;
+async fn measure(
+    tasks: &TaskGroup,
+    realm: &Realm,
+    far_apart: bool,
+    count: usize,
+) -> Result<(), Box<dyn Error>> {
+    let (sender, mut arrivals) = mpsc::channel(ARRIVALS_MAX);
+    watch(tasks, realm, &sender);
+
+    let publisher = Publisher::new(realm).await?;
     let (mut version, mut tree) = (0, BundleTree::default());
-    let mut table = Table::new(&realm);
+    let mut table = Table::new(realm);
     // The first publishes pay for connections and cold caches; they are not counted.
     let warmup = 5;
     for round in 0..count + warmup {
@@ -87,10 +98,9 @@ pub async fn run(far_apart: bool, count: usize) -> Result<(), Box<dyn Error>> {
     }
     table.print();
     if far_apart {
-        let leader = publisher.leader(&realm).await?;
+        let leader = publisher.leader(realm).await?;
         table.print_floor(leader);
     }
-    tasks.shutdown().request();
     Ok(())
 }
 

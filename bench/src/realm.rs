@@ -2,11 +2,11 @@
 
 use std::{
     fs, io,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    process::Stdio,
     time::Duration,
 };
+
+use futures::future::select_all;
 
 use satrap_certify::{
     BundleName, ChainId, Class, ClassKind, Genesis, Label, Policy, limits::PUBLISHES_PER_HOUR_MAX,
@@ -20,9 +20,10 @@ use satrap_cli::{
 };
 use satrap_host::{
     TaskGroup,
+    child::{Daemon, Running},
     mtls::{CredentialFiles, Credentials},
+    ports::Reserved,
 };
-use tokio::process::{Child, Command};
 
 use crate::{matrix, proxy};
 
@@ -32,7 +33,7 @@ pub const BUNDLE: &str = "config/bench";
 /// Sites of the validators, as indices into [`matrix::SITES`]; the first leads at first.
 pub const VALIDATOR_SITES: [usize; 4] = [0, 1, 2, 3];
 
-/// A running realm; its processes end with it.
+/// A realm whose processes run.
 pub struct Realm {
     /// What it consists of.
     pub plan: RealmPlan,
@@ -42,25 +43,52 @@ pub struct Realm {
     pub genesis: Genesis,
     /// An operator's.
     pub credentials: Credentials,
-    /// Validators, members, edges, in the plan's order.
-    pub processes: Vec<Child>,
+    _ports: Reserved,
     _dir: tempfile::TempDir,
+}
+
+/// Validators, members, edges, in the plan's order. They end with this value.
+pub struct Processes(Vec<(Daemon, Running)>);
+
+impl Processes {
+    /// Their ids.
+    #[must_use]
+    pub fn pids(&self) -> Vec<u32> {
+        self.0.iter().filter_map(|(_, running)| running.process.id()).collect()
+    }
+
+    /// Runs `work`, which needs all of them.
+    ///
+    /// # Errors
+    ///
+    /// That of `work`, or the name and last words of the first process that ends.
+    pub async fn while_all_run<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, Box<dyn std::error::Error>>>,
+    ) -> Result<T, Box<dyn std::error::Error>> {
+        let ended = self.0.iter_mut().map(|(daemon, running)| {
+            Box::pin(async {
+                let status = running.process.wait().await;
+                let words = status.map(|status| daemon.last_words(status));
+                let words = words.unwrap_or_else(|error| error.to_string());
+                format!("{} {} ended: {words}", daemon.verb, daemon.config.display())
+            })
+        });
+        tokio::select! {
+            done = work => done,
+            (ended, ..) = select_all(ended) => Err(ended.into()),
+        }
+    }
 }
 
 fn label(text: &str) -> Label {
     Label::new(text).expect("the names in this file are labels")
 }
 
-fn ports(count: usize) -> io::Result<impl Iterator<Item = SocketAddr>> {
-    let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let listeners = (0..count).map(bind).collect::<io::Result<Vec<_>>>()?;
-    let addresses = listeners.iter().map(TcpListener::local_addr);
-    Ok(addresses.collect::<io::Result<Vec<_>>>()?.into_iter())
-}
-
 /// A region of three members and one edge at each of `regions` sites, and four validators.
-fn plan(regions: usize) -> io::Result<RealmPlan> {
-    let mut ports = ports(2 * VALIDATOR_SITES.len() + 6 * regions)?;
+fn plan(regions: usize) -> io::Result<(RealmPlan, Reserved)> {
+    let reserved = Reserved::any(2 * VALIDATOR_SITES.len() + 6 * regions)?;
+    let mut ports = reserved.addresses().iter().copied();
     let mut port = move || {
         let address = ports.next().expect("as many ports were taken as are used");
         (address, format!("https://{address}"))
@@ -98,7 +126,7 @@ fn plan(regions: usize) -> io::Result<RealmPlan> {
         hook: Vec::new(),
     });
     let day = Duration::from_secs(24 * 3600);
-    Ok(RealmPlan {
+    let plan = RealmPlan {
         chain_id: ChainId::new("bench").expect("a constant chain id"),
         policy: Policy {
             heartbeat: Duration::from_secs(30),
@@ -113,7 +141,9 @@ fn plan(regions: usize) -> io::Result<RealmPlan> {
         edges: edges.collect(),
         operators: vec![label("alice")],
         classes: vec![unmetered(Class::new("", 1, ClassKind::Opaque))],
-    })
+        disk: None,
+    };
+    Ok((plan, reserved))
 }
 
 /// A class whose one operator publishes as fast as it can.
@@ -132,10 +162,10 @@ impl Realm {
         tasks: &TaskGroup,
         regions: usize,
         far_apart: bool,
-    ) -> Result<Self, Box<dyn std::error::Error>> {
+    ) -> Result<(Self, Processes), Box<dyn std::error::Error>> {
         let dir = tempfile::tempdir()?;
         let root = dir.path().join("realm");
-        let plan = plan(regions)?;
+        let (plan, ports) = plan(regions)?;
         let files = create(&plan, &root)?;
         if far_apart {
             separate(tasks, &plan, &files).await?;
@@ -152,7 +182,8 @@ impl Realm {
         let processes = processes.chain(files.members.iter().map(|p| start("region", p)));
         let processes = processes.chain(files.edges.iter().map(|p| start("edge", p)));
         let processes = processes.collect::<io::Result<_>>()?;
-        Ok(Self { plan, files, genesis, credentials, processes, _dir: dir })
+        let realm = Self { plan, files, genesis, credentials, _ports: ports, _dir: dir };
+        Ok((realm, Processes(processes)))
     }
 
     /// An operator that asks the server at `url`.
@@ -185,17 +216,12 @@ pub fn binary() -> io::Result<PathBuf> {
     ))
 }
 
-fn spawn(root: &Path, verb: &str, process: &ProcessFiles) -> io::Result<Child> {
+fn spawn(root: &Path, verb: &'static str, process: &ProcessFiles) -> io::Result<(Daemon, Running)> {
     let region = process.region.as_ref().map(|r| format!("{r}-")).unwrap_or_default();
-    let log = fs::File::create(root.join(format!("{verb}-{region}{}.log", process.name)))?;
-    Command::new(binary()?)
-        .args([verb, "run", "--config"])
-        .arg(&process.config)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .kill_on_drop(true)
-        .spawn()
+    let log = root.join(format!("{verb}-{region}{}.log", process.name));
+    let daemon = Daemon { program: binary()?, verb, config: process.config.clone(), log };
+    let running = daemon.spawn()?;
+    Ok((daemon, running))
 }
 
 /// Puts a delaying proxy into every connection between sites, by editing the configs.
@@ -236,4 +262,29 @@ fn edit(path: &Path, change: impl FnOnce(&mut toml::Table)) -> io::Result<()> {
     let mut config: toml::Table = text.parse().map_err(io::Error::other)?;
     change(&mut config);
     fs::write(path, toml::to_string(&config).map_err(io::Error::other)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_ends_ends_the_run_with_its_name_and_last_words() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let log = dir.path().join("log");
+        fs::write(&log, "cannot listen on 127.0.0.1:1\n").expect("a log");
+        // It takes any arguments, and fails.
+        let program = PathBuf::from("/bin/false");
+        let daemon = Daemon { program, verb: "region", config: "a/region.toml".into(), log };
+        let runtime = satrap_host::runtime::current_thread().expect("a runtime");
+        let ended = runtime.block_on(async {
+            let running = daemon.spawn().expect("/bin/false runs");
+            let mut processes = Processes(vec![(daemon, running)]);
+            let forever = std::future::pending::<Result<(), Box<dyn std::error::Error>>>();
+            processes.while_all_run(forever).await
+        });
+        let said = ended.expect_err("the process has ended").to_string();
+        assert!(said.starts_with("region a/region.toml ended: exit status: 1; "), "{said}");
+        assert!(said.ends_with("cannot listen on 127.0.0.1:1"), "{said}");
+    }
 }

@@ -95,6 +95,7 @@ fn plan() -> Result<RealmPlan, Trouble> {
         edges: Vec::new(),
         operators: vec![label("op")?],
         classes: vec![Class::new("", 1, ClassKind::Opaque)],
+        disk: None,
     })
 }
 

@@ -1,8 +1,9 @@
 //! Three members of either system, as processes on loopback with their data on a real disk.
 
 use std::{
-    fs, io,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    cell::RefCell,
+    fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -10,7 +11,7 @@ use std::{
 
 use satrap_certify::{ChainId, Class, ClassKind, Label, Policy};
 use satrap_cli::realm::{Lifetimes, MemberPlan, RealmPlan, RegionPlan, ValidatorPlan, create};
-use satrap_host::clock;
+use satrap_host::{clock, ports::Reserved};
 use satrap_proto::{
     etcdserverpb::{StatusRequest, StatusResponse},
     v1::{SetQuotaRequest, SetQuotaResponse},
@@ -54,13 +55,14 @@ impl System {
 struct Member {
     address: SocketAddr,
     command: Box<dyn Fn() -> Command>,
-    process: Option<Child>,
+    process: RefCell<Option<Child>>,
 }
 
 /// A running cluster; its processes end with it.
 pub struct Cluster {
     members: Vec<Member>,
     dir: TempDir,
+    _ports: Reserved,
 }
 
 impl Drop for Cluster {
@@ -69,12 +71,6 @@ impl Drop for Cluster {
             self.kill(member);
         }
     }
-}
-
-fn ports(count: usize) -> io::Result<Vec<SocketAddr>> {
-    let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let listeners = (0..count).map(bind).collect::<io::Result<Vec<_>>>()?;
-    listeners.iter().map(TcpListener::local_addr).collect()
 }
 
 fn label(text: &str) -> Label {
@@ -90,12 +86,13 @@ impl Cluster {
     pub async fn start(system: &System) -> Bench<Self> {
         // Beside the build: where the machine's disk is, not where its memory is.
         let dir = tempfile::Builder::new().prefix("bench-").tempdir_in("target")?;
-        let commands = match system {
+        let (commands, ports) = match system {
             System::Etcd(path) => etcd(path, dir.path())?,
             System::Satrap(path) => satrap(path, dir.path())?,
         };
-        let member = |(address, command)| Member { address, command, process: None };
-        let mut cluster = Self { members: commands.into_iter().map(member).collect(), dir };
+        let member = |(address, command)| Member { address, command, process: RefCell::default() };
+        let members = commands.into_iter().map(member).collect();
+        let mut cluster = Self { members, dir, _ports: ports };
         for member in 0..cluster.members.len() {
             cluster.launch(member)?;
         }
@@ -119,14 +116,27 @@ impl Cluster {
     ///
     /// If the program cannot be started.
     pub fn launch(&mut self, member: usize) -> Bench<()> {
-        let log = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.dir.path().join(format!("{}.log", MEMBERS[member])))?;
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log(member))?;
         let mut command = (self.members[member].command)();
         let command = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        self.members[member].process = Some(command.spawn()?);
+        self.members[member].process = RefCell::new(Some(command.spawn()?));
         Ok(())
+    }
+
+    fn log(&self, member: usize) -> PathBuf {
+        self.dir.path().join(format!("{}.log", MEMBERS[member]))
+    }
+
+    /// The name and last words of a member that ended although it was not killed.
+    fn fallen(&self) -> Option<String> {
+        self.members.iter().enumerate().find_map(|(number, member)| {
+            let mut process = member.process.borrow_mut();
+            let status = process.as_mut()?.try_wait().ok()??;
+            let log = fs::read(self.log(number)).unwrap_or_default();
+            let words =
+                String::from_utf8_lossy(&log[log.len().saturating_sub(2_000)..]).into_owned();
+            Some(format!("member {} ended with {status}: {}", MEMBERS[number], words.trim_end()))
+        })
     }
 
     /// Kills a member, as a crash would.
@@ -158,6 +168,9 @@ impl Cluster {
     pub async fn leader(&self) -> Bench<usize> {
         let deadline = clock::monotonic() + START_TIMEOUT;
         while clock::monotonic() < deadline {
+            if let Some(fallen) = self.fallen() {
+                return Err(fallen.into());
+            }
             for member in 0..self.len() {
                 let status = self.status(member).await;
                 let id = |s: &StatusResponse| s.header.as_ref().map_or(0, |h| h.member_id);
@@ -189,14 +202,14 @@ impl Cluster {
     /// CPU that all members have used.
     #[must_use]
     pub fn cpu(&self) -> Duration {
-        let pids = self.members.iter().filter_map(|m| m.process.as_ref().map(Child::id));
+        let pids = self.members.iter().filter_map(|m| m.process.borrow().as_ref().map(Child::id));
         pids.map(|pid| cpu_of(pid).unwrap_or_default()).sum()
     }
 
     /// Resident memory of a member, in bytes.
     #[must_use]
     pub fn memory(&self, member: usize) -> u64 {
-        let pid = self.members[member].process.as_ref().map(Child::id);
+        let pid = self.members[member].process.borrow().as_ref().map(Child::id);
         pid.and_then(memory_of).unwrap_or(0)
     }
 }
@@ -218,9 +231,9 @@ fn memory_of(pid: u32) -> Option<u64> {
 
 type Commands = Vec<(SocketAddr, Box<dyn Fn() -> Command>)>;
 
-fn etcd(program: &Path, dir: &Path) -> Bench<Commands> {
-    let ports = ports(2 * MEMBERS.len())?;
-    let (clients, peers) = ports.split_at(MEMBERS.len());
+fn etcd(program: &Path, dir: &Path) -> Bench<(Commands, Reserved)> {
+    let ports = Reserved::any(2 * MEMBERS.len())?;
+    let (clients, peers) = ports.addresses().split_at(MEMBERS.len());
     let initial: Vec<_> =
         MEMBERS.iter().zip(peers).map(|(name, peer)| format!("{name}=http://{peer}")).collect();
     let initial = initial.join(",");
@@ -246,13 +259,14 @@ fn etcd(program: &Path, dir: &Path) -> Bench<Commands> {
         };
         (*client, Box::new(command) as Box<dyn Fn() -> Command>)
     };
-    Ok(MEMBERS.iter().zip(clients).zip(peers).map(member).collect())
+    let commands = MEMBERS.iter().zip(clients).zip(peers).map(member).collect();
+    Ok((commands, ports))
 }
 
-fn satrap(program: &Path, dir: &Path) -> Bench<Commands> {
-    let all = ports(8 + 3 * MEMBERS.len())?;
+fn satrap(program: &Path, dir: &Path) -> Bench<(Commands, Reserved)> {
+    let all = Reserved::any(8 + 3 * MEMBERS.len())?;
     let url = |address: &SocketAddr| format!("https://{address}");
-    let (validators, rest) = all.split_at(8);
+    let (validators, rest) = all.addresses().split_at(8);
     let (clients, rest) = rest.split_at(MEMBERS.len());
     let (peers, etcds) = rest.split_at(MEMBERS.len());
     let member = |n: usize| MemberPlan {
@@ -290,6 +304,7 @@ fn satrap(program: &Path, dir: &Path) -> Bench<Commands> {
         edges: Vec::new(),
         operators: vec![label("op")],
         classes: vec![Class::new("", 1, ClassKind::Opaque)],
+        disk: None,
     };
     let files = create(&plan, &dir.join("realm"))?;
     let mut commands: Commands = Vec::new();
@@ -305,5 +320,5 @@ fn satrap(program: &Path, dir: &Path) -> Bench<Commands> {
         };
         commands.push((*etcd, Box::new(command)));
     }
-    Ok(commands)
+    Ok((commands, all))
 }

@@ -9,33 +9,37 @@ mod processes;
 mod progress;
 mod publish;
 mod report;
+mod roster;
+mod state;
 mod witness;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use satrap_certify::{BundleName, Genesis};
 use satrap_host::{
-    TaskGroup, clock,
+    Hangup, TaskGroup, clock,
     mtls::{CredentialFiles, Credentials},
-    pki::{Role, SpiffeId},
 };
 use tokio::{sync::mpsc, time};
 
-use crate::realm::{Description, RealmFiles, RealmPlan, description};
+use crate::{
+    error::{CliError, Kind},
+    realm::{Description, RealmFiles, RealmPlan, description},
+};
 
 use self::{
     evil::Conspiracy,
-    processes::{ProcessEvent, Processes, Spec},
-    progress::{Phase, Progress, Shown, Totals},
-    witness::{Server, Sighting, Tier},
+    processes::{Death, ProcessEvent, Processes},
+    progress::{Expected, Phase, Progress, Shown},
+    witness::{Sighting, Tier},
 };
 
 /// A realm that has not come up, or not converged, by then will not.
 const CONVERGE_WITHIN: Duration = Duration::from_secs(120);
 /// For the tasks of `dev` itself to end.
 const DRAIN: Duration = Duration::from_secs(10);
-/// A plan of more bytes was not written by `dev`.
-const PLAN_BYTES_MAX: u64 = 1024 * 1024;
+/// How soon a `realm.json` that could not be written is written again.
+const DESCRIBE_AGAIN: Duration = Duration::from_secs(5);
 
 /// Options of `satrap dev`.
 #[derive(Clone, Debug, clap::Args)]
@@ -47,7 +51,8 @@ pub struct Args {
     /// again, it resumes from there.
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// PEM file to publish as `pki/edge-trust`; by default the one OpenSSL uses.
+    /// PEM file to publish as `pki/edge-trust`. By default a new realm gets the one OpenSSL uses, and
+    /// one that resumes keeps what is published.
     #[arg(long, value_name = "FILE")]
     pub trust_bundle: Option<PathBuf>,
     /// Make one region lie to its edges, in eight ways in turn.
@@ -58,31 +63,18 @@ pub struct Args {
 /// Why `dev` ends with an error.
 #[derive(Debug, thiserror::Error)]
 pub enum DevError {
-    /// A file or directory cannot be used.
-    #[error("{what}: {source}")]
-    File {
-        /// What was attempted.
-        what: String,
-        /// Why it failed.
-        source: std::io::Error,
-    },
-    /// The state directory holds something else.
-    #[error("{0}")]
-    State(String),
-    /// The realm could not be made, or something in it does not work.
+    /// The command line, the state directory, or this machine.
+    #[error(transparent)]
+    Cli(#[from] CliError),
+    /// The realm does not do what it should.
     #[error("{0}")]
     Realm(String),
     /// Not everybody arrived in time.
     #[error("after {CONVERGE_WITHIN:?} still missing: {0}; the logs are in {1}")]
     Late(String, PathBuf),
-    /// A process cannot be kept running.
-    #[error("{name} does not stay up:\n{log_tail}")]
-    Process {
-        /// Which one.
-        name: String,
-        /// The end of its log.
-        log_tail: String,
-    },
+    /// A process did not come up.
+    #[error("{} did not start: {}", .0.name, .0.last_words)]
+    Process(Death),
     /// A lie was not told, not refused, or refused by another rule.
     #[error("not every lie was told and refused by its rule")]
     Lies,
@@ -91,9 +83,26 @@ pub enum DevError {
     Interrupted,
 }
 
-fn file(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> DevError {
-    let what = what.to_string();
-    move |source| DevError::File { what, source }
+impl From<DevError> for CliError {
+    fn from(error: DevError) -> Self {
+        match error {
+            DevError::Cli(error) => error,
+            DevError::Lies => Self::refused(error),
+            DevError::Late(..) | DevError::Interrupted => Self::unavailable(error),
+            DevError::Realm(_) => Self::internal(error),
+            // Its own exit code says whose fault it was.
+            DevError::Process(ref death) => {
+                let kinds = [Kind::Usage, Kind::Refused, Kind::Unavailable];
+                let same = |kind: &Kind| death.code == Some(i32::from(kind.code()));
+                let kind = kinds.into_iter().find(same).unwrap_or(Kind::Internal);
+                Self { kind, rule: None, message: error.to_string() }
+            }
+        }
+    }
+}
+
+fn io_error(what: &'static str) -> impl FnOnce(std::io::Error) -> DevError {
+    move |error| CliError::internal(format!("{what}: {error}")).into()
 }
 
 /// Runs the realm.
@@ -104,38 +113,26 @@ fn file(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> DevError
 pub async fn run(args: Args, json: bool) -> Result<(), DevError> {
     let default = if args.evil_region { ".satrap-evil" } else { ".satrap" };
     let state_dir = args.state_dir.as_deref().unwrap_or(std::path::Path::new(default));
-    let state_dir = std::path::absolute(state_dir).map_err(file("state directory"))?;
-    let plan = open_or_create(&state_dir, args.evil_region)?;
+    let state_dir = std::path::absolute(state_dir)
+        .map_err(|e| CliError::file("state directory", state_dir, &e))?;
+    if let Some(file) = &args.trust_bundle {
+        // A mistake in it is found before anything is started.
+        crate::content::read(file, crate::content::Links::Refuse)?;
+    }
+    let held = state::open_or_create(&state_dir, args.evil_region)?;
     let tasks = TaskGroup::new();
-    tasks.shutdown_on_signal().map_err(file("signal handlers"))?;
-    let mut realm = Dev::start(&tasks, args, json, state_dir, plan).await?;
-    let outcome = realm.drive(&tasks).await;
-    realm.processes.stop().await;
+    tasks.handle_signals(Hangup::Stops).map_err(io_error("signal handlers"))?;
+    let outcome = match Dev::start(&tasks, args, json, state_dir, &held.plan).await {
+        Ok(mut realm) => {
+            let outcome = realm.drive(&tasks).await;
+            realm.processes.stop().await;
+            outcome
+        }
+        Err(error) => Err(error),
+    };
     tasks.shutdown().request();
     let drained = tasks.run(DRAIN).await.map_err(|e| DevError::Realm(e.to_string()));
     outcome.and(drained)
-}
-
-/// The realm in `state_dir`, which is made if there is none.
-fn open_or_create(state_dir: &std::path::Path, evil: bool) -> Result<RealmPlan, DevError> {
-    let broken = |e: &dyn std::fmt::Display| DevError::Realm(e.to_string());
-    let path = state_dir.join("realm.toml");
-    if !path.exists() {
-        let plan = plan::new_realm(state_dir, evil).map_err(file("free ports"))?;
-        crate::realm::create(&plan, state_dir).map_err(|e| broken(&e))?;
-        return Ok(plan);
-    }
-    let text = satrap_host::files::read(&path, PLAN_BYTES_MAX).map_err(file("realm.toml"))?;
-    let text = String::from_utf8(text).map_err(|e| broken(&e))?;
-    let plan = RealmPlan::from_toml(&text).map_err(|e| broken(&e))?;
-    if evil == plan::liars(&plan).is_empty() {
-        let (is, asked) = if evil { ("honest", "an evil") } else { ("evil", "an honest") };
-        return Err(DevError::State(format!(
-            "{} holds an {is} realm, not {asked} one; give another --state-dir",
-            state_dir.display()
-        )));
-    }
-    Ok(plan)
 }
 
 /// A running realm.
@@ -152,6 +149,8 @@ struct Dev {
     sightings: mpsc::Receiver<Sighting>,
     /// The newest sighting of each process.
     seen: BTreeMap<String, Sighting>,
+    /// Whether `realm.json` says what runs.
+    described: bool,
     conspiracy: Option<Arc<Conspiracy>>,
 }
 
@@ -161,12 +160,11 @@ impl Dev {
         args: Args,
         json: bool,
         state_dir: PathBuf,
-        plan: RealmPlan,
+        plan: &RealmPlan,
     ) -> Result<Self, DevError> {
-        let files = RealmFiles::of(&plan, &state_dir);
-        let description = plan::describe(&plan, &files);
-        let genesis = crate::client::read_genesis(&description.genesis)
-            .map_err(|e| DevError::Realm(e.to_string()))?;
+        let files = RealmFiles::of(plan, &state_dir);
+        let description = plan::describe(plan, &files);
+        let genesis = crate::client::read_genesis(&description.genesis)?;
         let bundle = BundleName::new(plan::BUNDLE).expect("a constant name");
         let credentials = Credentials::load(CredentialFiles {
             certificate: description.client.cert.clone(),
@@ -174,16 +172,17 @@ impl Dev {
             trust: description.client.ca.clone(),
         })
         .map_err(|e| DevError::Realm(e.to_string()))?;
-        let conspiracy = start_liars(tasks, &plan, &files, &genesis, &bundle).await?;
+        let conspiracy = roster::start_liars(tasks, plan, &files, &genesis, &bundle).await?;
         for edge in &description.edges {
             // What an edge said in an earlier run must not pass for what it runs in this one.
-            let _ = std::fs::remove_file(status_file(edge));
+            let _ = std::fs::remove_file(roster::status_file(edge));
         }
-        let specs = specs(&files);
-        let processes = Processes::start(tasks, specs, &state_dir.join("logs"))
-            .map_err(file("starting processes"))?;
+        let logs = state_dir.join("logs");
+        let program = std::env::current_exe().map_err(io_error("the path of this program"))?;
+        let processes = Processes::start(tasks, roster::specs(&files, &program, &logs), &logs)
+            .map_err(|e| CliError::file("log directory", &logs, &e))?;
         let (sender, sightings) = mpsc::channel(witness::SIGHTINGS_MAX);
-        for server in servers(&description, &genesis)? {
+        for server in roster::servers(&description, &genesis)? {
             let follow = witness::follow(
                 server.clone(),
                 genesis.clone(),
@@ -194,7 +193,7 @@ impl Dev {
             until_shutdown(tasks, format!("witness {}", server.name), follow);
         }
         for edge in &description.edges {
-            let status = status_file(edge);
+            let status = roster::status_file(edge);
             let watch =
                 witness::watch_edge(edge.name.clone(), status, bundle.clone(), sender.clone());
             until_shutdown(tasks, format!("watch {}", edge.name), watch);
@@ -211,6 +210,7 @@ impl Dev {
             processes,
             sightings,
             seen: BTreeMap::new(),
+            described: true,
             conspiracy,
         })
     }
@@ -218,20 +218,14 @@ impl Dev {
     /// From start to the end the user asked for.
     async fn drive(&mut self, tasks: &TaskGroup) -> Result<(), DevError> {
         self.wait_until_up(tasks).await?;
-        let content = publish::trust_bundle(self.args.trust_bundle.as_deref())?;
         let publisher = publish::Publisher::new(self)?;
-        let mut version = match publisher.current(&self.bundle).await? {
-            // Resumed, and nothing has changed: wait until everybody runs it.
-            (version, tree) if tree.root() == content.root() => {
-                self.say(&format!("{} version {version} is published already", self.bundle));
-                self.converge(tasks, version, clock::monotonic()).await?;
-                version
-            }
-            (version, tree) if version == 0 || self.conspiracy.is_none() => {
+        let (base, tree) = publisher.current(&self.bundle).await?;
+        let mut version = match publish::wanted(self.args.trust_bundle.as_deref(), &base, &tree)? {
+            Some(content) => {
                 self.say(&format!("publishing {} ({} entries)", self.bundle, content.len()));
-                self.publish_and_watch(tasks, &publisher, version, &tree, &content).await?
+                self.publish_and_watch(tasks, &publisher, base.expected, &tree, &content).await?
             }
-            (version, _) => version,
+            None => self.resume(tasks, base.version).await?,
         };
         if let Some(conspiracy) = self.conspiracy.clone() {
             // A liar that serves an old version needs one that its victims have left behind.
@@ -251,11 +245,26 @@ impl Dev {
         self.stay_up(tasks, version).await
     }
 
+    /// Waits until every edge runs what is published. An operator may have published since what some
+    /// edge cannot run, which is no reason to stop the others.
+    async fn resume(&mut self, tasks: &TaskGroup, version: u64) -> Result<u64, DevError> {
+        if version == 0 {
+            self.say(&format!("{} was retired; --trust-bundle publishes it again", self.bundle));
+            return Ok(version);
+        }
+        self.say(&format!("{} version {version} is published already", self.bundle));
+        match self.converge(tasks, version, clock::monotonic()).await {
+            Err(late @ DevError::Late(..)) if !self.args.once => self.say(&late.to_string()),
+            converged => converged?,
+        }
+        Ok(version)
+    }
+
     /// Waits until every process has been seen once.
     async fn wait_until_up(&mut self, tasks: &TaskGroup) -> Result<(), DevError> {
         self.say(&format!("starting the realm in {}", self.state_dir.display()));
         let started = clock::monotonic();
-        let mut progress = Progress::new(self.totals(), 0, started, self.shown(Phase::Start));
+        let mut progress = Progress::new(self.expected(), 0, started, self.shown(Phase::Start));
         self.watch(tasks, &mut progress).await
     }
 
@@ -265,9 +274,9 @@ impl Dev {
         tasks: &TaskGroup,
         publisher: &publish::Publisher,
     ) -> Result<u64, DevError> {
-        let (version, tree) = publisher.current(&self.bundle).await?;
+        let (base, tree) = publisher.current(&self.bundle).await?;
         let other = publish::with_or_without_own_ca(&tree, &self.files)?;
-        self.publish_and_watch(tasks, publisher, version, &tree, &other).await
+        self.publish_and_watch(tasks, publisher, base.expected, &tree, &other).await
     }
 
     async fn publish_and_watch(
@@ -291,7 +300,7 @@ impl Dev {
         since: Duration,
     ) -> Result<(), DevError> {
         let shown = self.shown(Phase::Travel);
-        let mut progress = Progress::new(self.totals(), version, since, shown);
+        let mut progress = Progress::new(self.expected(), version, since, shown);
         self.watch(tasks, &mut progress).await?;
         progress.summary().iter().for_each(|line| self.say(line));
         Ok(())
@@ -313,7 +322,12 @@ impl Dev {
                     progress.saw(&sighting);
                     self.seen.insert(sighting.name.clone(), sighting);
                 }
-                event = self.processes.events.recv() => self.process_event(event)?,
+                event = self.processes.events.recv() => {
+                    let died = self.process_event(event);
+                    if let Some(death) = died.filter(|_| progress.phase() == Phase::Start) {
+                        return Err(DevError::Process(death));
+                    }
+                }
                 () = tasks.shutdown().requested() => return Err(DevError::Interrupted),
                 () = &mut deadline => {
                     let logs = self.state_dir.join("logs");
@@ -331,7 +345,8 @@ impl Dev {
         loop {
             tokio::select! {
                 () = tasks.shutdown().requested() => return Ok(()),
-                event = self.processes.events.recv() => self.process_event(event)?,
+                event = self.processes.events.recv() => drop(self.process_event(event)),
+                () = time::sleep(DESCRIBE_AGAIN), if !self.described => self.describe(),
                 sighting = self.sightings.recv() => {
                     let Some(sighting) = sighting else { return Ok(()) };
                     if sighting.tier == Tier::Validator && sighting.version > newest {
@@ -344,21 +359,40 @@ impl Dev {
         }
     }
 
-    fn process_event(&mut self, event: Option<ProcessEvent>) -> Result<(), DevError> {
-        match event {
-            Some(ProcessEvent::Started { name, pid }) => {
+    /// Takes note of what happened to a process; returns how it died, if it did.
+    fn process_event(&mut self, event: Option<ProcessEvent>) -> Option<Death> {
+        match event? {
+            ProcessEvent::Started { name, pid } => {
                 self.note_pid(&name, pid);
-                self.description.store(&self.state_dir).map_err(file("realm.json"))?;
+                self.describe();
+                None
             }
-            Some(ProcessEvent::Died { name, status }) => {
-                self.say(&format!("{name} died ({status}); it is started again"));
+            ProcessEvent::Died(death) => {
+                let Death { name, last_words, failed_starts, .. } = &death;
+                match failed_starts {
+                    0 => self.say(&format!("{name} died; it is started again: {last_words}")),
+                    // Once is enough; the log has the others.
+                    1 => self.say(&format!(
+                        "{name} does not stay up, and is tried again every now and then: {last_words}"
+                    )),
+                    _ => {}
+                }
+                Some(death)
             }
-            Some(ProcessEvent::Failed { name, log_tail }) => {
-                return Err(DevError::Process { name, log_tail });
-            }
-            None => {}
         }
-        Ok(())
+    }
+
+    /// Writes `realm.json`. The realm runs without it, so a full disk is said and no more.
+    fn describe(&mut self) {
+        let stored = self.description.store(&self.state_dir);
+        if let (Err(error), true) = (&stored, self.described) {
+            self.say(&format!(
+                "cannot write {}: {error}; the realm goes on, but other verbs read old process ids \
+                 until there is room",
+                Description::path(&self.state_dir).display()
+            ));
+        }
+        self.described = stored.is_ok();
     }
 
     fn note_pid(&mut self, process: &str, pid: u32) {
@@ -375,12 +409,16 @@ impl Dev {
         }
     }
 
-    fn totals(&self) -> Totals {
-        Totals {
-            validators: self.description.validators.len(),
-            members: self.description.regions.iter().map(|r| r.members.len()).sum(),
-            edges: self.description.edges.len(),
-        }
+    /// Every process, by the name it is sighted under.
+    fn expected(&self) -> Expected {
+        let d = &self.description;
+        let validators = d.validators.iter().map(|v| (Tier::Validator, v.name.clone()));
+        let members = d.regions.iter().flat_map(|region| {
+            let name = |member: &description::Member| format!("{}-{}", region.name, member.name);
+            region.members.iter().map(move |member| (Tier::Member, name(member)))
+        });
+        let edges = d.edges.iter().map(|e| (Tier::Edge, e.name.clone()));
+        validators.chain(members).chain(edges).collect()
     }
 
     fn shown(&self, phase: Phase) -> Shown {
@@ -409,82 +447,4 @@ fn until_shutdown(
         }
         Ok::<_, std::convert::Infallible>(())
     });
-}
-
-/// Where an edge says what it runs.
-fn status_file(edge: &description::Edge) -> PathBuf {
-    edge.active_dir.with_file_name("data").join("status.json")
-}
-
-/// Every process of the realm, by the name its log file has.
-fn specs(files: &RealmFiles) -> Vec<Spec> {
-    let spec = |verb: &str, process: &crate::realm::layout::ProcessFiles| {
-        let config = process.config.display().to_string();
-        let name = match (&process.region, verb) {
-            (Some(region), "region") => format!("{region}-{}", process.name),
-            _ => process.name.to_string(),
-        };
-        Spec { name, args: vec![verb.into(), "run".into(), "--config".into(), config] }
-    };
-    let validators = files.validators.iter().map(|p| spec("validator", p));
-    let members = files.members.iter().map(|p| spec("region", p));
-    let edges = files.edges.iter().map(|p| spec("edge", p));
-    validators.chain(members).chain(edges).collect()
-}
-
-/// Every process that can be followed.
-fn servers(description: &Description, genesis: &Genesis) -> Result<Vec<Server>, DevError> {
-    let chain = genesis.realm().chain_id();
-    let server = |tier, name: String, url: &str, role| {
-        let id = SpiffeId::new(chain, role).map_err(|e| DevError::Realm(e.to_string()))?;
-        Ok(Server { tier, name, url: url.to_owned(), id })
-    };
-    let mut servers = Vec::new();
-    for v in &description.validators {
-        let role = Role::Validator { name: v.name.clone() };
-        servers.push(server(Tier::Validator, v.name.clone(), &v.url, role)?);
-    }
-    for region in &description.regions {
-        for m in &region.members {
-            let name = format!("{}-{}", region.name, m.name);
-            let role = Role::Member { region: region.name.clone(), name: m.name.clone() };
-            servers.push(server(Tier::Member, name, &m.client_url, role)?);
-        }
-    }
-    Ok(servers)
-}
-
-/// Starts the liars of an evil realm, still honest.
-async fn start_liars(
-    tasks: &TaskGroup,
-    plan: &RealmPlan,
-    files: &RealmFiles,
-    genesis: &Genesis,
-    bundle: &BundleName,
-) -> Result<Option<Arc<Conspiracy>>, DevError> {
-    let liars = plan::liars(plan);
-    if liars.is_empty() {
-        return Ok(None);
-    }
-    let conspiracy = Conspiracy::new(genesis.clone(), bundle.clone());
-    for (liar, validator) in liars.iter().zip(plan.validators.iter().cycle()) {
-        let member = files.members.iter().find(|member| {
-            member.region.as_ref() == Some(&liar.region) && member.name == liar.member
-        });
-        let directory = &member.expect("a liar stands in for a planned member").dir;
-        let credentials = Credentials::load(CredentialFiles {
-            certificate: directory.join("tls.crt"),
-            key: directory.join("tls.key"),
-            trust: directory.join("trust.pem"),
-        })
-        .map_err(|e| DevError::Realm(e.to_string()))?;
-        let identity = evil::Mask {
-            name: format!("{}/{}", liar.region, liar.member),
-            listen: liar.listen,
-            credentials,
-            upstream: validator.url.clone(),
-        };
-        evil::start(tasks, conspiracy.clone(), identity).await.map_err(file("starting a liar"))?;
-    }
-    Ok(Some(conspiracy))
 }

@@ -1,19 +1,17 @@
 //! The realm that `dev` makes: its names, its ports, its policy.
 //!
-//! Ports are free ones, chosen when the realm is made and kept in its config files from then on.
+//! Ports are free ones, chosen when the realm is made and kept in its config files from then on. Its
+//! certificates and its trusting period outlive whoever tries it out: nothing renews them, and a
+//! realm that was left alone for months starts again.
 
-use std::{
-    io,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
-    path::Path,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, path::Path, time::Duration};
 
 use satrap_certify::{BundleName, ChainId, Class, ClassKind, Label, Policy};
+use satrap_host::ports::Reserved;
 
 use crate::realm::{
-    Description, EdgePlan, EtcdPlan, Lifetimes, MemberPlan, RealmFiles, RealmPlan, RegionPlan,
-    ValidatorPlan,
+    Description, DiskPlan, EdgePlan, EtcdPlan, Lifetimes, MemberPlan, RealmFiles, RealmPlan,
+    RegionPlan, ValidatorPlan,
 };
 
 /// The bundle that every edge of the realm runs.
@@ -29,29 +27,25 @@ const EDGES_PER_REGION: usize = 3;
 /// The region that lies in an evil realm.
 pub const EVIL_REGION: &str = "us";
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Ten years.
+const FOR_GOOD: Duration = Duration::from_secs(3_650 * 24 * 3600);
+/// Six members on one disk, of rings that hold little.
+const DISK: DiskPlan = DiskPlan { log_segment_mib: 4, reserve_mib: 4 };
 
 fn label(text: &str) -> Label {
     Label::new(text).expect("the names in this file are labels")
 }
 
-/// Free ports: all bound at once, so that no two are equal, then given back.
-fn free_ports(count: usize) -> io::Result<impl Iterator<Item = SocketAddr>> {
-    let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let listeners = (0..count).map(bind).collect::<io::Result<Vec<_>>>()?;
-    let addresses = listeners.iter().map(TcpListener::local_addr);
-    Ok(addresses.collect::<io::Result<Vec<_>>>()?.into_iter())
-}
-
-/// Plans a realm. In an evil one, the edges of [`EVIL_REGION`] are given addresses at which its
+/// Plans a realm, and holds its ports. In an evil one, the edges of [`EVIL_REGION`] are given addresses at which its
 /// members do not listen: that is where the liars will be.
 ///
 /// # Errors
 ///
 /// If there are no free ports.
-pub fn new_realm(state_dir: &Path, evil: bool) -> io::Result<RealmPlan> {
+pub fn new_realm(state_dir: &Path, evil: bool) -> io::Result<(RealmPlan, Reserved)> {
     let members = REGIONS.len() * ZONES.len();
-    let mut ports = free_ports(2 * VALIDATORS.len() + 4 * members)?;
+    let reserved = Reserved::any(2 * VALIDATORS.len() + 4 * members)?;
+    let mut ports = reserved.addresses().iter().copied();
     let mut port = move || ports.next().expect("as many ports were taken as are used");
     let url = |address: SocketAddr| format!("https://{address}");
     let validator = |(name, jurisdiction): &(&str, &str), listen, mesh_listen| ValidatorPlan {
@@ -101,16 +95,16 @@ pub fn new_realm(state_dir: &Path, evil: bool) -> io::Result<RealmPlan> {
     let name: String =
         name.unwrap_or_default().chars().filter(char::is_ascii_alphanumeric).collect();
     let chain_id = ChainId::new(&format!("dev-{name}")).or_else(|_| ChainId::new("dev"));
-    Ok(RealmPlan {
+    let plan = RealmPlan {
         chain_id: chain_id.expect("`dev` is a chain id"),
         policy: Policy {
             heartbeat: Duration::from_secs(30),
-            trusting_period: 90 * DAY,
+            trusting_period: FOR_GOOD,
             clock_drift: Duration::from_secs(10),
             leader_rotation_heights: 100,
         },
         governance_approvals: 2,
-        lifetimes: Lifetimes { authority: 365 * DAY, leaf: 90 * DAY },
+        lifetimes: Lifetimes { authority: FOR_GOOD, leaf: FOR_GOOD },
         validators,
         regions,
         edges,
@@ -119,7 +113,9 @@ pub fn new_realm(state_dir: &Path, evil: bool) -> io::Result<RealmPlan> {
             Class::new("pki/", 2, ClassKind::X509Trust),
             Class::new("", 1, ClassKind::Opaque),
         ],
-    })
+        disk: Some(DISK),
+    };
+    Ok((plan, reserved))
 }
 
 /// Where a liar listens, and whose credentials it has.

@@ -1,31 +1,30 @@
 //! Starts the realm's processes, restarts one that dies, and stops them all in order.
 //!
 //! Each process is this very binary with another verb, so the realm is the production code. A
-//! process that dies (a user is invited to kill one) comes back after a moment; one that dies at
-//! once again and again is reported with the end of its log.
+//! process that dies (a user is invited to kill one) comes back after a moment; one that dies again
+//! and again comes back after longer and longer ones. What that means for the realm is the console's
+//! to decide: the other processes are never stopped from here.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    process::{ExitStatus, Stdio},
-    time::Duration,
+use std::{fs, io, path::Path, time::Duration};
+
+use satrap_host::{
+    TaskGroup,
+    child::{Daemon, Running},
+    clock,
 };
-
-use satrap_host::{TaskGroup, clock};
 use tokio::{
-    process::{Child, Command},
     sync::{mpsc, watch},
     time,
 };
 
 /// A process that lived for less than this failed to start.
 const STARTED_AFTER: Duration = Duration::from_secs(3);
-/// So many failed starts in a row end the realm.
-const FAILED_STARTS_MAX: u32 = 3;
 /// How long a process may take to stop before it is killed.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
-/// A short rest before a dead process is started again.
+/// A short rest before a dead process is started again, doubled after each failed start.
 const RESTART_AFTER: Duration = Duration::from_millis(500);
+/// The longest rest.
+const RESTART_AFTER_MAX: Duration = Duration::from_secs(32);
 /// Events that wait for the console.
 const EVENTS_MAX: usize = 256;
 
@@ -34,8 +33,8 @@ const EVENTS_MAX: usize = 256;
 pub struct Spec {
     /// Name for people, log file and realm.json.
     pub name: String,
-    /// Arguments of this binary.
-    pub args: Vec<String>,
+    /// How it is started.
+    pub daemon: Daemon,
 }
 
 /// What happened to a process.
@@ -48,20 +47,21 @@ pub enum ProcessEvent {
         /// Its process id.
         pid: u32,
     },
-    /// It ended without being told to.
-    Died {
-        /// Which one.
-        name: String,
-        /// How.
-        status: String,
-    },
-    /// It cannot be kept running.
-    Failed {
-        /// Which one.
-        name: String,
-        /// The end of its log.
-        log_tail: String,
-    },
+    /// It ended without being told to, or did not start.
+    Died(Death),
+}
+
+/// How a process ended.
+#[derive(Clone, Debug)]
+pub struct Death {
+    /// Which one.
+    pub name: String,
+    /// Its exit code, if it ended by itself.
+    pub code: Option<i32>,
+    /// How it ended, and the end of its log.
+    pub last_words: String,
+    /// How many starts in a row have failed, this one included.
+    pub failed_starts: u32,
 }
 
 /// All processes of a realm.
@@ -74,22 +74,19 @@ pub struct Processes {
 }
 
 impl Processes {
-    /// Starts `specs`, with one log file each in `logs`.
+    /// Starts `specs`, whose log files are in `logs`.
     ///
     /// # Errors
     ///
-    /// If the log directory or this binary's path cannot be used.
+    /// If the log directory cannot be made.
     pub fn start(tasks: &TaskGroup, specs: Vec<Spec>, logs: &Path) -> io::Result<Self> {
         fs::create_dir_all(logs)?;
-        let binary = std::env::current_exe()?;
         let stop = watch::Sender::new(false);
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         // Closes when the last supervisor has ended.
         let (alive, running) = mpsc::channel(1);
         for spec in specs {
             let supervisor = Supervisor {
-                binary: binary.clone(),
-                log: logs.join(format!("{}.log", spec.name)),
                 spec,
                 stop: stop.subscribe(),
                 events: sender.clone(),
@@ -111,8 +108,6 @@ impl Processes {
 }
 
 struct Supervisor {
-    binary: PathBuf,
-    log: PathBuf,
     spec: Spec,
     stop: watch::Receiver<bool>,
     events: mpsc::Sender<ProcessEvent>,
@@ -123,50 +118,31 @@ impl Supervisor {
     async fn run(mut self) -> io::Result<()> {
         let mut failed_starts = 0;
         loop {
-            let mut child = self.spawn()?;
             let started = clock::monotonic();
-            let (name, pid) = (self.spec.name.clone(), child.id().unwrap_or_default());
-            self.tell(ProcessEvent::Started { name, pid }).await;
-            let status = tokio::select! {
-                status = child.wait() => status?,
-                () = stopped(&mut self.stop) => return end(child).await,
+            let (code, last_words) = match self.spec.daemon.spawn() {
+                Ok(mut child) => {
+                    let (name, pid) = (self.spec.name.clone(), child.process.id());
+                    let pid = pid.unwrap_or_default();
+                    self.tell(ProcessEvent::Started { name, pid }).await;
+                    let status = tokio::select! {
+                        status = child.process.wait() => status?,
+                        () = stopped(&mut self.stop) => return end(child).await,
+                    };
+                    (status.code(), self.spec.daemon.last_words(status))
+                }
+                Err(error) => (None, format!("it cannot be started: {error}")),
             };
             let lived = clock::monotonic().saturating_sub(started);
             failed_starts = if lived < STARTED_AFTER { failed_starts + 1 } else { 0 };
-            self.tell(self.died(status)).await;
-            if failed_starts == FAILED_STARTS_MAX {
-                let (name, log_tail) = (self.spec.name.clone(), self.log_tail());
-                self.tell(ProcessEvent::Failed { name, log_tail }).await;
-                return Ok(());
-            }
+            let name = self.spec.name.clone();
+            let death = Death { name, code, last_words, failed_starts };
+            self.tell(ProcessEvent::Died(death)).await;
+            let doubled = RESTART_AFTER * (1 << failed_starts.saturating_sub(1).min(6));
             tokio::select! {
-                () = time::sleep(RESTART_AFTER) => {}
+                () = time::sleep(doubled.min(RESTART_AFTER_MAX)) => {}
                 () = stopped(&mut self.stop) => return Ok(()),
             }
         }
-    }
-
-    fn spawn(&self) -> io::Result<Child> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
-        Command::new(&self.binary)
-            .args(&self.spec.args)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            // Ctrl-c in the terminal reaches the whole process group; only `dev` is to act on it.
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-    }
-
-    fn died(&self, status: ExitStatus) -> ProcessEvent {
-        ProcessEvent::Died { name: self.spec.name.clone(), status: status.to_string() }
-    }
-
-    fn log_tail(&self) -> String {
-        let log = fs::read(&self.log).unwrap_or_default();
-        let tail = &log[log.len().saturating_sub(2_000)..];
-        format!("{}\n(whole log: {})", String::from_utf8_lossy(tail), self.log.display())
     }
 
     async fn tell(&self, event: ProcessEvent) {
@@ -181,16 +157,11 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// SIGTERM, then SIGKILL if that is not enough.
-async fn end(mut child: Child) -> io::Result<()> {
-    if let Some(pid) = child.id() {
-        // Without unsafe code the way to send SIGTERM is the tool that every system has.
-        let kill = Command::new("kill").args(["-TERM", &pid.to_string()]).status().await;
-        if kill.is_ok_and(|status| status.success())
-            && time::timeout(STOP_WITHIN, child.wait()).await.is_ok()
-        {
-            return Ok(());
-        }
+/// Asks a process to stop, and kills it if that is not enough.
+async fn end(child: Running) -> io::Result<()> {
+    let mut process = child.ask_to_stop();
+    match time::timeout(STOP_WITHIN, process.wait()).await {
+        Ok(ended) => ended.map(drop),
+        Err(_) => process.kill().await,
     }
-    child.kill().await
 }

@@ -1,21 +1,17 @@
 //! What a person sees while a config travels: three bars on a terminal, plain lines elsewhere.
 
-use std::{collections::BTreeMap, io::IsTerminal as _, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::IsTerminal as _,
+    time::Duration,
+};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::witness::{Sighting, Tier};
 
-/// How many processes each tier has.
-#[derive(Clone, Copy, Debug)]
-pub struct Totals {
-    /// Validators.
-    pub validators: usize,
-    /// Members of all regions.
-    pub members: usize,
-    /// Edges.
-    pub edges: usize,
-}
+/// Every process that is to arrive.
+pub type Expected = BTreeSet<(Tier, String)>;
 
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +25,7 @@ pub enum Phase {
 /// What is waited for, and for whose eyes.
 #[derive(Clone, Copy, Debug)]
 pub struct Shown {
-    /// See there.
+    /// What is waited for.
     pub phase: Phase,
     /// For a script.
     pub json: bool,
@@ -39,7 +35,7 @@ pub struct Shown {
 #[derive(Debug)]
 pub struct Progress {
     shown: Shown,
-    totals: Totals,
+    expected: Expected,
     version: u64,
     started: Duration,
     arrived: BTreeMap<(Tier, String), Duration>,
@@ -55,10 +51,10 @@ struct Bars {
 impl Progress {
     /// Begins at `started` (monotonic), waiting for `version` everywhere.
     #[must_use]
-    pub fn new(totals: Totals, version: u64, started: Duration, shown: Shown) -> Self {
+    pub fn new(expected: Expected, version: u64, started: Duration, shown: Shown) -> Self {
         let watched = std::io::stdout().is_terminal() && !shown.json;
-        let bars = watched.then(|| Bars::new(totals, shown.phase));
-        Self { shown, totals, version, started, arrived: BTreeMap::new(), bars }
+        let bars = watched.then(|| Bars::new(&expected, shown.phase));
+        Self { shown, expected, version, started, arrived: BTreeMap::new(), bars }
     }
 
     /// Takes note of a process; returns whether that was news.
@@ -100,25 +96,28 @@ impl Progress {
         true
     }
 
+    /// What is waited for.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.shown.phase
+    }
+
     /// Whether every process of every tier has arrived.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        Tier::ALL.iter().all(|tier| self.count(*tier) == self.totals.of(*tier))
+        self.expected.iter().all(|process| self.arrived.contains_key(process))
     }
 
     fn count(&self, tier: Tier) -> usize {
         self.arrived.keys().filter(|(t, _)| *t == tier).count()
     }
 
-    /// Who is missing: how many of each tier.
+    /// Who is missing, by name.
     #[must_use]
     pub fn missing(&self) -> String {
-        let lacking = |tier: &Tier| {
-            let missing = self.totals.of(*tier) - self.count(*tier);
-            (missing > 0)
-                .then(|| format!("{missing} of {} {}s", self.totals.of(*tier), word(*tier)))
-        };
-        Tier::ALL.iter().filter_map(lacking).collect::<Vec<_>>().join(", ")
+        let missing = self.expected.iter().filter(|process| !self.arrived.contains_key(*process));
+        let missing = missing.map(|(tier, name)| format!("{} {name}", word(*tier)));
+        missing.collect::<Vec<_>>().join(", ")
     }
 
     /// First and last arrival of each tier, as lines for people.
@@ -128,7 +127,7 @@ impl Progress {
             let times = self.arrived.iter().filter(|((t, _), _)| t == tier).map(|(_, d)| *d);
             let ms = |d: Option<Duration>| d.unwrap_or_default().as_secs_f64() * 1e3;
             let (first, last) = (ms(times.clone().min()), ms(times.max()));
-            let (count, total) = (self.count(*tier), self.totals.of(*tier));
+            let (count, total) = (self.count(*tier), of(&self.expected, *tier));
             format!(
                 "{count} of {total} {}s {} it, the first after {first:.0} ms, the last after \
                  {last:.0} ms",
@@ -169,24 +168,18 @@ fn verb(tier: Tier) -> &'static str {
     }
 }
 
-impl Totals {
-    fn of(&self, tier: Tier) -> usize {
-        match tier {
-            Tier::Validator => self.validators,
-            Tier::Member => self.members,
-            Tier::Edge => self.edges,
-        }
-    }
+fn of(expected: &Expected, tier: Tier) -> usize {
+    expected.iter().filter(|(t, _)| *t == tier).count()
 }
 
 impl Bars {
-    fn new(totals: Totals, phase: Phase) -> Self {
+    fn new(expected: &Expected, phase: Phase) -> Self {
         let all = MultiProgress::new();
         let style =
             ProgressStyle::with_template("{prefix:>20} {bar:32.green/dim} {pos}/{len} {msg}")
                 .expect("the template is a constant");
         let bar = |tier: &Tier| {
-            let bar = all.add(ProgressBar::new(totals.of(*tier) as u64));
+            let bar = all.add(ProgressBar::new(of(expected, *tier) as u64));
             bar.set_style(style.clone());
             bar.set_prefix(match (phase, tier) {
                 (Phase::Start, Tier::Validator) => "validators up",

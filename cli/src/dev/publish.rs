@@ -10,6 +10,7 @@ use super::{Dev, DevError};
 use crate::{
     client::{Client, Endpoint, version_of},
     content::{self, Links},
+    error::CliError,
     operator,
     realm::RealmFiles,
 };
@@ -28,20 +29,32 @@ fn realm_error(e: impl std::fmt::Display) -> DevError {
     DevError::Realm(e.to_string())
 }
 
-/// The certificates of `file`, or of the operating system.
+/// What is to be published over `tree`, if anything: into a new realm the certificates of `file`, or
+/// those of the operating system, and later only what the user asks for. An operator's own versions
+/// are not to be undone by starting the realm again.
 ///
 /// # Errors
 ///
-/// If there are none.
-pub fn trust_bundle(file: Option<&Path>) -> Result<BundleTree, DevError> {
+/// If there are no certificates.
+pub fn wanted(
+    file: Option<&Path>,
+    base: &Base,
+    tree: &BundleTree,
+) -> Result<Option<BundleTree>, DevError> {
+    // No bundle was retired either, so nobody has published here yet.
+    let is_new = base.version == 0 && base.expected == 0;
+    if file.is_none() && !is_new {
+        return Ok(None);
+    }
     let system = SYSTEM_BUNDLES.iter().map(Path::new).find(|path| path.exists());
     let path = file.or(system).ok_or_else(|| {
-        DevError::State(format!(
+        CliError::usage(format!(
             "none of {} exists; name a PEM file with --trust-bundle",
             SYSTEM_BUNDLES.join(", ")
         ))
     })?;
-    content::read(path, Links::Refuse).map_err(realm_error)
+    let content = content::read(path, Links::Refuse)?;
+    Ok((base.version == 0 || content.root() != tree.root()).then_some(content))
 }
 
 /// `tree` with the realm's own CA added, or without it if it is there: a small change either way.
@@ -57,12 +70,23 @@ pub fn with_or_without_own_ca(
     let mut other = tree.clone();
     if !other.remove(&key) {
         // The trust file of any process begins with the validators' CA.
-        let trust = fs::read(&files.operators[0].trust).map_err(super::file("trust file"))?;
+        let path = &files.operators[0].trust;
+        let trust = fs::read(path).map_err(|e| CliError::file("trust file", path, &e))?;
         let cas = content::split_pem(&trust).map_err(realm_error)?;
         let (_, first) = cas.iter().next().ok_or_else(|| realm_error("empty trust file"))?;
         other.insert(&key, Arc::clone(first));
     }
     Ok(other)
+}
+
+/// What a change applies to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// The certified version of the bundle; 0 if there is none.
+    pub version: u64,
+    /// The one that a change names: for a bundle that does not exist, the highest version that was
+    /// ever retired (V28).
+    pub expected: u64,
 }
 
 /// Signs with the keys of all operators and submits to the validators.
@@ -80,7 +104,7 @@ impl Publisher {
     /// If an operator's key cannot be read.
     pub fn new(dev: &Dev) -> Result<Self, DevError> {
         let keys = dev.files.operators.iter().map(|o| operator::read_key(&o.operator_key));
-        let keys = keys.collect::<Result<_, _>>().map_err(realm_error)?;
+        let keys = keys.collect::<Result<_, _>>()?;
         let validators = dev.description.validators.iter();
         let endpoint = |v: &crate::realm::description::Validator| Endpoint {
             label: format!("validator {}", v.name),
@@ -96,16 +120,21 @@ impl Publisher {
         Ok(Self { client, keys })
     }
 
-    /// The certified version and content of `bundle`; 0 and nothing if it does not exist.
+    /// What a change of `bundle` applies to.
     ///
     /// # Errors
     ///
     /// If no validator can serve it.
-    pub async fn current(&self, bundle: &BundleName) -> Result<(u64, BundleTree), DevError> {
+    pub async fn current(&self, bundle: &BundleName) -> Result<(Base, BundleTree), DevError> {
         let interest = Interest::Bundles(vec![bundle.clone()]);
-        let replica = self.client.read(&interest).await.map_err(realm_error)?.replica;
+        let replica = self.client.read(&interest).await?.replica;
         let tree = replica.content(bundle).cloned().unwrap_or_default();
-        Ok((version_of(&replica, bundle), tree))
+        let version = version_of(&replica, bundle);
+        let expected = match version {
+            0 => self.client.governance().await?.retired_version,
+            present => present,
+        };
+        Ok((Base { version, expected }, tree))
     }
 
     /// Publishes `to` over `from` and returns the new version.
@@ -124,6 +153,6 @@ impl Publisher {
         let change = Change::new(self.client.genesis.realm(), Action::Publish(publish));
         let mut signed = SignedChange::unsigned(change);
         self.keys.iter().for_each(|key| signed.approve(key));
-        Ok(self.client.submit(&signed).await.map_err(realm_error)?.version)
+        Ok(self.client.submit(&signed).await?.version)
     }
 }

@@ -68,7 +68,7 @@ impl Verdict {
 pub fn lies(told: &[Told], description: &Description, json: bool) -> Result<(), DevError> {
     let mut verdicts = Vec::new();
     for edge in &description.edges {
-        let mut refusals = edge_status(&super::status_file(edge))
+        let mut refusals = edge_status(&super::roster::status_file(edge))
             .map(|s| s.refusals)
             .unwrap_or_default()
             .into_iter();

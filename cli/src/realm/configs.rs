@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::plan::{EdgePlan, MemberPlan, RealmPlan, RegionPlan, ValidatorPlan};
+use super::plan::{DiskPlan, EdgePlan, MemberPlan, RealmPlan, RegionPlan, ValidatorPlan};
 
 /// From a process's directory to the genesis file.
 const GENESIS_FROM_VALIDATOR: &str = "../../genesis.json";
@@ -65,6 +65,7 @@ struct RegionToml<'a> {
     members: Vec<MemberEntry<'a>>,
     validators: Vec<ValidatorEntry<'a>>,
     etcd: Option<EtcdEntry<'a>>,
+    disk: Option<DiskPlan>,
 }
 
 #[derive(Serialize)]
@@ -127,6 +128,7 @@ pub fn member(plan: &RealmPlan, region: &RegionPlan, m: &MemberPlan) -> String {
                 urls: [&etcd.url],
                 tls: ETCD_TLS,
             }),
+            disk: plan.disk,
         },
     )
 }

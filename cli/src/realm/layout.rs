@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Configurations name files relative to themselves, so a process moves to its machine by copying
-//! its directory and the genesis file.
+//! its directory and the genesis file to the same paths in another directory.
 
 use std::path::{Path, PathBuf};
 

@@ -15,5 +15,6 @@ pub use create::{CreateError, create, create_described};
 pub use description::Description;
 pub use layout::RealmFiles;
 pub use plan::{
-    EdgePlan, EtcdPlan, Lifetimes, MemberPlan, PlanError, RealmPlan, RegionPlan, ValidatorPlan,
+    DiskPlan, EdgePlan, EtcdPlan, Lifetimes, MemberPlan, PlanError, RealmPlan, RegionPlan,
+    ValidatorPlan,
 };

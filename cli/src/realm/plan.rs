@@ -18,6 +18,7 @@ use satrap_certify::{
     BundleName, ChainId, Class, Label, Policy,
     limits::{INTEREST_MAX, URL_BYTES_MAX, VALIDATORS_MAX},
 };
+use serde::{Deserialize, Serialize};
 
 /// A realm that shall be created.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +41,18 @@ pub struct RealmPlan {
     pub operators: Vec<Label>,
     /// The rules for bundles.
     pub classes: Vec<Class>,
+    /// Space that every member takes; by default as much as busy rings need.
+    pub disk: Option<DiskPlan>,
+}
+
+/// Space that a member takes before there is anything in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskPlan {
+    /// Size of a segment of the log, in MiB; one is allocated at first.
+    pub log_segment_mib: u64,
+    /// Held back for a full disk, in MiB; at least a segment.
+    pub reserve_mib: u64,
 }
 
 /// How long certificates last.
@@ -183,13 +196,29 @@ impl RealmPlan {
         let urls: Vec<_> = urls.into_iter().chain(etcds().map(|etcd| &etcd.url)).collect();
         urls.iter().try_for_each(|url| check_url(url))?;
         unique("url", urls)?;
-        let listens = self.validators.iter().flat_map(|v| [v.listen, v.mesh_listen]);
-        let listens = listens.chain(members().flat_map(|m| [m.client_listen, m.peer_listen]));
-        let listens = listens.chain(etcds().map(|etcd| etcd.listen));
+        let listens = self.listens().into_iter().map(|(_, address)| address);
         // The same wildcard address on different machines is what a real deployment looks like.
         unique("listen", listens.filter(|a| a.ip().is_loopback()).collect::<Vec<_>>().iter())?;
         self.edges.iter().try_for_each(|edge| self.check_edge(edge))?;
         unique("edges", self.edges.iter().map(|e| format!("{}/{}", e.region, e.name)))
+    }
+
+    /// Every address that a process of the realm binds, with the process and its setting.
+    #[must_use]
+    pub fn listens(&self) -> Vec<(String, SocketAddr)> {
+        let validators = self.validators.iter().flat_map(|v| {
+            let of = |key| format!("`{key}` of validator {}", v.name);
+            [(of("listen"), v.listen), (of("mesh_listen"), v.mesh_listen)]
+        });
+        let members = self.regions.iter().flat_map(|r| r.members.iter().map(move |m| (r, m)));
+        let members = members.flat_map(|(r, m)| {
+            let of = move |key| format!("`{key}` of member {}-{}", r.name, m.name);
+            let etcd = m.etcd.as_ref().map(|etcd| (of("etcd.listen"), etcd.listen));
+            [(of("client_listen"), m.client_listen), (of("peer_listen"), m.peer_listen)]
+                .into_iter()
+                .chain(etcd)
+        });
+        validators.chain(members).collect()
     }
 
     fn check_counts(&self) -> Result<(), PlanError> {

@@ -6,8 +6,8 @@ use satrap_certify::{BundleName, ChainId, Label, Policy, genesis::RawClass};
 use serde::{Deserialize, Serialize};
 
 use super::plan::{
-    EdgePlan, EtcdPlan, Lifetimes, MemberPlan, PlanError, RealmPlan, RegionPlan, ValidatorPlan,
-    value,
+    DiskPlan, EdgePlan, EtcdPlan, Lifetimes, MemberPlan, PlanError, RealmPlan, RegionPlan,
+    ValidatorPlan, value,
 };
 
 const DAY_S: u64 = 86_400;
@@ -33,6 +33,7 @@ struct RawPlan {
     regions: Vec<RawRegion>,
     #[serde(default)]
     edges: Vec<RawEdge>,
+    disk: Option<DiskPlan>,
 }
 
 fn default_governance_approvals() -> u32 {
@@ -174,6 +175,7 @@ impl RawPlan {
             edges: self.edges.into_iter().map(RawEdge::plan).collect::<Result<_, _>>()?,
             operators: labels("operators", &self.operators)?,
             classes: self.classes.into_iter().map(RawClass::class).collect(),
+            disk: self.disk,
         })
     }
 
@@ -197,6 +199,7 @@ impl RawPlan {
             validators: plan.validators.iter().map(RawValidator::of).collect(),
             regions: plan.regions.iter().map(RawRegion::of).collect(),
             edges: plan.edges.iter().map(RawEdge::of).collect(),
+            disk: plan.disk,
         }
     }
 }

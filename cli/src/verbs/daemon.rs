@@ -3,9 +3,10 @@
 //! A daemon prints nothing on standard output; its log goes to standard error. It runs until it is
 //! told to stop or must not go on, and its exit code tells a supervisor which.
 
-use std::path::PathBuf;
+use std::{fmt::Display, path::PathBuf};
 
 use satrap_host::{
+    Fault, RunUntil,
     config::ConfigError,
     runtime,
     telemetry::{self, LogFormat},
@@ -31,6 +32,25 @@ pub struct RunArgs {
     /// Shape of log lines
     #[arg(long, value_enum, default_value_t = Format::Auto)]
     log_format: Format,
+    /// Stop when standard input is closed, as it is when a parent that holds its other end is gone
+    #[arg(long)]
+    until_stdin_closes: bool,
+}
+
+impl RunArgs {
+    fn until(&self) -> RunUntil {
+        if self.until_stdin_closes { RunUntil::StdinCloses } else { RunUntil::Signal }
+    }
+
+    /// The failure of what this configuration describes, for the exit code.
+    fn failed(&self, error: impl Display, fault: Fault) -> CliError {
+        let message = format!("{}: {error}", self.config.display());
+        match fault {
+            Fault::Setting => CliError::usage(message),
+            Fault::InUse => CliError::unavailable(message),
+            Fault::Machine => CliError::internal(message),
+        }
+    }
 }
 
 /// Shape of log lines.
@@ -74,7 +94,8 @@ pub fn validator(args: &RunArgs) -> Result<(), CliError> {
     let config = satrap_global_node::Config::load(&args.config).map_err(|e| refuse(args, e))?;
     start_log(args)?;
     let runtime = runtime::multi_thread("validator", SERVER_THREADS).map_err(CliError::internal)?;
-    runtime.block_on(satrap_global_node::run(config)).map_err(CliError::internal)
+    let ran = runtime.block_on(satrap_global_node::run(config, args.until()));
+    ran.map_err(|error| args.failed(&error, error.fault()))
 }
 
 /// Runs a member of a region.
@@ -85,7 +106,8 @@ pub fn validator(args: &RunArgs) -> Result<(), CliError> {
 pub fn region(args: &RunArgs) -> Result<(), CliError> {
     let config = satrap_regional_server::Config::load(&args.config).map_err(|e| refuse(args, e))?;
     start_log(args)?;
-    satrap_regional_server::run(config).map_err(CliError::internal)
+    let ran = satrap_regional_server::run(config, args.until());
+    ran.map_err(|error| args.failed(&error, error.fault()))
 }
 
 /// Runs an edge agent.
@@ -98,7 +120,8 @@ pub fn edge(args: &RunArgs) -> Result<(), CliError> {
     start_log(args)?;
     // Beside a workload, one thread is all it takes.
     let runtime = runtime::current_thread().map_err(CliError::internal)?;
-    runtime.block_on(satrap_edge_agent::run(config)).map_err(CliError::internal)
+    let ran = runtime.block_on(satrap_edge_agent::run(config, args.until()));
+    ran.map_err(|error| args.failed(&error, error.fault()))
 }
 
 fn refuse(args: &RunArgs, error: ConfigError) -> CliError {

@@ -24,7 +24,7 @@ use clap::{Parser, Subcommand};
 use tokio::time::timeout;
 
 use crate::{
-    dev::{self, DevError},
+    dev,
     error::{CliError, Kind},
     output::Output,
 };
@@ -130,16 +130,7 @@ impl Verb {
 
 fn run_dev(args: dev::Args, output: &Output) -> Result<(), CliError> {
     let json = output.json;
-    block_on(async move {
-        dev::run(args, json).await.map_err(|error| match &error {
-            DevError::State(_) => CliError::usage(&error),
-            DevError::Lies => CliError::refused(&error),
-            DevError::Late(..) | DevError::Interrupted => CliError::unavailable(&error),
-            DevError::File { .. } | DevError::Realm(_) | DevError::Process { .. } => {
-                CliError::internal(&error)
-            }
-        })
-    })
+    block_on(async move { dev::run(args, json).await.map_err(CliError::from) })
 }
 
 /// Runs a read of what a change will apply to, for at most `patience`: nothing is submitted yet.

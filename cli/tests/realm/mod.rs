@@ -5,13 +5,7 @@
 
 pub mod ring;
 
-use std::{
-    fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
-    path::{Path, PathBuf},
-    process::Stdio,
-    time::Duration,
-};
+use std::{fs, net::SocketAddr, sync::Mutex, time::Duration};
 
 use ed25519_dalek::SigningKey;
 use satrap_certify::{
@@ -26,9 +20,12 @@ use satrap_cli::{
     },
 };
 use satrap_edge_agent::{links::OnDisk, status::Status};
-use satrap_host::mtls::{CredentialFiles, Credentials};
+use satrap_host::{
+    child::{Daemon, Running},
+    mtls::{CredentialFiles, Credentials},
+    ports::Reserved,
+};
 use satrap_merkle::BundleTree;
-use tokio::process::{Child, Command};
 
 /// The bundle that all edges run.
 pub const BUNDLE: &str = "config/test";
@@ -36,9 +33,8 @@ pub const BUNDLE: &str = "config/test";
 /// One process of the realm.
 pub struct Process {
     pub name: String,
-    args: Vec<String>,
-    log: PathBuf,
-    child: Child,
+    daemon: Daemon,
+    running: Running,
 }
 
 /// A running realm, which ends with this value.
@@ -56,12 +52,20 @@ fn label(text: &str) -> Label {
     Label::new(text).unwrap()
 }
 
-/// A plan with free loopback ports.
+/// Ports of plans, which nobody else gets before this program ends.
+static RESERVED: Mutex<Vec<Reserved>> = Mutex::new(Vec::new());
+
+/// So many loopback addresses that stay this program's.
+pub fn addresses(count: usize) -> Vec<SocketAddr> {
+    let reserved = Reserved::any(count).unwrap();
+    let addresses = reserved.addresses().to_vec();
+    RESERVED.lock().unwrap().push(reserved);
+    addresses
+}
+
+/// A plan with loopback ports of its own.
 pub fn plan(validators: usize, regions: &[&str], edges_per_region: usize) -> RealmPlan {
-    let ports = 2 * validators + 6 * regions.len();
-    let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let listeners: Vec<_> = (0..ports).map(bind).collect();
-    let mut addresses = listeners.iter().map(|l| l.local_addr().unwrap());
+    let mut addresses = addresses(2 * validators + 6 * regions.len()).into_iter();
     let mut address = || -> (SocketAddr, String) {
         let address = addresses.next().unwrap();
         (address, format!("https://{address}"))
@@ -111,37 +115,35 @@ pub fn plan(validators: usize, regions: &[&str], edges_per_region: usize) -> Rea
             .collect(),
         operators: vec![label("alice")],
         classes: vec![Class::new("", 1, ClassKind::Opaque)],
+        disk: None,
     }
 }
 
 impl Process {
-    fn spawn(args: &[String], log: &Path) -> Child {
-        let log = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
-        Command::new(env!("CARGO_BIN_EXE_satrap"))
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap()
-    }
-
     /// SIGKILL, at whatever instruction it is.
     pub async fn kill(&mut self) {
-        if let Some(status) = self.child.try_wait().unwrap() {
-            panic!("{} had ended by itself with {status}:\n{}", self.name, self.log_tail());
+        if let Some(status) = self.running.process.try_wait().unwrap() {
+            panic!("{} had ended by itself with {}", self.name, self.daemon.last_words(status));
         }
-        self.child.kill().await.unwrap();
+        self.running.process.kill().await.unwrap();
     }
 
     /// Starts it again on the disk it left.
     pub fn restart(&mut self) {
-        self.child = Self::spawn(&self.args, &self.log);
+        self.running = self.daemon.spawn().unwrap();
+    }
+
+    /// Takes its parent away.
+    pub fn orphan(self) -> tokio::process::Child {
+        self.running.ask_to_stop()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.running.process.id().unwrap()
     }
 
     pub fn log_tail(&self) -> String {
-        let log = fs::read(&self.log).unwrap_or_default();
+        let log = fs::read(&self.daemon.log).unwrap_or_default();
         String::from_utf8_lossy(&log[log.len().saturating_sub(4_000)..]).into_owned()
     }
 }
@@ -169,16 +171,19 @@ impl TestRealm {
         let all = files.validators.iter().map(|p| ("validator", p));
         let all = all.chain(files.members.iter().map(|p| ("region", p)));
         let all = all.chain(files.edges.iter().map(|p| ("edge", p)));
-        let process = |(verb, files): (&str, &satrap_cli::realm::layout::ProcessFiles)| {
-            let config = files.config.display().to_string();
-            let args: Vec<String> = vec![verb.into(), "run".into(), "--config".into(), config];
+        let process = |(verb, files): (&'static str, &satrap_cli::realm::layout::ProcessFiles)| {
             let name = match (&files.region, verb) {
                 (Some(region), "region") => format!("{region}-{}", files.name),
                 _ => files.name.to_string(),
             };
-            let log = root.join(format!("{name}.log"));
-            let child = Process::spawn(&args, &log);
-            Process { name, args, log, child }
+            let daemon = Daemon {
+                program: env!("CARGO_BIN_EXE_satrap").into(),
+                verb,
+                config: files.config.clone(),
+                log: root.join(format!("{name}.log")),
+            };
+            let running = daemon.spawn().unwrap();
+            Process { name, daemon, running }
         };
         let processes = all.filter(|(verb, _)| wanted(verb)).map(process).collect();
         Self { processes, plan, genesis, credentials, keys, files, _dir: dir }

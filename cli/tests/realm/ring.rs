@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -21,7 +20,7 @@ use satrap_proto::{
 use tokio::time::sleep;
 use tonic::{Status, transport::Channel};
 
-use super::{TestRealm, plan};
+use super::{TestRealm, addresses, plan};
 
 /// Between looks at something that is about to change.
 pub const LOOK: Duration = Duration::from_millis(20);
@@ -30,8 +29,7 @@ pub const LOOK: Duration = Duration::from_millis(20);
 pub fn etcd_plan() -> RealmPlan {
     let mut plan = plan(1, &["eu"], 0);
     for member in plan.regions.iter_mut().flat_map(|region| &mut region.members) {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let listen = listener.local_addr().unwrap();
+        let listen = addresses(1)[0];
         member.etcd = Some(EtcdPlan { listen, url: format!("https://{listen}") });
     }
     plan

@@ -86,10 +86,22 @@ impl RawTls {
 ///
 /// [`ConfigError::Read`] and [`ConfigError::Content`].
 pub fn load<Raw: DeserializeOwned>(path: &Path) -> Result<(Raw, PathBuf), ConfigError> {
-    let raw = read(path, |bytes| toml::from_slice(bytes))?;
+    let raw = read(path, |bytes| parse(bytes))?;
     let file = std::path::absolute(path)
         .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     Ok((raw, files::parent(&file).to_owned()))
+}
+
+/// An error of the TOML library takes five lines; a log takes one.
+fn parse<Raw: DeserializeOwned>(bytes: &[u8]) -> Result<Raw, String> {
+    let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
+    toml::from_str(text).map_err(|error: toml::de::Error| {
+        let before = &text[..error.span().map_or(0, |span| span.start).min(text.len())];
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        let why = error.message().replace('\n', ", ");
+        format!("line {line}, column {column}: {why}")
+    })
 }
 
 /// Reads a file that is in the form that `parse` takes.
@@ -174,7 +186,7 @@ mod tests {
     #[test]
     fn a_mistake_is_located() {
         for (bytes, expected) in [
-            (&b"tls = 1\nx = 2"[..], "some.toml: TOML parse error at line 1"),
+            (&b"tls = 1\nx = 2"[..], "some.toml: line 1, column 7: invalid type: integer `1`"),
             (b"x = 2", "unknown field `x`"),
             (b"tls = { cert = 'a', key = 'b', trust = 'c', more = 'd' }", "unknown field `more`"),
             (b"\xff", "some.toml: invalid utf-8"),

@@ -29,7 +29,7 @@ use std::path::Path;
 
 use redb::{Builder, Database, Durability, ReadTransaction, ReadableDatabase, WriteTransaction};
 
-use crate::files;
+use crate::{Fault, Unusable, files};
 
 /// Why the database cannot be used. Always fatal (D1).
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +50,31 @@ pub enum StoreError {
     /// The file system failed.
     #[error("database file: {0}")]
     File(#[from] io::Error),
+}
+
+impl StoreError {
+    /// The same, as a fault of the setting `key`, which says where the file at `path` is.
+    #[must_use]
+    pub fn unusable(self, key: &'static str, path: &Path) -> Unusable {
+        match self {
+            Self::Damaged { path, what } => {
+                let why = format!("{path} is damaged ({what})");
+                let remedy = "move it away and let this process rejoin under a new identity";
+                Unusable::new(key, Fault::Machine, why, remedy)
+            }
+            Self::Engine(error @ redb::Error::DatabaseAlreadyOpen) => {
+                let why = format!("another process uses {}: {error}", path.display());
+                Unusable::new(key, Fault::InUse, why, "stop it, or choose another directory")
+            }
+            Self::File(error) | Self::Engine(redb::Error::Io(error)) => {
+                Unusable::directory(key, path, &error)
+            }
+            Self::Engine(error) => {
+                let why = format!("{}: {error}", path.display());
+                Unusable::new(key, Fault::Machine, why, "check the disk (`dmesg`)")
+            }
+        }
+    }
 }
 
 macro_rules! engine_errors {
@@ -246,6 +271,7 @@ mod tests {
         let _first = open(&path, CACHE_BYTES).unwrap();
         let error = open(&path, CACHE_BYTES).unwrap_err();
         assert!(matches!(error, StoreError::Engine(redb::Error::DatabaseAlreadyOpen)), "{error}");
+        assert_eq!(error.unusable("data_dir", &path).fault(), Fault::InUse);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //!   running ──── signal, or a task ended, failed or panicked ────▶ draining
+//!   running ──── SIGHUP ────▶ running, tasks that subscribed read their files again
 //!   draining ─── everything ended ────────▶ stopped
 //!   draining ─── deadline ──── abort ─────▶ stopped, the stragglers are named
 //! ```
@@ -27,9 +28,12 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
+
+mod signals;
+
+pub use signals::{Hangup, RunUntil};
 
 /// Tells tasks that the process is stopping, and lets any of them ask for it.
 #[derive(Clone, Debug)]
@@ -78,9 +82,12 @@ pub enum Failure {
         /// Its error.
         error: String,
     },
-    /// A task panicked, or was aborted from outside the group.
+    /// A task panicked.
     #[error("task `{0}` panicked")]
     Panicked(Arc<str>),
+    /// A task was aborted from outside the group, or its runtime was dropped.
+    #[error("task `{0}` was cut off before it ended")]
+    Cut(Arc<str>),
     /// Tasks ignored the request to stop until the deadline.
     #[error("did not stop in time: {}", .0.join(", "))]
     Stuck(Vec<Arc<str>>),
@@ -93,6 +100,7 @@ pub struct TaskGroup(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     shutdown: Shutdown,
+    reloads: watch::Sender<()>,
     state: Mutex<State>,
     ended: Notify,
 }
@@ -165,25 +173,30 @@ impl TaskGroup {
         Ok(())
     }
 
-    /// Asks the group to stop on SIGINT or SIGTERM.
+    /// Changes each time the process is to read its files again.
+    #[must_use]
+    pub fn reloads(&self) -> watch::Receiver<()> {
+        self.0.reloads.subscribe()
+    }
+
+    /// Runs what `start` starts until the group stops.
     ///
     /// # Errors
     ///
-    /// If the operating system refuses the handlers.
-    pub fn shutdown_on_signal(&self) -> io::Result<()> {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let shutdown = self.shutdown();
-        self.spawn_transient("signals", async move {
-            tokio::select! {
-                _ = interrupt.recv() => tracing::info!("stopping on SIGINT"),
-                _ = terminate.recv() => tracing::info!("stopping on SIGTERM"),
-                () = shutdown.requested() => {}
-            }
-            shutdown.request();
-            Ok::<(), std::convert::Infallible>(())
-        });
-        Ok(())
+    /// That of `start`, after everything that was started before it failed has ended, or the first
+    /// [`Failure`].
+    pub async fn serve<E: From<Failure>>(
+        self,
+        drain: Duration,
+        start: impl Future<Output = Result<(), E>>,
+    ) -> Result<(), E> {
+        if let Err(error) = start.await {
+            self.shutdown().request();
+            // What fails while draining has been logged, and is not why the start failed (T2).
+            let _ = self.run(drain).await;
+            return Err(error);
+        }
+        Ok(self.run(drain).await?)
     }
 
     /// Waits for shutdown, then lets tasks finish for at most `drain`, then aborts the rest.
@@ -270,7 +283,9 @@ impl Drop for Guard {
             Some(Ok(())) if stopping || self.lifetime == Lifetime::Transient => None,
             Some(Ok(())) => Some(Failure::Ended(name)),
             Some(Err(error)) => Some(Failure::Failed { name, error }),
-            None => Some(Failure::Panicked(name)),
+            None if std::thread::panicking() => Some(Failure::Panicked(name)),
+            None if stopping => None,
+            None => Some(Failure::Cut(name)),
         };
         let mut state = self.shared.lock();
         state.running.remove(&self.id);
@@ -359,6 +374,30 @@ mod tests {
         });
         assert_eq!(stuck.unwrap_err().to_string(), "did not stop in time: deaf");
         assert!(dropped.recv().is_err(), "the aborted task was dropped");
+    }
+
+    #[test]
+    fn a_failed_start_is_the_only_cause() {
+        let failed = crate::runtime::current_thread().unwrap().block_on(async {
+            let group = TaskGroup::new();
+            group.handle_signals(Hangup::Reloads).unwrap();
+            let stop = group.shutdown().requested();
+            group.spawn("second", async move {
+                stop.await;
+                Err("lost my peer")
+            });
+            group.serve(DRAIN, async { Err(Failure::Ended("start".into())) }).await
+        });
+        assert_eq!(failed, Err(Failure::Ended("start".into())));
+    }
+
+    #[test]
+    fn a_task_that_is_cut_off_is_not_called_a_panic() {
+        let group = TaskGroup::new();
+        crate::runtime::current_thread().unwrap().block_on(async {
+            group.spawn("cut", pending::<Result<(), Infallible>>());
+        });
+        assert_eq!(group.0.lock().cause, Some(Failure::Cut("cut".into())));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use satrap_certify::{
     limits::EDGE_UPDATE_BYTES_MAX,
 };
 use satrap_edge_core::{Acceptor, Effect, Event, Kept, kept::Versions};
-use satrap_host::{files, store::StoreError};
+use satrap_host::{Fault, Unusable, files, store::StoreError};
 use satrap_merkle::{BundleTree, codec::Canonical as _};
 
 use crate::{
@@ -56,6 +56,34 @@ pub enum InstallError {
         /// Why.
         why: String,
     },
+}
+
+impl InstallError {
+    /// The same, as a fault of one of the settings in `config`.
+    #[must_use]
+    pub fn unusable(self, config: &Config) -> Unusable {
+        match self {
+            Self::Cache(CacheError::Store(error)) | Self::Store(error) => {
+                error.unusable("data_dir", &config.data_dir)
+            }
+            Self::Cache(error @ CacheError::Damaged { .. }) => {
+                let remedy = "the edge runs nothing older meanwhile";
+                Unusable::new("data_dir", Fault::Machine, error, remedy)
+            }
+            Self::Cache(error @ CacheError::Realm { .. }) => {
+                Unusable::new("data_dir", Fault::Setting, error, "nothing in it was changed")
+            }
+            Self::Directory { path, source } if path == config.data_dir => {
+                Unusable::directory("data_dir", &path, &source)
+            }
+            Self::Directory { path, source } => Unusable::directory("activate.dir", &path, &source),
+            Self::Checkpoint { path, why } => {
+                let why = format!("{}: {why}", path.display());
+                let remedy = "name a file from `satrap get --certificate` of this realm";
+                Unusable::new("trusted_checkpoint", Fault::Setting, why, remedy)
+            }
+        }
+    }
 }
 
 /// One edge's state and its disk.

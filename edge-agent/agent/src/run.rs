@@ -13,12 +13,15 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use satrap_certify::{BundleName, Report, Timestamp};
 use satrap_edge_core::{Ended, Pull, Refusals, pull::Attempt, refusals::Refusal};
-use satrap_host::{TaskGroup, clock, mtls::Credentials, rng, store::StoreError};
+use satrap_host::{
+    Fault, RunUntil, TaskGroup, Unusable, clock, lock::DirectoryLock, mtls::Credentials, rng,
+    store::StoreError,
+};
 use satrap_pressure::{Freshness, Seen};
 
 use crate::{
     config::{Config, Server},
-    install::{InstallError, Installer},
+    install::Installer,
     links::OnDisk,
     session::{Session, SessionError, within},
     status::{StatusFile, View, absent},
@@ -30,50 +33,51 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// Why an edge stops.
 #[derive(Debug, thiserror::Error)]
 pub enum EdgeError {
-    /// The certificates or keys cannot be used.
+    /// A setting, or a file that one names.
     #[error(transparent)]
-    Credentials(#[from] satrap_host::mtls::CredentialError),
-    /// The credentials are another process's.
-    #[error("the certificate names {found}, the config says edge `{edge}` of region `{region}`")]
-    Identity {
-        /// In the certificate.
-        found: String,
-        /// In the config.
-        region: String,
-        /// In the config.
-        edge: String,
-    },
-    /// Nothing can be installed here.
-    #[error(transparent)]
-    Install(#[from] InstallError),
+    Unusable(#[from] Unusable),
     /// The disk failed; going on could lose what was reported as running.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Signals cannot be handled.
-    #[error("cannot handle signals: {0}")]
-    Signals(std::io::Error),
     /// A task ended that should not have.
     #[error(transparent)]
     Task(#[from] satrap_host::Failure),
 }
 
-/// Runs the edge until it is told to stop.
+impl EdgeError {
+    /// Whose fault it is.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Unusable(unusable) => unusable.fault(),
+            Self::Store(_) | Self::Task(_) => Fault::Machine,
+        }
+    }
+}
+
+/// Runs the edge until a signal, or the end of its parent.
 ///
 /// # Errors
 ///
 /// [`EdgeError`] if it cannot start, or must not go on.
-pub async fn run(config: Config) -> Result<(), EdgeError> {
+pub async fn run(config: Config, until: RunUntil) -> Result<(), EdgeError> {
     let group = TaskGroup::new();
-    group.shutdown_on_signal().map_err(EdgeError::Signals)?;
+    until.apply(&group)?;
     let shutdown = group.shutdown();
-    let mut edge = Edge::start(config).await?;
-    group.spawn("edge", async move {
-        tokio::select! {
-            () = shutdown.requested() => Ok(()),
-            never = edge.follow() => never,
-        }
-    });
-    Ok(group.run(DRAIN).await?)
+    group
+        .clone()
+        .serve(DRAIN, async {
+            let mut edge = Edge::start(config).await?;
+            edge.credentials.keep_fresh(&group);
+            group.spawn("edge", async move {
+                tokio::select! {
+                    () = shutdown.requested() => Ok(()),
+                    never = edge.follow() => never,
+                }
+            });
+            Ok(())
+        })
+        .await
 }
 
 struct Edge {
@@ -87,14 +91,20 @@ struct Edge {
     status: StatusFile,
     /// Bundles of the configuration that are proven not to exist.
     absent: BTreeSet<BundleName>,
+    _lock: DirectoryLock,
 }
 
 impl Edge {
     /// Comes up with the last known good config, before anything is asked of any server.
     async fn start(config: Config) -> Result<Self, EdgeError> {
-        let credentials = Credentials::load(config.credentials.clone())?;
+        let credentials = Credentials::load(config.credentials.clone()).map_err(Unusable::from)?;
         check_identity(&config, &credentials)?;
-        let installer = Installer::start(&config, now()).await?;
+        let data_dir = |error| Unusable::directory("data_dir", &config.data_dir, &error);
+        std::fs::create_dir_all(&config.data_dir).map_err(data_dir)?;
+        let lock = DirectoryLock::take(&config.data_dir);
+        let lock = lock.map_err(|error| Unusable::locked("data_dir", &error))?;
+        let installer = Installer::start(&config, now()).await;
+        let installer = installer.map_err(|error| error.unusable(&config))?;
         let sources: Vec<_> = config.servers.iter().map(|server| server.source).collect();
         let status =
             StatusFile::new(&config.data_dir, config.region.as_str(), config.name.as_str());
@@ -107,6 +117,7 @@ impl Edge {
             status,
             absent: BTreeSet::new(),
             config,
+            _lock: lock,
         };
         edge.write_status(None);
         Ok(edge)
@@ -251,22 +262,22 @@ fn peer_name(server: &Server) -> String {
     format!("{}/{}", server.region, server.name)
 }
 
-fn check_identity(config: &Config, credentials: &Credentials) -> Result<(), EdgeError> {
+fn check_identity(config: &Config, credentials: &Credentials) -> Result<(), Unusable> {
     let identity: Arc<_> = credentials.current();
     let id = &identity.id;
-    let expected = satrap_host::pki::SpiffeId::new(
-        config.genesis.realm().chain_id(),
-        satrap_host::pki::Role::Edge {
-            region: config.region.to_string(),
-            name: config.name.to_string(),
-        },
-    );
+    let (region, name) = (config.region.to_string(), config.name.to_string());
+    let chain = config.genesis.realm().chain_id();
+    let expected =
+        satrap_host::pki::SpiffeId::new(chain, satrap_host::pki::Role::Edge { region, name });
     if expected.ok().as_ref() == Some(id) {
         return Ok(());
     }
-    Err(EdgeError::Identity {
-        found: id.to_string(),
-        region: config.region.to_string(),
-        edge: config.name.to_string(),
-    })
+    let (region, name) = (&config.region, &config.name);
+    let why = format!(
+        "the certificate is for {id}, this configuration for edge `{name}` of region `{region}` in \
+         {chain}"
+    );
+    let remedy = "install the certificate of this edge, or set `region`, `name` and `genesis` to its \
+                  own";
+    Err(Unusable::new("tls.cert", Fault::Setting, why, remedy))
 }

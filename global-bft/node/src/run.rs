@@ -17,14 +17,13 @@ use std::{
 use ed25519_dalek::SigningKey;
 use satrap_certify::{PublicKey, Replica, limits::VALIDATORS_MAX};
 use satrap_host::{
-    TaskGroup,
+    Fault, RunUntil, TaskGroup, Unusable,
     charges::{REQUESTS, RequestSeats},
     clock, files,
     follow::FollowService,
     introspect::{self, REALM_SERVICES},
-    mtls::{
-        CredentialError, Credentials, FOREIGN_SCOPES, Limits, Listener, PeerRule, server_builder,
-    },
+    lock::DirectoryLock,
+    mtls::{Credentials, FOREIGN_SCOPES, Limits, Listener, PeerRule, server_builder},
     pki,
 };
 use satrap_proto::v1::{
@@ -44,15 +43,13 @@ use crate::{
     mempool::Ticket,
     mesh::{Links, Mesh, Targets, now},
     services::{Control, ControlService, callers},
-    store::{DiskError, Store},
+    store::Store,
     sync_service::Slots,
     view::View,
 };
 
 /// How long streams may take to end.
 const DRAIN: Duration = Duration::from_secs(5);
-/// How often the credential files are read again; leaves live for days.
-const CREDENTIALS_PERIOD: Duration = Duration::from_secs(60);
 /// Members of all regions, operators, and validators that look at each other's status. A region gets
 /// three connections for each of 16 members, so that its CA cannot take the connections of others.
 const CLIENT_LIMITS: Limits = Limits {
@@ -84,36 +81,9 @@ pub struct Addresses {
 /// Why a validator cannot start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// A file or socket.
-    #[error("{what}: {source}")]
-    Io {
-        /// Which one.
-        what: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The mTLS credentials.
+    /// A setting, or a file or address that one names.
     #[error(transparent)]
-    Credentials(#[from] CredentialError),
-    /// The certificate is of somebody else.
-    #[error("the certificate names {found}, the configuration {expected}")]
-    Identity {
-        /// In the certificate.
-        found: String,
-        /// In the configuration.
-        expected: String,
-    },
-    /// The signing key.
-    #[error("signing key {path}: {why}")]
-    SigningKey {
-        /// Its path.
-        path: String,
-        /// What is wrong.
-        why: String,
-    },
-    /// The database.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
+    Unusable(#[from] Unusable),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] Fatal),
@@ -122,17 +92,33 @@ pub enum NodeError {
     Task(#[from] satrap_host::Failure),
 }
 
-/// Runs a validator until it is told to stop.
+impl NodeError {
+    /// Whose fault it is.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Unusable(unusable) => unusable.fault(),
+            Self::Engine(_) | Self::Task(_) => Fault::Machine,
+        }
+    }
+}
+
+/// Runs a validator until a signal, or the end of its parent.
 ///
 /// # Errors
 ///
 /// [`NodeError`] if it cannot start, or must not go on.
-pub async fn run(config: Config) -> Result<(), NodeError> {
+pub async fn run(config: Config, until: RunUntil) -> Result<(), NodeError> {
     let group = TaskGroup::new();
-    group.shutdown_on_signal().map_err(io("signal handlers"))?;
-    let Addresses { clients, mesh } = start(config, &group).await?;
-    tracing::info!(%clients, %mesh, "validator is listening");
-    Ok(group.run(DRAIN).await?)
+    until.apply(&group)?;
+    group
+        .clone()
+        .serve(DRAIN, async {
+            let Addresses { clients, mesh } = start(config, &group).await?;
+            tracing::info!(%clients, %mesh, "validator is listening");
+            Ok(())
+        })
+        .await
 }
 
 /// Starts a validator in `group`, and returns where it listens. Clients cannot take connections or
@@ -142,9 +128,10 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
 ///
 /// [`NodeError`] if it cannot start.
 pub async fn start(config: Config, group: &TaskGroup) -> Result<Addresses, NodeError> {
-    let credentials = Credentials::load(config.credentials.clone())?;
+    let credentials = Credentials::load(config.credentials.clone()).map_err(Unusable::from)?;
     check_identity(&config, &credentials)?;
     let realm = config.genesis.realm().clone();
+    let lock = take_data_dir(&config)?;
     let (engine, effects, store) = open(&config)?;
 
     let (view, views) = watch::channel(Arc::new(View::of(&engine)));
@@ -170,7 +157,8 @@ pub async fn start(config: Config, group: &TaskGroup) -> Result<Addresses, NodeE
         group: group.clone(),
     });
     let follow = FollowService::new(replicas, Slots::default(), group);
-    let (listener, clients) = bind(config.listen, &credentials, callers(), &CLIENT_LIMITS).await?;
+    let clients = ("listen", config.listen);
+    let (listener, clients) = bind(clients, &credentials, callers(), &CLIENT_LIMITS).await?;
     let server = server_builder(&CLIENT_LIMITS)
         .layer(RequestSeats::new(REQUESTS))
         .add_routes(introspect::add(Routes::default(), &REALM_SERVICES, &group.shutdown()))
@@ -178,15 +166,14 @@ pub async fn start(config: Config, group: &TaskGroup) -> Result<Addresses, NodeE
         .add_service(SyncServer::new(follow).max_decoding_message_size(FRAME_BYTES_MAX));
     let stop = group.shutdown().requested();
     group.spawn("server", server.serve_with_incoming_shutdown(listener, stop));
-    let rule = PeerRule::AnyValidator;
-    let (listener, mesh_address) =
-        bind(config.mesh_listen, &credentials, rule, &MESH_LIMITS).await?;
+    let (rule, listen) = (PeerRule::AnyValidator, ("mesh_listen", config.mesh_listen));
+    let (listener, mesh_address) = bind(listen, &credentials, rule, &MESH_LIMITS).await?;
     let server = server_builder(&MESH_LIMITS)
         .add_service(MeshServer::new(mesh.clone()).max_decoding_message_size(FRAME_BYTES_MAX));
     let stop = group.shutdown().requested();
     group.spawn("mesh server", server.serve_with_incoming_shutdown(listener, stop));
     group.spawn("mesh", mesh.dial(dialed));
-    group.spawn("credentials", reload(credentials, group.shutdown().requested()));
+    credentials.keep_fresh(group);
     let (closing, stop) = (inbox.clone(), group.shutdown().requested());
     group.spawn("inbox", async move {
         stop.await;
@@ -205,35 +192,46 @@ pub async fn start(config: Config, group: &TaskGroup) -> Result<Addresses, NodeE
         replies: BTreeMap::new(),
         tickets: 0,
         next_tick: clock::monotonic() + TICK,
+        _lock: lock,
     };
-    group.spawn_thread("consensus", move || consensus.run(effects)).map_err(io("thread"))?;
+    group
+        .spawn_thread("consensus", move || consensus.run(effects))
+        .map_err(|error| Unusable::resources("validator", &error))?;
     Ok(Addresses { clients, mesh: mesh_address })
 }
 
 async fn bind(
-    address: SocketAddr,
+    (key, address): (&'static str, SocketAddr),
     credentials: &Credentials,
     rule: PeerRule,
     limits: &Limits,
-) -> Result<(Listener, SocketAddr), NodeError> {
+) -> Result<(Listener, SocketAddr), Unusable> {
+    let unusable = |error| Unusable::listen(key, address, &error);
     let listener = Listener::bind(address, credentials.clone(), rule, limits.clone());
-    let listener = listener.await.map_err(io(&format!("listen address {address}")))?;
-    let bound = listener.local_address().map_err(io("listener"))?;
+    let listener = listener.await.map_err(unusable)?;
+    let bound = listener.local_address().map_err(unusable)?;
     Ok((listener, bound))
+}
+
+fn take_data_dir(config: &Config) -> Result<DirectoryLock, Unusable> {
+    std::fs::create_dir_all(&config.data_dir)
+        .map_err(|error| Unusable::directory("data_dir", &config.data_dir, &error))?;
+    DirectoryLock::take(&config.data_dir).map_err(|error| Unusable::locked("data_dir", &error))
 }
 
 /// Restores the engine from the data directory.
 fn open(config: &Config) -> Result<(Engine, Vec<EngineEffect>, Store), NodeError> {
-    std::fs::create_dir_all(&config.data_dir).map_err(io("data directory"))?;
-    let store = Store::open(&config.data_dir.join("validator.redb"), config.genesis.realm())?;
-    let slots = SlotFile::open(&config.data_dir.join("last-sign")).map_err(io("last-sign file"))?;
+    let data_dir = |error| Unusable::directory("data_dir", &config.data_dir, &error);
+    let path = config.data_dir.join("validator.redb");
+    let store = Store::open(&path, config.genesis.realm()).map_err(|e| e.unusable(&path))?;
+    let slots = SlotFile::open(&config.data_dir.join("last-sign")).map_err(data_dir)?;
     let mut signer = SoftSigner::new(read_signing_key(&config.signing_key)?);
     self_test(&mut signer, &config.signing_key)?;
     let public = signer.public();
     let setup = Setup {
         genesis: config.genesis.clone(),
         signer: Box::new(signer),
-        guard: Guard::load(Box::new(slots)).map_err(io("last-sign file"))?,
+        guard: Guard::load(Box::new(slots)).map_err(data_dir)?,
         store: Box::new(store.clone()),
         timing: config.timing,
     };
@@ -242,12 +240,7 @@ fn open(config: &Config) -> Result<(Engine, Vec<EngineEffect>, Store), NodeError
     Ok((engine, effects, store))
 }
 
-fn io(what: &str) -> impl FnOnce(std::io::Error) -> NodeError {
-    let what = what.to_owned();
-    |source| NodeError::Io { what, source }
-}
-
-fn check_identity(config: &Config, credentials: &Credentials) -> Result<(), NodeError> {
+fn check_identity(config: &Config, credentials: &Credentials) -> Result<(), Unusable> {
     let id = credentials.current().id.clone();
     let chain = config.genesis.realm().chain_id();
     let rule = PeerRule::Validator(config.name.to_string());
@@ -255,31 +248,41 @@ fn check_identity(config: &Config, credentials: &Credentials) -> Result<(), Node
         return Ok(());
     }
     let expected = format!("validator {} of chain {chain}", config.name);
-    Err(NodeError::Identity { found: id.to_string(), expected })
+    let why = format!("the certificate is for {id}, this configuration for {expected}");
+    let remedy =
+        "install the certificate of this validator, or set `name` and `genesis` to its own";
+    Err(Unusable::new("tls.cert", Fault::Setting, why, remedy))
+}
+
+fn unusable_key(path: &Path, why: impl std::fmt::Display, remedy: &str) -> Unusable {
+    let why = format!("{}: {why}", path.display());
+    Unusable::new("signing_key", Fault::Setting, why, remedy)
 }
 
 /// 64 hex digits, or PKCS#8 PEM.
-fn read_signing_key(path: &Path) -> Result<SigningKey, NodeError> {
-    let refuse = |why: String| NodeError::SigningKey { path: path.display().to_string(), why };
-    let bytes = files::read_secret(path, KEY_BYTES_MAX).map_err(|e| refuse(e.to_string()))?;
+fn read_signing_key(path: &Path) -> Result<SigningKey, Unusable> {
+    let bytes = files::read_secret(path, KEY_BYTES_MAX).map_err(|error| {
+        unusable_key(path, error, "name the key that `satrap init` made for this validator")
+    })?;
     let mut seed = zeroize::Zeroizing::new([0; 32]);
     match hex::decode_to_slice(bytes.trim_ascii(), &mut *seed) {
         Ok(()) => Ok(SigningKey::from_bytes(&seed)),
         Err(_) => pki::signing_key(&bytes).map_err(|_| {
-            refuse("expected 64 hex digits, or an Ed25519 key in PKCS#8 PEM".to_owned())
+            let expected = "name a file with 64 hex digits, or an Ed25519 key in PKCS#8 PEM";
+            unusable_key(path, "it holds no signing key", expected)
         }),
     }
 }
 
 /// A key that signs wrongly must be found before the first vote.
-fn self_test(signer: &mut SoftSigner, path: &Path) -> Result<(), NodeError> {
+fn self_test(signer: &mut SoftSigner, path: &Path) -> Result<(), Unusable> {
     let message = b"satrap/self-test/v1";
     let signature = signer.sign(message);
     if signature.is_ok_and(|signature| signer.public().verifies(message, &signature)) {
         return Ok(());
     }
-    let why = "it does not make signatures that verify".to_owned();
-    Err(NodeError::SigningKey { path: path.display().to_string(), why })
+    let why = "the key makes signatures that do not verify";
+    Err(unusable_key(path, why, "restore it from its backup"))
 }
 
 /// A validator with another key than governance names follows, but cannot vote.
@@ -304,22 +307,6 @@ fn targets_of(config: &Config, engine: &Engine) -> Targets {
     targets
 }
 
-async fn reload(
-    credentials: Credentials,
-    stop: impl Future<Output = ()>,
-) -> Result<(), Infallible> {
-    tokio::pin!(stop);
-    loop {
-        tokio::select! {
-            () = &mut stop => return Ok(()),
-            () = tokio::time::sleep(CREDENTIALS_PERIOD) => {}
-        }
-        if let Err(error) = credentials.reload() {
-            tracing::warn!(%error, "keeping the old credentials");
-        }
-    }
-}
-
 /// The state of the consensus thread.
 struct Consensus {
     config: Config,
@@ -333,6 +320,7 @@ struct Consensus {
     replies: BTreeMap<Ticket, Reply>,
     tickets: Ticket,
     next_tick: Duration,
+    _lock: DirectoryLock,
 }
 
 impl Consensus {

@@ -14,7 +14,10 @@ use std::{path::Path, sync::Arc};
 
 use redb::{Database, ReadableTable as _, TableDefinition, WriteTransaction};
 use satrap_certify::{Block, Commit, Digest, Realm, ValidatorSet};
-use satrap_host::store::{StoreError, read, write};
+use satrap_host::{
+    Fault, Unusable,
+    store::{StoreError, read, write},
+};
 use satrap_merkle::codec::{Canonical as _, DecodeError};
 
 use crate::limits::{EVIDENCE_SHOWN_MAX, STORE_CACHE_BYTES};
@@ -54,6 +57,25 @@ pub enum DiskError {
         /// Which genesis the configuration has.
         asked: String,
     },
+}
+
+impl DiskError {
+    /// The same, as a fault of the setting `data_dir`, in which the file at `path` is.
+    #[must_use]
+    pub fn unusable(self, path: &Path) -> Unusable {
+        match self {
+            Self::Store(error) => error.unusable("data_dir", path),
+            Self::Damaged { .. } => {
+                let remedy = "keep `last-sign`, which guards against signing twice";
+                Unusable::new("data_dir", Fault::Machine, self, remedy)
+            }
+            Self::Realm { .. } => {
+                let why = format!("{}: {self}", path.display());
+                let remedy = "set `data_dir` and `genesis` to those of one realm";
+                Unusable::new("data_dir", Fault::Setting, why, remedy)
+            }
+        }
+    }
 }
 
 /// Two messages of one validator that contradict each other.

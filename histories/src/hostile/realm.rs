@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -14,7 +13,10 @@ use satrap_cli::realm::{
     EdgePlan, Lifetimes, MemberPlan, RealmFiles, RealmPlan, RegionPlan, ValidatorPlan, create,
     layout::{OperatorFiles, ProcessFiles},
 };
-use satrap_host::mtls::{CredentialFiles, Credentials};
+use satrap_host::{
+    mtls::{CredentialFiles, Credentials},
+    ports::Reserved,
+};
 
 use crate::{Trouble, cluster::directory};
 
@@ -55,6 +57,7 @@ pub struct Realm {
     /// The running processes.
     pub processes: Vec<Process>,
     plan: RealmPlan,
+    _ports: Reserved,
     // Last, because the files are in it.
     _directory: tempfile::TempDir,
 }
@@ -63,18 +66,11 @@ fn label(text: &str) -> Label {
     Label::new(text).expect("names of this module are labels")
 }
 
-/// Free ports of this host: each was bound a moment ago.
-fn addresses(count: usize) -> Result<Vec<SocketAddr>, Trouble> {
-    let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let bound: Result<Vec<_>, _> = (0..count).map(bind).collect();
-    let bound = bound.map_err(Trouble::io("free ports"))?;
-    let addresses: Result<_, _> = bound.iter().map(TcpListener::local_addr).collect();
-    addresses.map_err(Trouble::io("free ports"))
-}
-
-fn plan() -> Result<RealmPlan, Trouble> {
+fn plan() -> Result<(RealmPlan, Reserved), Trouble> {
     let regions = [REGION, OTHER_REGION];
-    let mut free = addresses(2 * VALIDATORS + 2 * MEMBERS.len() * regions.len())?.into_iter();
+    let reserved = Reserved::any(2 * VALIDATORS + 2 * MEMBERS.len() * regions.len());
+    let reserved = reserved.map_err(Trouble::io("free ports"))?;
+    let mut free = reserved.addresses().iter().copied();
     let mut next = || {
         let address = free.next().expect("as many as are planned");
         (address, format!("https://{address}"))
@@ -102,7 +98,7 @@ fn plan() -> Result<RealmPlan, Trouble> {
         combined_file: None,
         hook: Vec::new(),
     };
-    Ok(RealmPlan {
+    let plan = RealmPlan {
         chain_id: ChainId::new("hostile").expect("a chain id"),
         policy: Policy {
             heartbeat: Duration::from_secs(2),
@@ -122,7 +118,9 @@ fn plan() -> Result<RealmPlan, Trouble> {
             kind: ClassKind::Opaque,
             quota: Quota::of(ClassKind::Opaque),
         }],
-    })
+        disk: None,
+    };
+    Ok((plan, reserved))
 }
 
 impl Realm {
@@ -132,13 +130,15 @@ impl Realm {
     ///
     /// If it cannot be created, or a process cannot be started.
     pub fn start(program: &Path) -> Result<Self, Trouble> {
-        let (directory, plan) = (directory()?, plan()?);
+        let (directory, (plan, ports)) = (directory()?, plan()?);
         let root = directory.path().join("realm");
         let wrong = |why: String| Trouble::Worthless(format!("the realm: {why}"));
         let files = create(&plan, &root).map_err(|error| wrong(error.to_string()))?;
         let genesis = fs::read(&files.genesis).map_err(Trouble::io("the genesis"))?;
         let genesis = Genesis::from_json(&genesis).map_err(|error| wrong(error.to_string()))?;
-        let mut realm = Self { genesis, processes: Vec::new(), plan, files, _directory: directory };
+        let processes = Vec::new();
+        let mut realm =
+            Self { genesis, processes, plan, files, _ports: ports, _directory: directory };
         let members = realm.files.members.iter().filter(|member| is_of(member, REGION));
         let started: Vec<_> = realm
             .files

@@ -26,8 +26,8 @@ use self::etcd::RawEtcd;
 use crate::{
     etcd::EtcdConfig,
     limits::{
-        LOG_ENTRIES, LOG_ENTRIES_MAX, MEMBERS_MAX, SNAPSHOT_INTERVAL_S, SNAPSHOTS_KEPT_MAX,
-        VALIDATORS_MAX,
+        LOG_ENTRIES, LOG_ENTRIES_MAX, LOG_SEGMENT_MIB, MEMBERS_MAX, MIB, RESERVE_MIB_MAX,
+        SNAPSHOT_INTERVAL_S, SNAPSHOTS_KEPT_MAX, VALIDATORS_MAX,
     },
     raft::{Compaction, RingSetup, Timing},
     snapshots::Schedule,
@@ -77,6 +77,8 @@ pub struct Config {
     pub timing: Timing,
     /// When the Raft log is compacted.
     pub compaction: Compaction,
+    /// How the files of the ring are laid out.
+    pub storage: satrap_regional_storage::Config,
 }
 
 #[derive(Deserialize)]
@@ -99,6 +101,16 @@ struct RawConfig {
     snapshots: Option<RawSnapshots>,
     #[serde(default)]
     raft: RawRaft,
+    #[serde(default)]
+    disk: RawDisk,
+}
+
+/// Space that a member takes before there is anything in it.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RawDisk {
+    log_segment_mib: Option<u64>,
+    reserve_mib: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -161,6 +173,7 @@ impl Config {
             data_dir: self.data_dir.clone(),
             timing: self.timing,
             compaction: self.compaction,
+            storage: self.storage,
         }
     }
 }
@@ -208,6 +221,7 @@ impl RawConfig {
             snapshots,
             timing: self.raft.timing()?,
             compaction: self.raft.compaction()?,
+            storage: self.disk.check()?,
         })
     }
 }
@@ -249,6 +263,32 @@ fn check_validators(raw: Vec<RawEndpoint>) -> Result<Vec<Endpoint>, ConfigError>
         Ok(Endpoint { name, url: check_url("validators.url", raw.url)? })
     };
     raw.into_iter().map(endpoint).collect()
+}
+
+impl RawDisk {
+    fn check(&self) -> Result<satrap_regional_storage::Config, ConfigError> {
+        let mut config = satrap_regional_storage::Config::default();
+        if let Some(mib) = self.log_segment_mib {
+            if !LOG_SEGMENT_MIB.contains(&mib) {
+                let (min, max) = LOG_SEGMENT_MIB.into_inner();
+                let why = format!("{mib} MiB: expected {min} to {max}");
+                return Err(refuse("disk.log_segment_mib", why));
+            }
+            config.wal.segment_bytes = mib * MIB;
+        }
+        if let Some(mib) = self.reserve_mib {
+            config.space.reserve_bytes = mib.saturating_mul(MIB);
+        }
+        let (reserve, segment) = (config.space.reserve_bytes / MIB, config.wal.segment_bytes / MIB);
+        if !(segment..=RESERVE_MIB_MAX).contains(&reserve) {
+            let why = format!(
+                "{reserve} MiB: expected {segment}, the size of a log segment, to {RESERVE_MIB_MAX}; \
+                 on a full disk the next segment is made from it"
+            );
+            return Err(refuse("disk.reserve_mib", why));
+        }
+        Ok(config)
+    }
 }
 
 impl RawRaft {
@@ -334,6 +374,9 @@ mod tests {
         key = "etcd.key"
         client_ca = "etcd-ca.crt"
         min_tls_version = "1.3"
+        [disk]
+        log_segment_mib = 4
+        reserve_mib = 8
         [raft]
         heartbeat_ms = 50
         log_entries_max = 100
@@ -363,6 +406,8 @@ mod tests {
         let Compaction { max, keep } = config.ring_setup().compaction;
         assert_eq!((max.entries, keep.entries), (100, 25));
         assert_eq!(config.ring_setup().members.len(), 2);
+        let storage = config.ring_setup().storage;
+        assert_eq!((storage.wal.segment_bytes, storage.space.reserve_bytes), (4 << 20, 8 << 20));
         let Schedule { interval, dir, keep } = config.snapshots.unwrap();
         assert_eq!((interval, keep), (Duration::from_secs(3600), 24));
         assert!(dir.is_absolute() && dir.ends_with("backup"));
@@ -400,7 +445,9 @@ mod tests {
             ("heartbeat_ms = 50", "election_ms_max = 250", "expected a range"),
             ("heartbeat_ms = 50", "heartbeat = 50", "unknown field"),
             ("log_entries_max = 100", "log_entries_max = 9", "9 entries: expected 16 to"),
-            ("interval_s = 3600", "interval_s = 9", "9 s: expected 60 to"),
+            ("log_segment_mib = 4", "log_segment_mib = 0", "0 MiB: expected 1 to 1024"),
+            ("reserve_mib = 8", "reserve_mib = 3", "3 MiB: expected 4, the size of a log segment"),
+            ("interval_s = 3600", "interval_s = 9", "9 s: expected 60 s to"),
             ("keep = 24", "keep = 0", "0 snapshots.keep"),
             ("bytes_max = 4194304", "bytes_max = 9", "9 bytes: expected 1024 to 6291456"),
             ("txn_ops_max = 512", "txn_ops_max = 0", "0 operations: expected 1 to 4096"),

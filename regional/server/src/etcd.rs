@@ -4,10 +4,16 @@
 //! ordinary ones, from a CA of the region's operators, checked against host names as every client of
 //! etcd does; the realm's own certificates, which name roles, are good for nothing here.
 //!
-//! The certificate and key are read again while the process runs, because certificates live shorter
-//! than processes. A changed client CA takes effect at the next start.
+//! The certificate and key are read again every minute and on SIGHUP, because certificates live
+//! shorter than processes. A changed client CA takes effect at the next start.
 
-use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use rustls::{
@@ -18,15 +24,15 @@ use rustls::{
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
-use satrap_host::{TaskGroup, runtime};
+use satrap_host::{Fault, TaskGroup, Unusable, files, runtime};
 use satrap_regional_api::{
     Backend,
     api::{Api, RequestLimits, RingMetrics},
     front::{ALPN, BindError, Front, Monitoring, Security},
-    introspect, services, watch,
+    introspect, services, watch as watches,
 };
 use tokio::{
-    sync::oneshot,
+    sync::{oneshot, watch},
     time::{MissedTickBehavior, interval},
 };
 
@@ -34,6 +40,9 @@ use crate::raft::Timing;
 
 /// How soon a rotated certificate is used.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A larger file holds no certificates that a listener shows or trusts.
+const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// The listener for clients of etcd.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,27 +105,6 @@ pub enum ClientCertificate {
     Optional,
 }
 
-/// Why the listener cannot be made.
-#[derive(Debug, thiserror::Error)]
-pub enum EtcdError {
-    /// A file cannot be read or used.
-    #[error("{path}: {why}; expected {expected}")]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-        /// What it should be.
-        expected: &'static str,
-    },
-    /// The address.
-    #[error(transparent)]
-    Bind(#[from] BindError),
-    /// A thread or runtime.
-    #[error("thread of the etcd listener: {0}")]
-    Thread(#[from] io::Error),
-}
-
 /// The certificate that is shown now.
 #[derive(Debug)]
 struct Shown(ArcSwap<CertifiedKey>);
@@ -129,12 +117,15 @@ impl ResolvesServerCert for Shown {
 
 impl EtcdTls {
     fn file<T>(
-        path: &PathBuf,
+        (key, path): (&'static str, &Path),
         expected: &'static str,
         read: impl FnOnce(&[u8]) -> Result<T, String>,
-    ) -> Result<T, EtcdError> {
-        let wrong = |why| EtcdError::File { path: path.clone(), why, expected };
-        let bytes = fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    ) -> Result<T, Unusable> {
+        let wrong = |why: String| {
+            let why = format!("{}: {why}", path.display());
+            Unusable::new(key, Fault::Setting, why, format_args!("name a file with {expected}"))
+        };
+        let bytes = files::read(path, FILE_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
         read(&bytes).map_err(wrong)
     }
 
@@ -147,20 +138,26 @@ impl EtcdTls {
         }
     }
 
-    fn load(&self) -> Result<Arc<CertifiedKey>, EtcdError> {
-        let chain = Self::file(&self.certificate, "a PEM certificate chain", Self::certificates)?;
-        let key = Self::file(&self.key, "the certificate's PEM key", |bytes| {
+    fn load(&self) -> Result<Arc<CertifiedKey>, Unusable> {
+        let file = ("etcd.tls.cert", &*self.certificate);
+        let chain = Self::file(file, "a PEM certificate chain", Self::certificates)?;
+        let file = ("etcd.tls.key", &*self.key);
+        let key = Self::file(file, "the PEM key of `etcd.tls.cert`", |bytes| {
             let key = PrivateKeyDer::from_pem_slice(bytes).map_err(|error| error.to_string())?;
             let provider = aws_lc_rs::default_provider();
-            CertifiedKey::from_der(chain, key, &provider).map_err(|error| error.to_string())
+            CertifiedKey::from_der(chain, key, &provider).map_err(|error| match error {
+                rustls::Error::InconsistentKeys(_) => "it is not the certificate's key".to_owned(),
+                error => error.to_string(),
+            })
         })?;
         Ok(Arc::new(key))
     }
 
-    fn server_config(&self) -> Result<(Arc<ServerConfig>, Arc<Shown>), EtcdError> {
+    fn server_config(&self) -> Result<(Arc<ServerConfig>, Arc<Shown>), Unusable> {
         let shown = Arc::new(Shown(ArcSwap::new(self.load()?)));
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier = Self::file(&self.client_ca, "PEM certificates of CAs", |bytes| {
+        let file = ("etcd.tls.client_ca", &*self.client_ca);
+        let verifier = Self::file(file, "PEM certificates of CAs", |bytes| {
             let mut roots = RootCertStore::empty();
             for certificate in Self::certificates(bytes)? {
                 roots.add(certificate).map_err(|error| error.to_string())?;
@@ -175,11 +172,7 @@ impl EtcdTls {
         })?;
         let config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&self.min_version.supported());
-        let config = config.map_err(|error| EtcdError::File {
-            path: self.certificate.clone(),
-            why: error.to_string(),
-            expected: "a TLS library that supports TLS 1.3",
-        })?;
+        let config = config.expect("the provider has suites for both versions");
         let mut config =
             config.with_client_cert_verifier(verifier).with_cert_resolver(shown.clone());
         config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
@@ -208,14 +201,46 @@ pub struct Served {
 
 impl EtcdConfig {
     /// As in etcd, streams that need a leader end when there has been none for three elections.
-    fn watching(&self, timing: Timing) -> watch::Settings {
-        watch::Settings {
+    fn watching(&self, timing: Timing) -> watches::Settings {
+        watches::Settings {
             progress_interval: self.watch_progress_interval,
             leaderless_max: 3 * timing.election_max,
             fragment_bytes: self.requests.message_bytes_max(),
-            ..watch::Settings::default()
+            ..watches::Settings::default()
         }
     }
+
+    async fn bind(&self, security: Security) -> Result<Bound, Unusable> {
+        let unusable = |setting| {
+            move |error| match error {
+                BindError::Io(address, error) => Unusable::listen(setting, address, &error),
+                needs_tls @ BindError::NeedsTls(_) => {
+                    Unusable::new(setting, Fault::Setting, needs_tls, "add `[etcd.tls]`")
+                }
+            }
+        };
+        let of_clients = unusable("etcd.listen");
+        let front = Front::bind(self.listen, security).await.map_err(&of_clients)?;
+        let clients =
+            front.local_address().map_err(|e| of_clients(BindError::Io(self.listen, e)))?;
+        let Some(address) = self.metrics_listen else {
+            let addresses = Addresses { clients, metrics: None };
+            return Ok(Bound { front, monitoring: None, addresses });
+        };
+        let of_metrics = unusable("etcd.metrics_listen");
+        let monitoring = Monitoring::bind(address).await.map_err(&of_metrics)?;
+        let metrics =
+            monitoring.local_address().map_err(|e| of_metrics(BindError::Io(address, e)))?;
+        let addresses = Addresses { clients, metrics: Some(metrics) };
+        Ok(Bound { front, monitoring: Some(monitoring), addresses })
+    }
+}
+
+/// Listeners of a member.
+struct Bound {
+    front: Front,
+    monitoring: Option<Monitoring>,
+    addresses: Addresses,
 }
 
 /// Binds the listeners and serves on a thread of `group`, once the ring's services have arrived;
@@ -223,14 +248,13 @@ impl EtcdConfig {
 ///
 /// # Errors
 ///
-/// [`EtcdError`]; nothing listens then.
+/// [`Unusable`] names the setting; nothing listens then.
 pub async fn start(
     config: &EtcdConfig,
     ring: Served,
     group: &TaskGroup,
-) -> Result<Addresses, EtcdError> {
+) -> Result<Addresses, Unusable> {
     let Served { services, timing, metrics } = ring;
-    let runtime = runtime::current_thread()?;
     let (security, reload) = match &config.tls {
         Some(tls) => {
             let (server, shown) = tls.server_config()?;
@@ -238,26 +262,30 @@ pub async fn start(
         }
         None => (Security::Plaintext, None),
     };
-    // Bound on the runtime that will serve it.
-    let _entered = runtime.enter();
-    let front = Front::bind(config.listen, security).await?;
-    let monitoring = match config.metrics_listen {
-        Some(address) => Some(Monitoring::bind(address).await?),
-        None => None,
-    };
-    let metrics_address = monitoring.as_ref().map(Monitoring::local_address).transpose()?;
-    let addresses = Addresses { clients: front.local_address()?, metrics: metrics_address };
     let (watching, requests) = (config.watching(timing), config.requests);
-    let shutdown = group.shutdown();
-    drop(_entered);
-    group.spawn_thread("etcd", move || {
+    let (config, reloads, shutdown) = (config.clone(), group.reloads(), group.shutdown());
+    let (bound, addresses) = oneshot::channel();
+    let thread = move || {
+        let runtime = runtime::current_thread();
+        let runtime = runtime.map_err(|error| Unusable::resources("etcd.listen", &error))?;
         runtime.block_on(async move {
+            // Bound on the runtime that serves them. Where they are, or why not, is the caller's to say.
+            let Bound { front, monitoring, addresses } = match config.bind(security).await {
+                Ok(listeners) => listeners,
+                Err(error) => {
+                    shutdown.request();
+                    let _ = bound.send(Err(error));
+                    return Ok(());
+                }
+            };
+            // A caller that is gone has stopped the group, which ends what follows.
+            let _ = bound.send(Ok(addresses));
             let backend = tokio::select! {
                 backend = services => backend.ok(),
                 () = shutdown.requested() => None,
             };
             // Without a ring there is nothing to serve; the ring says why it stopped.
-            let Some(backend) = backend else { return Ok::<_, EtcdError>(()) };
+            let Some(backend) = backend else { return Ok::<_, Unusable>(()) };
             let routes = services::routes(&backend, services::Settings::default());
             let routes = introspect::add(routes, &shutdown);
             let mut api = Api::new(backend);
@@ -272,22 +300,29 @@ pub async fn start(
             let served = front.serve(api.clone(), routes, shutdown.requested());
             tokio::select! {
                 ((), ()) = async { tokio::join!(served, monitored) } => {}
-                () = keep_fresh(reload) => {}
+                () = keep_fresh(reload, reloads) => {}
             }
             shutdown.requested().await;
             Ok(())
         })
-    })?;
-    Ok(addresses)
+    };
+    let refused = |error| Unusable::resources("etcd.listen", &error);
+    group.spawn_thread("etcd", thread).map_err(refused)?;
+    let gone = |_| refused(io::Error::other("its thread ended, and the log says why"));
+    addresses.await.map_err(gone)?
 }
 
 /// Never ends.
-async fn keep_fresh(reload: Option<(EtcdTls, Arc<Shown>)>) {
+async fn keep_fresh(reload: Option<(EtcdTls, Arc<Shown>)>, mut asked: watch::Receiver<()>) {
     let Some((tls, shown)) = reload else { return std::future::pending().await };
     let mut ticks = interval(RELOAD_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            // The group that sends outlives its threads.
+            _ = asked.changed() => {}
+        }
         match tls.load() {
             Ok(fresh) => shown.0.store(fresh),
             Err(error) => tracing::error!(%error, "kept the old certificate for clients of etcd"),
@@ -297,6 +332,8 @@ async fn keep_fresh(reload: Option<(EtcdTls, Arc<Shown>)>) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     use rustls::{
         CipherSuite, ClientConfig, ClientConnection, ConnectionCommon, ProtocolVersion,

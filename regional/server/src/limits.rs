@@ -135,3 +135,10 @@ const _: () = assert!(FOLLOWERS_MAX == 28_192);
 const _: () = assert!(SUBMIT_RATE.burst as usize > SUBMIT_BYTES_MAX + SUBMIT_FLAT_BYTES);
 const _: () = assert!(READS.rate.burst as usize > STATUS_BYTES_MAX);
 const _: () = assert!(LOG_KEEP_BYTES < LOG_BYTES_MAX);
+
+/// One mebibyte, in which sizes on disk are configured.
+pub const MIB: u64 = 1024 * 1024;
+/// Sizes of a segment of the log: one holds the largest entry of most rings, and is allocated whole.
+pub const LOG_SEGMENT_MIB: std::ops::RangeInclusive<u64> = 1..=1024;
+/// More would only hold space back.
+pub const RESERVE_MIB_MAX: u64 = 4 * 1024;

@@ -51,7 +51,7 @@ mod sim;
 use std::{
     collections::BTreeMap,
     future::Future,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -62,6 +62,7 @@ use openraft::{
     errors::{ClientWriteError, Fatal, RaftError},
 };
 use satrap_certify::{Digest, Genesis, Label};
+use satrap_host::{Fault, Unusable};
 use satrap_merkle::codec::{Canonical as _, Writer as CanonicalWriter};
 use satrap_regional_api::backend::MemberIdentity;
 use satrap_regional_core::{Command, Keyspace, Region, Request};
@@ -134,6 +135,8 @@ pub struct RingSetup {
     pub timing: Timing,
     /// When the log is compacted.
     pub compaction: Compaction,
+    /// How its files are laid out.
+    pub storage: satrap_regional_storage::Config,
 }
 
 /// Why the ring cannot run. Always fatal.
@@ -157,6 +160,29 @@ pub enum RingError {
     /// The peer listener failed.
     #[error("peer listener: {0}")]
     Listener(#[from] tonic::transport::Error),
+}
+
+impl RingError {
+    /// What is wrong with the data directory, with its path, or the error itself if nothing is.
+    ///
+    /// # Errors
+    ///
+    /// `self`, if the data directory is not why the ring cannot run.
+    pub fn in_data_dir(self, data_dir: &Path) -> Result<Unusable, Self> {
+        match self {
+            Self::Disk(error) => Ok(error.unusable(data_dir)),
+            error => Err(error),
+        }
+    }
+
+    /// Whose fault it is.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Peer(_) | Self::Timing(_) => Fault::Setting,
+            Self::Disk(_) | Self::Raft(_) | Self::Thread(_) | Self::Listener(_) => Fault::Machine,
+        }
+    }
 }
 
 /// Why a command was not proposed, or its fate is unknown.

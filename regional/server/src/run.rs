@@ -10,31 +10,28 @@
 //! into an election. Stopping goes the other way round: upstream and clients end at once, leadership
 //! is handed over, the peers' listener closes, the disk is written last.
 
-use std::{fs, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
 
 use satrap_certify::Label;
 use satrap_host::{
-    Failure, Shutdown, TaskGroup,
+    Failure, Fault, RunUntil, TaskGroup, Unusable,
     charges::{PeerSeats, REQUESTS, RequestSeats},
     follow::FollowService,
     introspect::{self, REALM_SERVICES},
-    mtls::{CredentialError, Credentials, Limits, Listener, PeerRule, server_builder},
+    mtls::{Credentials, Limits, Listener, PeerRule, server_builder},
     runtime,
 };
 use satrap_proto::v1::{control_server::ControlServer, sync_server::SyncServer};
 use satrap_regional_api::{api::RingMetrics, backend::Backend};
-use tokio::{
-    sync::oneshot,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::sync::oneshot;
 use tonic::service::Routes;
 
 use crate::{
     config::Config,
     control::{ControlError, ControlService, Sources},
-    etcd::{self, EtcdError, Served},
+    etcd::{self, Served},
     limits::{FOLLOW_REQUEST_BYTES_MAX, STATUS_BYTES_MAX, SUBMIT_BYTES_MAX, SUBMIT_TIMEOUT},
-    raft::{Ring, RingError, serve},
+    raft::{Ring, RingError, RingParts, serve},
     refusals::Refusals,
     reports::Reports,
     snapshots::{Scheduler, Watched},
@@ -44,37 +41,16 @@ use crate::{
 
 /// Handing over takes an election timeout, closing connections a little more.
 const DRAIN: Duration = Duration::from_secs(10);
-/// How soon rotated certificates are used.
-const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why a member cannot run, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// Certificate, key or trust file.
+    /// A setting, or a file or address that one names.
     #[error(transparent)]
-    Credentials(#[from] CredentialError),
-    /// The certificate names somebody else.
-    #[error("the certificate is for {found}, the configuration says {expected}")]
-    Identity {
-        /// What the certificate says.
-        found: String,
-        /// What it should say.
-        expected: String,
-    },
-    /// A directory, socket or thread.
-    #[error("{what}: {error}")]
-    System {
-        /// Which.
-        what: String,
-        /// From the operating system.
-        error: io::Error,
-    },
+    Unusable(#[from] Unusable),
     /// The ring.
     #[error(transparent)]
     Ring(#[from] RingError),
-    /// The listener for clients of etcd.
-    #[error(transparent)]
-    Etcd(#[from] EtcdError),
     /// An address or name in the configuration.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -89,9 +65,17 @@ pub enum RunError {
     Task(#[from] Failure),
 }
 
-fn system(what: impl ToString) -> impl FnOnce(io::Error) -> RunError {
-    let what = what.to_string();
-    |error| RunError::System { what, error }
+impl RunError {
+    /// Whose fault it is.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Unusable(unusable) => unusable.fault(),
+            Self::Ring(ring) => ring.fault(),
+            Self::Control(_) => Fault::Setting,
+            Self::Listener(_) | Self::NotStarted | Self::Task(_) => Fault::Machine,
+        }
+    }
 }
 
 /// On which runtime Raft lives.
@@ -117,31 +101,27 @@ pub struct Member {
     pub snapshots: Option<Watched>,
 }
 
-/// Runs a member until SIGINT or SIGTERM.
+/// Runs a member until a signal, or the end of its parent.
 ///
 /// # Errors
 ///
 /// [`RunError`] says what stopped it.
-pub fn run(config: Config) -> Result<(), RunError> {
-    let runtime = runtime::current_thread().map_err(system("runtime"))?;
+pub fn run(config: Config, until: RunUntil) -> Result<(), RunError> {
+    let runtime = runtime::current_thread().map_err(|e| Unusable::resources("region", &e))?;
     runtime.block_on(async {
         let group = TaskGroup::new();
-        group.shutdown_on_signal().map_err(system("signal handlers"))?;
-        let started = start(config, &group, Placement::OwnThread).await;
-        let member = match started {
-            Ok(member) => member,
-            Err(error) => {
-                // The reason of a failed thread says more than that it failed.
-                group.shutdown().request();
-                group.run(DRAIN).await?;
-                return Err(error);
-            }
-        };
-        tracing::info!(
-            member = %member.ring.name(), clients = %member.client_address,
-            peers = %member.peer_address, "serving"
-        );
-        Ok(group.run(DRAIN).await?)
+        until.apply(&group)?;
+        group
+            .clone()
+            .serve(DRAIN, async {
+                let member = start(config, &group, Placement::OwnThread).await?;
+                tracing::info!(
+                    member = %member.ring.name(), clients = %member.client_address,
+                    peers = %member.peer_address, "serving"
+                );
+                Ok(())
+            })
+            .await
     })
 }
 
@@ -155,8 +135,9 @@ pub async fn start(
     group: &TaskGroup,
     placement: Placement,
 ) -> Result<Member, RunError> {
-    fs::create_dir_all(&config.data_dir).map_err(system(config.data_dir.display()))?;
-    let credentials = Credentials::load(config.credentials.clone())?;
+    fs::create_dir_all(&config.data_dir)
+        .map_err(|error| Unusable::directory("data_dir", &config.data_dir, &error))?;
+    let credentials = Credentials::load(config.credentials.clone()).map_err(Unusable::from)?;
     check_identity(&config, &credentials)?;
     let (ring, peer_address, services) =
         start_ring(&config, &credentials, group, placement).await?;
@@ -174,8 +155,9 @@ pub async fn start(
         Limits { request_timeout: SUBMIT_TIMEOUT + Duration::from_secs(5), ..Limits::EDGES };
     let listener =
         Listener::bind(config.client_listen, credentials.clone(), clients, limits.clone());
-    let listener = listener.await.map_err(system(config.client_listen))?;
-    let client_address = listener.local_address().map_err(system("client listener"))?;
+    let unusable = |error| Unusable::listen("client_listen", config.client_listen, &error);
+    let listener = listener.await.map_err(unusable)?;
+    let client_address = listener.local_address().map_err(unusable)?;
 
     let (reports, refusals, shutdown) = (Reports::default(), Refusals::default(), group.shutdown());
     let upstream = Upstream::new(
@@ -214,8 +196,8 @@ pub async fn start(
         .add_service(sync)
         .add_service(control);
     group.spawn("clients", server.serve_with_incoming_shutdown(listener, shutdown.requested()));
-    group.spawn("upstream", upstream.run(shutdown.clone()));
-    group.spawn("credentials", reload(credentials, shutdown));
+    group.spawn("upstream", upstream.run(shutdown));
+    credentials.keep_fresh(group);
     Ok(Member { ring, client_address, peer_address, etcd, snapshots })
 }
 
@@ -224,7 +206,10 @@ fn check_identity(config: &Config, credentials: &Credentials) -> Result<(), RunE
     let expected = format!("spiffe://{chain}/region/{region}/member/{}", config.name);
     let found = credentials.current().id.to_string();
     if found != expected {
-        return Err(RunError::Identity { found, expected });
+        let why = format!("the certificate is for {found}, this configuration for {expected}");
+        let remedy =
+            "install the certificate of this member, or set `region` and `name` to its own";
+        return Err(Unusable::new("tls.cert", Fault::Setting, why, remedy).into());
     }
     Ok(())
 }
@@ -250,49 +235,57 @@ async fn start_ring(
     let body = drive_ring(config.clone(), credentials.clone(), group.clone(), started);
     match placement {
         Placement::Here => group.spawn("ring", body),
-        Placement::OwnThread => {
-            let runtime = runtime::current_thread().map_err(system("runtime"))?;
-            group
-                .spawn_thread("ring", move || runtime.block_on(body))
-                .map_err(system("thread of the ring"))?;
-        }
+        Placement::OwnThread => group
+            .spawn_thread("ring", move || {
+                let unusable = |error| Unusable::resources("region", &error);
+                runtime::current_thread().map_err(unusable)?.block_on(body)
+            })
+            .map_err(|error| Unusable::resources("region", &error))?,
     }
-    ready.await.map_err(|_| RunError::NotStarted)
+    ready.await.map_err(|_| RunError::NotStarted)?
 }
 
-/// Everything of the ring, from opening its data to handing over.
+/// Everything of the ring, from opening its data to handing over. If it cannot start, `started` gets
+/// the reason, and the group is stopped: the caller says it once.
 async fn drive_ring(
     config: Config,
     credentials: Credentials,
     group: TaskGroup,
-    started: oneshot::Sender<StartedRing>,
+    started: oneshot::Sender<Result<StartedRing, RunError>>,
 ) -> Result<(), RunError> {
-    let rule = PeerRule::Member(config.region.to_string());
-    let listener =
-        Listener::bind(config.peer_listen, credentials.clone(), rule, Limits::PEERS).await;
-    let listener = listener.map_err(system(config.peer_listen))?;
-    let address = listener.local_address().map_err(system("peer listener"))?;
-    let parts = Ring::open(config.ring_setup(), &credentials, &group).await?;
+    let opened = open_ring(&config, &credentials, &group).await;
+    let (parts, listener, address) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            group.shutdown().request();
+            // A caller that is gone has stopped the group itself.
+            let _ = started.send(Err(error));
+            return Ok(());
+        }
+    };
     let (backend, services) = oneshot::channel();
-    if started.send((parts.ring(), address, services)).is_err() {
+    if started.send(Ok((parts.ring(), address, services))).is_err() {
         // Whoever was waiting gave up, and stops the group.
         tracing::warn!("the ring started after nobody waited for it");
     }
     Ok(serve::run(parts, listener, Limits::PEERS, backend, group.shutdown()).await?)
 }
 
-/// Certificates live shorter than processes.
-async fn reload(credentials: Credentials, shutdown: Shutdown) -> Result<(), RunError> {
-    let mut ticks = interval(RELOAD_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks.tick().await;
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = shutdown.requested() => return Ok(()),
+async fn open_ring(
+    config: &Config,
+    credentials: &Credentials,
+    group: &TaskGroup,
+) -> Result<(RingParts, Listener, SocketAddr), RunError> {
+    let rule = PeerRule::Member(config.region.to_string());
+    let listener = Listener::bind(config.peer_listen, credentials.clone(), rule, Limits::PEERS);
+    let unusable = |error| Unusable::listen("peer_listen", config.peer_listen, &error);
+    let listener = listener.await.map_err(unusable)?;
+    let address = listener.local_address().map_err(unusable)?;
+    let parts = Ring::open(config.ring_setup(), credentials, group).await.map_err(|error| {
+        match error.in_data_dir(&config.data_dir) {
+            Ok(unusable) => unusable.into(),
+            Err(error) => RunError::Ring(error),
         }
-        if let Err(error) = credentials.reload() {
-            tracing::error!(%error, "kept the old credentials");
-        }
-    }
+    })?;
+    Ok((parts, listener, address))
 }

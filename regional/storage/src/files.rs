@@ -12,7 +12,8 @@
 //! - After a failed write or sync the content is unknown. Callers stop; nobody retries.
 
 use std::{
-    fmt, fs, io,
+    fmt, fs,
+    io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -26,6 +27,8 @@ const MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
 /// Held for as long as a process uses the directory.
 const LOCK: &str = "lock";
+/// No process id is longer.
+const PID_BYTES_MAX: u64 = 20;
 
 /// One directory of a member.
 pub trait Files: fmt::Debug + Send + Sync {
@@ -156,11 +159,19 @@ impl DirFiles {
         match lock.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
-                let message = format!("another process uses {}", root.display());
+                let mut pid = String::new();
+                // What cannot be read names nobody.
+                let _ = (&lock).take(PID_BYTES_MAX).read_to_string(&mut pid);
+                let message = match pid.trim().parse::<u32>() {
+                    Ok(pid) => format!("process {pid} uses {}", root.display()),
+                    Err(_) => format!("another process uses {}", root.display()),
+                };
                 return Err(io::Error::new(io::ErrorKind::ResourceBusy, message));
             }
             Err(fs::TryLockError::Error(error)) => return Err(error),
         }
+        // Only for people, and a full disk must not keep the owner out.
+        let _ = lock.set_len(0).and_then(|()| writeln!(&lock, "{}", std::process::id()));
         Ok(Self { root: root.to_owned(), directory: fs::File::open(root)?, _lock: lock })
     }
 }

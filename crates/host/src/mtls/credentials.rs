@@ -1,9 +1,11 @@
 //! Holds what this process proves its name with, and whom it believes.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use ed25519_dalek::SigningKey;
@@ -13,12 +15,15 @@ use rustls::pki_types::pem::PemObject;
 use rustls::sign::CertifiedKey;
 
 use crate::pki::{self, PkiError, SpiffeId, TrustAnchors, Validity};
-use crate::{clock, files};
+use crate::{Fault, TaskGroup, Unusable, clock, files};
 
 /// A PEM leaf or key of ours has under 2 KiB.
 const LEAF_FILE_BYTES_MAX: u64 = 16 * 1024;
 /// Room for the 1024 anchors that are allowed.
 const TRUST_FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// How soon a rotated certificate is used.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Where the credentials of a process live.
 #[derive(Clone, Debug)]
@@ -37,6 +42,8 @@ pub enum CredentialError {
     /// A file cannot be read, or others can read the key.
     #[error("cannot read {what}: {error}")]
     File {
+        /// The setting that names the file.
+        key: &'static str,
         /// The role and path of the file.
         what: String,
         /// From the file system.
@@ -45,6 +52,8 @@ pub enum CredentialError {
     /// A file does not hold what it should.
     #[error("{what}: {error}")]
     Content {
+        /// The setting that names the file.
+        key: &'static str,
         /// The role and path of the file.
         what: String,
         /// What is wrong.
@@ -108,10 +117,76 @@ impl Credentials {
         Ok(())
     }
 
+    /// Reads the files again every minute and on SIGHUP, until `group` stops: certificates live
+    /// shorter than processes.
+    pub fn keep_fresh(&self, group: &TaskGroup) {
+        let (credentials, mut asked) = (self.clone(), group.reloads());
+        let stop = group.shutdown().requested();
+        group.spawn("credentials", async move {
+            tokio::pin!(stop);
+            loop {
+                tokio::select! {
+                    () = &mut stop => return Ok::<_, Infallible>(()),
+                    () = tokio::time::sleep(RELOAD_INTERVAL) => {}
+                    // The group holds the sender for as long as this task runs.
+                    _ = asked.changed() => {}
+                }
+                if let Err(error) = credentials.reload() {
+                    tracing::error!(%error, "kept the old credentials");
+                }
+            }
+        });
+    }
+
     /// The credentials of this moment.
     #[must_use]
     pub fn current(&self) -> Arc<Identity> {
         self.0.current.load_full()
+    }
+}
+
+/// A file of credentials, for errors.
+struct Source {
+    key: &'static str,
+    what: String,
+}
+
+impl Source {
+    fn new(key: &'static str, role: &str, path: &Path) -> Self {
+        Self { key, what: format!("the {role} {}", path.display()) }
+    }
+
+    fn unreadable(&self, error: io::Error) -> CredentialError {
+        CredentialError::File { key: self.key, what: self.what.clone(), error }
+    }
+
+    fn unusable(&self, error: PkiError) -> CredentialError {
+        CredentialError::Content { key: self.key, what: self.what.clone(), error }
+    }
+}
+
+impl From<CredentialError> for Unusable {
+    fn from(error: CredentialError) -> Self {
+        let (key, fault, remedy) = match &error {
+            CredentialError::File { key, error, .. } => {
+                let fault = match error.kind() {
+                    io::ErrorKind::NotFound
+                    | io::ErrorKind::PermissionDenied
+                    | io::ErrorKind::IsADirectory
+                    | io::ErrorKind::NotADirectory
+                    | io::ErrorKind::FileTooLarge => Fault::Setting,
+                    _ => Fault::Machine,
+                };
+                (*key, fault, "check the path, and that the user of this process may read it")
+            }
+            CredentialError::Content { key, .. } => {
+                (*key, Fault::Setting, "install the file that was issued to this process")
+            }
+            CredentialError::KeyMismatch { .. } => {
+                ("tls.key", Fault::Setting, "a renewal replaces both files")
+            }
+        };
+        Self::new(key, fault, &error, remedy)
     }
 }
 
@@ -123,31 +198,27 @@ impl fmt::Debug for Credentials {
 
 impl Identity {
     fn load(files: &CredentialFiles) -> Result<Self, CredentialError> {
-        let named = |role: &str, path: &Path| format!("the {role} {}", path.display());
-        let unreadable = |what: String| |error| CredentialError::File { what, error };
-        let unusable = |what: String| |error| CredentialError::Content { what, error };
-
-        let what = named("certificate", &files.certificate);
+        let certificate = Source::new("tls.cert", "certificate", &files.certificate);
         let pem = files::read(&files.certificate, LEAF_FILE_BYTES_MAX)
-            .map_err(unreadable(what.clone()))?;
-        let leaf = pki::certificate_der(&pem).map_err(unusable(what))?;
+            .map_err(|error| certificate.unreadable(error))?;
+        let leaf = pki::certificate_der(&pem).map_err(|error| certificate.unusable(error))?;
 
-        let what = named("key", &files.key);
+        let key = Source::new("tls.key", "key", &files.key);
         let pem = files::read_secret(&files.key, LEAF_FILE_BYTES_MAX)
-            .map_err(unreadable(what.clone()))?;
-        let signing_key = pki::signing_key(&pem).map_err(unusable(what))?;
+            .map_err(|error| key.unreadable(error))?;
+        let signing_key = pki::signing_key(&pem).map_err(|error| key.unusable(error))?;
 
-        let what = named("trust file", &files.trust);
-        let trust_pem =
-            files::read(&files.trust, TRUST_FILE_BYTES_MAX).map_err(unreadable(what.clone()))?;
-        let trust = TrustAnchors::from_pem(&trust_pem).map_err(unusable(what.clone()))?;
+        let source = Source::new("tls.trust", "trust file", &files.trust);
+        let trust_pem = files::read(&files.trust, TRUST_FILE_BYTES_MAX)
+            .map_err(|error| source.unreadable(error))?;
+        let trust = TrustAnchors::from_pem(&trust_pem).map_err(|error| source.unusable(error))?;
 
         // A trust file without our own CA would cut us off from every peer that has the same one.
         // Judged at a moment when the leaf is valid: its age is the peers' to judge.
-        let validity = Validity::from_der(&leaf).map_err(unusable(what.clone()))?;
+        let validity = Validity::from_der(&leaf).map_err(|error| certificate.unusable(error))?;
         let now_ns = clock::now();
         let judged_ns = validity.clamp(now_ns);
-        let own = trust.verify(&leaf, judged_ns).map_err(unusable(what))?;
+        let own = trust.verify(&leaf, judged_ns).map_err(|error| source.unusable(error))?;
         if own.public_key != signing_key.verifying_key().to_bytes() {
             let key = files.key.display().to_string();
             let certificate = files.certificate.display().to_string();

@@ -11,7 +11,7 @@ use openraft::{
 };
 use satrap_host::{TaskGroup, mtls::Credentials};
 use satrap_regional_storage::{
-    Config, InstanceId, Reserve,
+    InstanceId, Reserve,
     files::{DirFiles, Files},
 };
 
@@ -82,7 +82,7 @@ impl Ring {
         let mut fresh = InstanceId::default();
         Real::fill(&mut fresh);
         let owner = owner(&setup);
-        let disk = Disk::open(files.clone(), Config::default(), &owner, fresh, &setup.genesis)?;
+        let disk = Disk::open(files.clone(), setup.storage, &owner, fresh, &setup.genesis)?;
         let (opened, writers) = Opened::<Real>::new(setup, files, disk, dial)?;
         let Writers { log, checkpoints, requests } = writers;
         group.spawn_thread("log-writer", move || log.run())?;

@@ -11,10 +11,11 @@
 //! - **S4** The certified replica in a checkpoint is verified again like a stranger's, whether it
 //!   comes from the own disk or from a peer.
 
-use std::{io, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use satrap_certify::{Genesis, Rejection};
+use satrap_host::{Fault, Unusable};
 use satrap_merkle::codec::{DecodeError, Reader, Writer};
 use satrap_regional_core::{
     Keyspace, Region,
@@ -52,6 +53,33 @@ pub enum DiskError {
     /// A version or a page does not decode.
     #[error("the stored state does not decode: {0}")]
     Decode(#[from] DecodeError),
+}
+
+impl DiskError {
+    /// The same, as a fault of the setting `data_dir`.
+    #[must_use]
+    pub fn unusable(self, data_dir: &Path) -> Unusable {
+        let fault = match &self {
+            Self::Directory(error) => return Unusable::directory("data_dir", data_dir, error),
+            Self::Storage(StorageError::Foreign { .. }) | Self::Codec(_) => Fault::Setting,
+            _ => Fault::Machine,
+        };
+        let full = matches!(&self, Self::Storage(error) if error.is_full());
+        let remedy = match (&self, full) {
+            (_, true) => "free space on the disk, see deploy/runbooks/disk-full.md",
+            (Self::Storage(StorageError::Damaged { .. }) | Self::State(_), _) => {
+                "see deploy/runbooks/corrupt-member.md"
+            }
+            (Self::Storage(StorageError::Foreign { .. }) | Self::Codec(_), _) => {
+                "nothing in it was changed"
+            }
+            (Self::Replica(_) | Self::Decode(_), _) => {
+                "replace this member (`satrap member replace`)"
+            }
+            _ => "check the disk (`dmesg`)",
+        };
+        Unusable::new("data_dir", fault, format!("{}: {self}", data_dir.display()), remedy)
+    }
 }
 
 impl From<DiskError> for io::Error {

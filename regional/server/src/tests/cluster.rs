@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::PathBuf,
     pin::Pin,
     sync::{Arc, Mutex},
@@ -16,6 +16,7 @@ use satrap_host::{
     Shutdown, TaskGroup, clock, files, follow,
     mtls::{CredentialFiles, Credentials, Limits, Listener, PeerRule, server_builder},
     pki::{Authority, Role, Scope, SpiffeId},
+    ports::Reserved,
     runtime,
 };
 use satrap_merkle::codec::Canonical as _;
@@ -79,6 +80,8 @@ pub struct World {
     endpoints: Vec<Endpoint>,
     stop: Shutdown,
     threads: Vec<thread::JoinHandle<()>>,
+    /// Those of its rings, which nobody else gets meanwhile.
+    ports: Mutex<Vec<Reserved>>,
 }
 
 impl World {
@@ -102,6 +105,7 @@ impl World {
             endpoints: Vec::new(),
             stop: Shutdown::default(),
             threads: Vec::new(),
+            ports: Mutex::default(),
         };
         for (honesty, n) in honesty.iter().zip(1..) {
             world.start_validator(&format!("v{n}"), *honesty);
@@ -185,10 +189,15 @@ impl World {
 
     /// Configurations of a ring of these members, on free ports.
     pub fn ring(&self, names: &[&str]) -> Vec<Config> {
-        let reserved: Vec<_> =
-            names.iter().map(|name| (label(name), free_port(), free_port())).collect();
-        let address = |listener: &TcpListener| listener.local_addr().unwrap();
-        let url = |listener: &TcpListener| format!("https://{}", address(listener));
+        let ports = Reserved::any(2 * names.len()).unwrap();
+        let addresses = ports.addresses().chunks(2).map(|pair| (pair[0], pair[1]));
+        let reserved: Vec<_> = names.iter().zip(addresses).collect();
+        let reserved: Vec<_> = reserved
+            .into_iter()
+            .map(|(name, (client, peer))| (label(name), client, peer))
+            .collect();
+        self.ports.lock().unwrap().push(ports);
+        let url = |address: &SocketAddr| format!("https://{address}");
         let members: Vec<_> = reserved
             .iter()
             .map(|(name, client, _)| Endpoint { name: name.clone(), url: url(client) })
@@ -196,13 +205,13 @@ impl World {
         let peer_urls: BTreeMap<Label, String> =
             reserved.iter().map(|(name, _, peer)| (name.clone(), url(peer))).collect();
         let genesis = self.realm.lock().unwrap().genesis.clone();
-        let config = |(name, client, peer): &(Label, TcpListener, TcpListener)| Config {
+        let config = |(name, client, peer): &(Label, SocketAddr, SocketAddr)| Config {
             region: label(REGION),
             name: name.clone(),
             data_dir: self.data_dir(name.as_str()),
             genesis: genesis.clone(),
-            client_listen: address(client),
-            peer_listen: address(peer),
+            client_listen: *client,
+            peer_listen: *peer,
             credentials: self.files(Self::member(name.as_str())),
             members: members.clone(),
             peer_urls: peer_urls.clone(),
@@ -216,6 +225,7 @@ impl World {
                 max: LogSize { entries: 8, bytes: usize::MAX },
                 keep: LogSize { entries: 2, bytes: usize::MAX },
             },
+            storage: satrap_regional_storage::Config::default(),
         };
         reserved.iter().map(config).collect()
     }
@@ -233,11 +243,6 @@ impl Drop for World {
             let _ = thread.join();
         }
     }
-}
-
-/// Held until the configuration is complete, so that no two get the same.
-fn free_port() -> TcpListener {
-    TcpListener::bind("127.0.0.1:0").unwrap()
 }
 
 enum Stop {

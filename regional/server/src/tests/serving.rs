@@ -179,8 +179,9 @@ fn roles_decide_what_may_be_asked() {
 fn a_verdict_passes_through_and_a_dead_validator_does_not_matter() {
     let world = World::new(&[Honesty::Honest]);
     let mut config = world.ring(&["m1"]).remove(0);
-    // Nobody listens there: the port was free a moment ago and its holder is gone.
-    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // It refuses connections for as long as it is reserved.
+    let port = satrap_host::ports::Reserved::any(1).unwrap();
+    let dead = port.addresses()[0];
     let dead = Endpoint { name: label("v9"), url: format!("https://{dead}") };
     config.validators.insert(0, dead);
     let member = Running::start(&config);

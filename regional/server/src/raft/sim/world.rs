@@ -387,6 +387,7 @@ impl World {
                 max: LogSize { entries: 60, bytes: usize::MAX },
                 keep: LogSize { entries: 10, bytes: usize::MAX },
             },
+            storage: Config::default(),
         }
     }
 

@@ -1,0 +1,215 @@
+//! A `dev` realm over its life: one owner, children that end with it, what an operator published
+//! kept, a full disk survived.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod common;
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use satrap_host::{
+    clock,
+    mtls::{CredentialFiles, Credentials},
+    pki::{Authority, Scope},
+};
+
+use common::{command, satrap};
+
+/// Generous, because the machine may be busy; reaching it is a failure.
+const WAIT: Duration = Duration::from_secs(120);
+/// What the README promises.
+const DISK_BYTES_MAX: u64 = 150 * 1000 * 1000;
+const YEAR_S: i64 = 365 * 24 * 3600;
+
+/// A `satrap dev` that stays up, and what it says.
+struct Dev {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+    said: Vec<String>,
+}
+
+impl Dev {
+    fn start(dir: &Path, more: &[&str]) -> Self {
+        let mut child = command(dir)
+            .args(["dev", "--state-dir", "realm"])
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (sender, lines) = mpsc::channel();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        thread::spawn(move || {
+            output.lines().map_while(Result::ok).try_for_each(|l| sender.send(l))
+        });
+        Self { child, lines, said: Vec::new() }
+    }
+
+    /// Waits until it says `text`.
+    #[track_caller]
+    fn says(&mut self, text: &str) {
+        loop {
+            let line = self.lines.recv_timeout(WAIT);
+            let line = line.unwrap_or_else(|_| panic!("`{text}` was not said: {:#?}", self.said));
+            let found = line.contains(text);
+            self.said.push(line);
+            if found {
+                return;
+            }
+        }
+    }
+
+    fn signal(&self, signal: &str) {
+        kill(signal, self.child.id());
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        // It has ended in the course of the test, unless that failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn kill(signal: &str, pid: u32) {
+    let sent = Command::new("kill").args([signal, &pid.to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+/// All process ids in `realm.json`.
+fn pids(realm: &Path) -> Vec<u32> {
+    let described: serde_json::Value =
+        serde_json::from_slice(&fs::read(realm.join("realm.json")).unwrap()).unwrap();
+    let mut pids = Vec::new();
+    let mut rest = vec![&described];
+    while let Some(value) = rest.pop() {
+        match value {
+            serde_json::Value::Array(items) => rest.extend(items),
+            serde_json::Value::Object(fields) => {
+                pids.extend(fields.get("pid").and_then(serde_json::Value::as_u64));
+                rest.extend(fields.values());
+            }
+            _ => {}
+        }
+    }
+    pids.into_iter().map(|pid| u32::try_from(pid).unwrap()).collect()
+}
+
+fn runs(pid: u32) -> bool {
+    // A zombie that nobody has waited for has ended.
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+#[track_caller]
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = clock::monotonic() + WAIT;
+    while !holds() {
+        assert!(clock::monotonic() < deadline, "{what} did not happen in {WAIT:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn disk_bytes(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let size = |path: PathBuf| {
+        let meta = fs::symlink_metadata(&path).unwrap();
+        if meta.is_dir() { disk_bytes(&path) } else { 512 * meta.blocks() }
+    };
+    entries.map(size).sum()
+}
+
+/// CAs in one file, as an operating system ships them.
+fn trust_bundle(dir: &Path, cas: u32) -> String {
+    let ca = |n: u32| {
+        let scope = Scope::Operators { chain: format!("somebody-{n}") };
+        let ttl = Duration::from_secs(24 * 3600);
+        Authority::create(scope, clock::now(), ttl).unwrap().certificate_pem().to_owned()
+    };
+    let path = dir.join(format!("{cas}.pem"));
+    fs::write(&path, (0..cas).map(ca).collect::<String>()).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn a_realm_has_one_owner_and_ends_with_it_whatever_it_died_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let realm = dir.path().join("realm");
+    let bundle = trust_bundle(dir.path(), 3);
+    let mut dev = Dev::start(dir.path(), &["--trust-bundle", &bundle]);
+    dev.says("The realm is up");
+    let running = pids(&realm);
+    assert_eq!(running.len(), 16);
+    let disk = disk_bytes(&realm);
+    println!("a new realm takes {disk} bytes");
+    assert!(disk < DISK_BYTES_MAX, "{disk} bytes");
+
+    // A second one is refused, and changes nothing.
+    let (described, status) = (realm.join("realm.json"), "edges/eu/eu-edge-1/data/status.json");
+    let before = fs::read(&described).unwrap();
+    let owner = format!("realm is in use by process {}", dev.child.id());
+    satrap(dir.path(), &["dev", "--once", "--state-dir", "realm"]).fails(69, &owner);
+    assert_eq!(fs::read(&described).unwrap(), before);
+    assert!(realm.join(status).exists());
+
+    // `realm.json` cannot be written, as on a full disk: the realm goes on.
+    fs::remove_file(&described).unwrap();
+    fs::create_dir(&described).unwrap();
+    kill("-KILL", running[0]);
+    dev.says("realm.json: ");
+    assert!(running[1..].iter().all(|pid| runs(*pid)) && runs(dev.child.id()));
+    fs::remove_dir(&described).unwrap();
+    until("realm.json", || described.is_file());
+    let running = pids(&realm);
+    assert!(running.iter().all(|pid| runs(*pid)));
+
+    // Nothing stays behind, and what an operator published is kept.
+    dev.signal("-KILL");
+    until("the end of all children", || !running.iter().any(|pid| runs(*pid)));
+    let mut dev = Dev::start(dir.path(), &[]);
+    dev.says("pki/edge-trust version 1 is published already");
+    dev.says("The realm is up");
+    let running = pids(&realm);
+    dev.signal("-HUP");
+    until("the end of all children", || !running.iter().any(|pid| runs(*pid)));
+    until("the end of `dev`", || dev.child.try_wait().unwrap().is_some());
+}
+
+#[test]
+fn a_realm_outlives_whoever_tries_it_out_and_says_whose_port_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let realm = dir.path().join("realm");
+    let bundle = trust_bundle(dir.path(), 1);
+    let mut dev = Dev::start(dir.path(), &["--trust-bundle", &bundle]);
+    until("the realm", || realm.join("realm.toml").exists());
+    dev.signal("-TERM");
+    dev.child.wait().unwrap();
+
+    let now_s = i64::try_from(clock::now() / 1_000_000_000).unwrap();
+    for process in ["validators/ada", "regions/eu/a", "edges/us/us-edge-3", "operators/alice"] {
+        let at = |name: &str| realm.join(process).join(name);
+        let (certificate, key, trust) = (at("tls.crt"), at("tls.key"), at("trust.pem"));
+        let loaded = Credentials::load(CredentialFiles { certificate, key, trust }).unwrap();
+        let years = (loaded.current().not_after_s - now_s) / YEAR_S;
+        assert!(years >= 9, "the certificate of {process} ends after {years} years");
+    }
+    let plan = fs::read_to_string(realm.join("realm.toml")).unwrap();
+    let plan = satrap_cli::realm::RealmPlan::from_toml(&plan).unwrap();
+    // Nothing is decided while a realm does not run, so its last block gets as old as its pause.
+    assert!(plan.policy.trusting_period >= Duration::from_secs(9 * 365 * 24 * 3600));
+
+    let listen = plan.regions[1].members[2].peer_listen;
+    let _taken = std::net::TcpListener::bind(listen).unwrap();
+    let said = format!("cannot listen on {listen}, `peer_listen` of member us-c: ");
+    satrap(dir.path(), &["dev", "--once", "--state-dir", "realm"]).fails(69, &said);
+}
