@@ -32,6 +32,17 @@ const CASES: &[(&[&str], i32, &str)] = &[
          nothing else; other content is published as a directory of files\n",
     ),
     (
+        &["publish", "config/x", "key.pem"],
+        65,
+        "satrap: key.pem: it holds a private key (PEM block `PRIVATE KEY`), and what is published is copied \
+         to every edge; take the key out\n",
+    ),
+    (
+        &["dev", "--trust-bundle", "absent"],
+        64,
+        "satrap: content absent: No such file or directory (os error 2)\n",
+    ),
+    (
         &["submit", "words"],
         65,
         "satrap: words is not a change file (input ends in the middle of a value); `satrap publish \
@@ -104,11 +115,29 @@ fn mistakes_are_explained() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("words"), "not toml\n").unwrap();
     std::os::unix::fs::symlink("nowhere", dir.path().join("dangling")).unwrap();
+    let key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+    fs::write(dir.path().join("key.pem"), key).unwrap();
     for (args, code, expected) in CASES {
         let ran = satrap(dir.path(), args);
         assert_eq!(ran.err, *expected, "satrap {}", args.join(" "));
         assert_eq!((ran.code, ran.out.as_str()), (*code, ""), "satrap {}", args.join(" "));
     }
+}
+
+/// Usage errors of `dev` are the user's, and leave what they are about alone.
+#[test]
+fn a_state_directory_that_cannot_be_used_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    fs::create_dir(dir.path().join("taken")).unwrap();
+    fs::write(dir.path().join("taken").join("mine"), "").unwrap();
+    let dev = |state: &str| satrap(dir.path(), &["dev", "--once", "--state-dir", state]);
+    dev("taken").fails(64, "taken is not empty and holds no realm of `satrap dev`; give another");
+    assert_eq!(fs::read_dir(dir.path().join("taken")).unwrap().count(), 1);
+    dev("file").fails(64, "file");
+    dev("file/below").fails(64, "/file: ");
+    fs::write(dir.path().join("taken").join("realm.toml"), "broken").unwrap();
+    dev("taken").fails(65, "realm.toml: ");
 }
 
 #[test]

@@ -63,6 +63,36 @@ fn every_daemon_loads_what_was_made_for_it() {
     }
 }
 
+/// Every path and command in the next steps works as it is written.
+#[test]
+fn the_next_steps_can_be_taken_as_written() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("realm.toml"), EXAMPLE).unwrap();
+    let said = satrap(dir.path(), &["init", "realm.toml", "--out", "realm"]).succeeds();
+    let (from, machine) = (dir.path().join("realm"), dir.path().join("machine"));
+    let commands: Vec<_> = said.lines().filter_map(|l| l.trim().strip_prefix("satrap ")).collect();
+    assert_eq!(commands.len(), 3, "{said}");
+    fs::create_dir(&machine).unwrap();
+    fs::copy(from.join("genesis.json"), machine.join("genesis.json")).unwrap();
+    for command in commands {
+        let (verb, config) = command.split_once(" run --config ").unwrap();
+        let process = Path::new(config).parent().unwrap();
+        assert!(said.contains(process.to_str().unwrap()) && from.join(process).is_dir(), "{said}");
+        fs::create_dir_all(machine.join(process)).unwrap();
+        for file in fs::read_dir(from.join(process)).unwrap().map(Result::unwrap) {
+            if file.path().is_file() {
+                fs::copy(file.path(), machine.join(process).join(file.file_name())).unwrap();
+            }
+        }
+        let loaded = match verb {
+            "validator" => satrap_global_node::Config::load(&machine.join(config)).map(drop),
+            "region" => satrap_regional_server::Config::load(&machine.join(config)).map(drop),
+            _ => satrap_edge_agent::Config::load(&machine.join(config)).map(drop),
+        };
+        loaded.unwrap_or_else(|error| panic!("{command}: {error}"));
+    }
+}
+
 #[test]
 fn every_process_can_prove_its_name_and_believes_no_more_than_it_must() {
     let dir = tempfile::tempdir().unwrap();

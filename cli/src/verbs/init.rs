@@ -1,6 +1,9 @@
 //! `satrap init`: creates a realm from its description.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use satrap_host::files;
 use serde::Serialize;
@@ -8,7 +11,7 @@ use serde::Serialize;
 use crate::{
     error::CliError,
     output::{Output, count},
-    realm::{self, CreateError, RealmPlan, text},
+    realm::{self, CreateError, RealmPlan, layout::ProcessFiles, text},
 };
 
 /// A description of more bytes was not written by a person.
@@ -37,6 +40,10 @@ struct Created {
     members: usize,
     edges: usize,
     operators: Vec<String>,
+    #[serde(skip)]
+    examples: Vec<String>,
+    #[serde(skip)]
+    commands: Vec<String>,
 }
 
 /// Creates the realm.
@@ -63,6 +70,14 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
         CreateError::Disk { .. } => CliError::internal(e),
     })?;
     let genesis = crate::client::read_genesis(&files.genesis)?;
+    let relative =
+        |path: &Path| path.strip_prefix(&files.dir).unwrap_or(path).display().to_string();
+    let kinds =
+        [("validator", &files.validators), ("region", &files.members), ("edge", &files.edges)];
+    let first = |(verb, processes): (&'static str, &Vec<ProcessFiles>)| {
+        processes.first().map(|process| (verb, process.clone()))
+    };
+    let kinds: Vec<_> = kinds.into_iter().filter_map(first).collect();
     output.show(&Created {
         dir: files.dir.clone(),
         chain_id: plan.chain_id.to_string(),
@@ -71,6 +86,11 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
         members: files.members.len(),
         edges: files.edges.len(),
         operators: plan.operators.iter().map(ToString::to_string).collect(),
+        examples: kinds.iter().map(|(_, at)| relative(&at.dir)).collect(),
+        commands: kinds
+            .iter()
+            .map(|(verb, at)| format!("satrap {verb} run --config {}", relative(&at.config)))
+            .collect(),
     })
 }
 
@@ -88,9 +108,15 @@ impl fmt::Display for Created {
         writeln!(f, "genesis hash {genesis_hash}")?;
         writeln!(f)?;
         writeln!(f, "next:")?;
-        writeln!(f, "  1. copy genesis.json and each process's directory to its machine")?;
+        writeln!(
+            f,
+            "  1. on each machine, make a directory for the realm, and copy into it genesis.json and \
+             the directories of what runs there, such as {}, at the same paths",
+            self.examples.join(", ")
+        )?;
         writeln!(f, "  2. hand operators/<name>/ to {} in person", self.operators.join(", "))?;
         writeln!(f, "  3. take ca/*.key offline: whoever holds them makes identities")?;
-        writeln!(f, "  4. there: satrap validator|region|edge run --config FILE")
+        writeln!(f, "  4. start them in the directory of the realm, one command for each:")?;
+        self.commands.iter().try_for_each(|command| writeln!(f, "       {command}"))
     }
 }
