@@ -1,7 +1,5 @@
 //! What daemons do when their parent is gone, and on SIGHUP.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
-
 mod realm;
 
 use std::{fs, process::Command, time::Duration};
