@@ -11,11 +11,15 @@ use std::{cell::Cell, fs, path::Path, time::Duration};
 use common::Ran;
 use satrap_cli::realm::create;
 use serde_json::Value;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use self::realm::ring::{LOOK, Ring, etcd_plan};
 
 const WITHIN: Duration = Duration::from_secs(60);
+/// How long a member is refused for want of its disk; errors come with every heartbeat.
+const REFUSED_FOR: Duration = Duration::from_secs(6);
+/// What each member may say about all of that.
+const TROUBLES_MAX: usize = 12;
 
 /// Runs a verb beside the tasks of the test.
 async fn satrap(dir: &Path, args: &[&str]) -> Ran {
@@ -54,6 +58,17 @@ impl Ring {
         let members = listed["members"].as_array().unwrap();
         let found = members.iter().find(|member| member["name"] == name);
         found.map_or_else(String::new, |member| member["role"].as_str().unwrap().to_owned())
+    }
+
+    async fn until_logged(&self, process: usize, text: &str) {
+        let process = &self.realm.processes[process];
+        let logged = async {
+            while !process.log_tail().contains(text) {
+                sleep(LOOK).await;
+            }
+        };
+        let tail = || process.log_tail();
+        timeout(WITHIN, logged).await.unwrap_or_else(|_| panic!("no {text:?} in:\n{}", tail()));
     }
 
     async fn until_votes(&self, name: &str) {
@@ -264,6 +279,20 @@ async fn a_member_that_lost_its_disk_is_replaced_by_one_verb_000_65_000_73() {
         let before = ring.put("before", "").await;
         let added = ring.online(&["member", "add", "c", "--peer-url", "https://127.0.0.1:9"]).await;
         added.fails(65, "satrap member replace c");
+        // Started too early, it is refused, and says so a few times.
+        ring.realm.processes[2].restart();
+        ring.until_logged(2, "this member cannot join").await;
+        let refused_for = Instant::now() + REFUSED_FOR;
+        while Instant::now() < refused_for {
+            ring.put("meanwhile", "").await;
+            sleep(LOOK).await;
+        }
+        for process in &ring.realm.processes {
+            let troubles = process.troubles();
+            assert!(troubles.len() <= TROUBLES_MAX, "{}: {troubles:#?}", process.name);
+        }
+        ring.kill([2]).await;
+        ring.wipe(2);
         let replaced = ring.online(&["member", "replace", "c"]).await.json();
         let members = replaced["members"].as_array().unwrap();
         assert!(members.iter().any(|member| member["role"] == "expected"), "{replaced}");

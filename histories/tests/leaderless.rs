@@ -5,11 +5,7 @@
 
 mod program;
 
-use std::{
-    sync::Arc,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, thread, time::Duration};
 
 use satrap_histories::{
     cluster::Store as _,
@@ -20,7 +16,7 @@ use satrap_histories::{
     session::Dialer,
     shared::Shared,
 };
-use satrap_host::runtime::current_thread;
+use satrap_host::{clock::monotonic, runtime::current_thread};
 use satrap_proto::etcdserverpb::{
     WatchCreateRequest, WatchRequest, WatchResponse, watch_client::WatchClient,
     watch_request::RequestUnion,
@@ -92,12 +88,12 @@ fn in_a_ring(test: impl FnOnce(&mut Nemesis, &Dialer) + Send) {
 }
 
 fn until(what: &str, span: Duration, mut happened: impl FnMut() -> bool) -> Duration {
-    let started = Instant::now();
+    let started = monotonic();
     while !happened() {
-        assert!(started.elapsed() < span, "{what}: not within {span:?}");
+        assert!((monotonic() - started) < span, "{what}: not within {span:?}");
         thread::sleep(PAUSE);
     }
-    started.elapsed()
+    monotonic() - started
 }
 
 /// The leader's number as the member in `slot` sees it, zero for none.
@@ -139,7 +135,7 @@ fn no_member_of_a_minority_has_a_leader() {
             let (one, other) = (Node::Member(one), Node::Member(other));
             nemesis.cluster.network.set_both(one, other, Rule::Cut).unwrap();
         }
-        let cut = Instant::now();
+        let cut = monotonic();
         for watch in &mut watches {
             let end = runtime.block_on(watch.end(WAIT)).expect("a watch that wants a leader ends");
             assert_eq!(end.code(), Code::Unavailable, "{end:?}");
@@ -147,7 +143,7 @@ fn no_member_of_a_minority_has_a_leader() {
         until("no leader on both sides", WAIT, || {
             nemesis.cluster.active().iter().all(|slot| leader_of(nemesis, *slot) == Some(0))
         });
-        println!("two of four knew that they have no leader after {:?}", cut.elapsed());
+        println!("two of four knew that they have no leader after {:?}", monotonic() - cut);
         nemesis.cluster.network.heal().unwrap();
         until("a leader for all", WAIT, || {
             let leaders = nemesis.cluster.active().into_iter().map(|s| leader_of(nemesis, s));

@@ -142,6 +142,13 @@ impl Process {
         self.running.process.id().unwrap()
     }
 
+    /// Warnings and errors in its log.
+    pub fn troubles(&self) -> Vec<String> {
+        let log = fs::read_to_string(&self.daemon.log).unwrap_or_default();
+        let is_trouble = |line: &&str| line.contains("\"WARN\"") || line.contains("\"ERROR\"");
+        log.lines().filter(is_trouble).map(str::to_owned).collect()
+    }
+
     pub fn log_tail(&self) -> String {
         let log = fs::read(&self.daemon.log).unwrap_or_default();
         String::from_utf8_lossy(&log[log.len().saturating_sub(4_000)..]).into_owned()

@@ -57,9 +57,12 @@ pub fn founders_digest(configured: &BTreeMap<MemberName, String>) -> Digest {
 pub async fn enter<P: Platform>(ring: &Ring<P>, setup: &RingSetup) -> Result<(), RingError> {
     let mut quorum_since = None;
     for attempt in 0_u64.. {
-        if ring.raft.is_initialized().await? {
+        if ring.membership().log_id().is_some() {
             return Ok(());
         }
+        // A member that has voted knows of a ring, also if no entry has reached it. It may have been
+        // removed meanwhile, and then has to join.
+        let may_found = !ring.raft.is_initialized().await?;
         let quiet = !attempt.is_multiple_of(QUIET_ATTEMPTS);
         let survey = survey(ring).await;
         if let Some(by) = &survey.founded {
@@ -69,7 +72,7 @@ pub async fn enter<P: Platform>(ring: &Ring<P>, setup: &RingSetup) -> Result<(),
             {
                 tracing::warn!("`{by}` belongs to a founded ring; this member cannot join: {why}");
             }
-        } else if survey.agree.len() < ring.configured.len() / 2 {
+        } else if !may_found || survey.agree.len() < ring.configured.len() / 2 {
             quorum_since = None;
             if !quiet {
                 let why = survey.missing.join("; ");
@@ -83,7 +86,6 @@ pub async fn enter<P: Platform>(ring: &Ring<P>, setup: &RingSetup) -> Result<(),
             let before = u32::try_from(before).unwrap_or(u32::MAX);
             if since.elapsed() >= ring.timing.election_max.saturating_mul(before) {
                 found(ring, &survey.missing).await;
-                return Ok(());
             }
         }
         sleep(RETRY).await;
