@@ -110,7 +110,7 @@ impl Store for Etcd {
 
 /// How much of its log is shown of each member of a run that failed, and of one that crashed.
 const LAST_LINES: usize = 6;
-const CRASH_LINES: usize = 20;
+const CRASH_LINES: usize = 60;
 const LINE_CHARS: usize = 400;
 
 /// How long a member that failed may take to end.

@@ -227,7 +227,7 @@ fn a_client_refuses_whom_it_must_and_says_why() {
         (leaf(&a, EDGE), "is not admitted here"),
         (leaf(&b, "spiffe://c/region/b/member/m"), "is not admitted here"),
         (leaf(&impostor, MEMBER), "is refused: "),
-        (stale, "is refused: CertExpired"),
+        (stale, "is refused: it expired at "),
     ];
     run(async |group| {
         for (server_leaf, why) in cases {

@@ -447,7 +447,7 @@ mod tests {
             ("log_entries_max = 100", "log_entries_max = 9", "9 entries: expected 16 to"),
             ("log_segment_mib = 4", "log_segment_mib = 0", "0 MiB: expected 1 to 1024"),
             ("reserve_mib = 8", "reserve_mib = 3", "3 MiB: expected 4, the size of a log segment"),
-            ("interval_s = 3600", "interval_s = 9", "9 s: expected 60 s to"),
+            ("interval_s = 3600", "interval_s = 9", "9 s: expected 60 to"),
             ("keep = 24", "keep = 0", "0 snapshots.keep"),
             ("bytes_max = 4194304", "bytes_max = 9", "9 bytes: expected 1024 to 6291456"),
             ("txn_ops_max = 512", "txn_ops_max = 0", "0 operations: expected 1 to 4096"),

@@ -8,7 +8,7 @@
 //! # Invariants
 //!
 //! - **F1** A member founds the ring once a majority of the first members, itself included, has
-//!   answered that it knows of no ring.
+//!   answered that it knows of no ring, and none that it knows this member with another disk.
 //! - **F2** Only members whose configurations name the same first members count for that majority.
 //! - **F3** The first entry is a function of the configuration. Two members that both found the ring
 //!   write the same entry, and the election decides between them. So it names no disks; the first
@@ -23,14 +23,17 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use futures::future::join_all;
+use openraft::{ChangeMembers, errors::RaftError, raft::Precondition};
 use satrap_certify::Digest;
 use tokio::time::{Instant, sleep};
+use tonic::Code;
 
 use super::{
-    Ring, RingError, RingSetup,
+    Leading, Ring, RingError, RingSetup,
     frames::{ANY_INSTANCE, Welcome},
     members::founder_id,
-    orders::{Fault, Order, OrderReply},
+    orders::{Fault, Order, OrderReply, change},
+    peers::LOST_DISK_REMEDY,
     platform::Platform,
     types::{MemberName, MemberNode, encode},
 };
@@ -60,12 +63,16 @@ pub async fn enter<P: Platform>(ring: &Ring<P>, setup: &RingSetup) -> Result<(),
         if ring.membership().log_id().is_some() {
             return Ok(());
         }
-        // A member that has voted knows of a ring, also if no entry has reached it. It may have been
-        // removed meanwhile, and then has to join.
+        // Raft lets no member found that has voted: another one does, or has and may be gone for good.
         let may_found = !ring.raft.is_initialized().await?;
         let quiet = !attempt.is_multiple_of(QUIET_ATTEMPTS);
         let survey = survey(ring).await;
-        if let Some(by) = &survey.founded {
+        if let Some(why) = &survey.refused {
+            quorum_since = None;
+            if !quiet {
+                tracing::warn!("this member cannot join: {why}");
+            }
+        } else if let Some(by) = &survey.founded {
             quorum_since = None;
             if let Err(why) = join(ring, setup, by).await
                 && !quiet
@@ -75,8 +82,11 @@ pub async fn enter<P: Platform>(ring: &Ring<P>, setup: &RingSetup) -> Result<(),
         } else if !may_found || survey.agree.len() < ring.configured.len() / 2 {
             quorum_since = None;
             if !quiet {
-                let why = survey.missing.join("; ");
-                tracing::info!("waiting for a majority of the first members: {why}");
+                let why = match may_found {
+                    true => survey.missing.join("; "),
+                    false => "this member has voted, and waits for an entry".to_owned(),
+                };
+                tracing::info!("the ring is not founded yet: {why}");
             }
         } else {
             let since = *quorum_since.get_or_insert_with(Instant::now);
@@ -85,7 +95,7 @@ pub async fn enter<P: Platform>(ring: &Ring<P>, setup: &RingSetup) -> Result<(),
             let before = survey.agree.iter().filter(|name| **name < ring.name).count();
             let before = u32::try_from(before).unwrap_or(u32::MAX);
             if since.elapsed() >= ring.timing.election_max.saturating_mul(before) {
-                found(ring, &survey.missing).await;
+                found(ring, &survey.missing).await?;
             }
         }
         sleep(RETRY).await;
@@ -93,7 +103,7 @@ pub async fn enter<P: Platform>(ring: &Ring<P>, setup: &RingSetup) -> Result<(),
     Ok(())
 }
 
-async fn found<P: Platform>(ring: &Ring<P>, missing: &[String]) {
+async fn found<P: Platform>(ring: &Ring<P>, missing: &[String]) -> Result<(), RingError> {
     let node = |(name, url): (&MemberName, &String)| {
         let (id, url) = (founder_id(&ring.ring, name), url.clone());
         // F3
@@ -102,8 +112,13 @@ async fn found<P: Platform>(ring: &Ring<P>, missing: &[String]) {
     };
     let members: BTreeMap<_, _> = ring.configured.iter().map(node).collect();
     tracing::info!(members = members.len(), ?missing, "founding the ring");
-    if let Err(error) = ring.raft.initialize(members).await {
-        tracing::info!(%error, "another member has founded this ring");
+    match ring.raft.initialize(members).await {
+        Ok(()) => Ok(()),
+        Err(RaftError::APIError(error)) => {
+            tracing::info!(%error, "another member was faster");
+            Ok(())
+        }
+        Err(RaftError::Fatal(fatal)) => Err(fatal.into()),
     }
 }
 
@@ -123,17 +138,68 @@ async fn join<P: Platform>(
         match ring.network.sender(name.clone()).order(&order, HELLO_TIMEOUT).await {
             Ok(OrderReply::Done) => return Ok(()),
             Ok(OrderReply::Refused(Fault::NotInvited)) => {
-                return Err(
-                    "no member is expected at its address; run `satrap member add` first, \
-                            or `satrap member replace` if it lost its disk"
-                        .into(),
-                );
+                return Err(format!(
+                    "the ring expects no member at its address; run `satrap member add`, or, if it \
+                     lost its disk: {LOST_DISK_REMEDY}"
+                ));
             }
             Ok(reply) => last = format!("`{name}`: {reply}"),
             Err(status) => last = format!("`{name}`: {}", status.message()),
         }
     }
     Err(last)
+}
+
+impl<P: Platform> Ring<P> {
+    /// Has the disks of members recorded that the membership does not name, as soon as this member
+    /// leads and has met them. Never ends.
+    pub async fn keep_identified(&self) {
+        while self.until(Leading::Yes).await {
+            if let Err(reply) = self.identify().await {
+                tracing::info!(%reply, "the disks of members could not be recorded; trying again");
+            }
+            sleep(self.timing.heartbeat).await;
+        }
+        std::future::pending().await
+    }
+
+    /// Records a majority at once, because from then on only those on record count (P4 of `peers`).
+    async fn identify(&self) -> Result<(), OrderReply> {
+        let is_unknown = |(_, node): &(MemberName, MemberNode)| node.instance == ANY_INSTANCE;
+        let unknown: Vec<_> = self.nodes().into_iter().filter(is_unknown).collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let away = unknown.into_iter().map(|(name, _)| name).filter(|name| *name != self.name);
+        // The answer tells the roll who is there.
+        let greet = |name| async move { self.network.sender(name).hello(HELLO_TIMEOUT).await };
+        let _ = join_all(away.map(greet)).await;
+        let mut met = self.network.peers.identified();
+        met.insert(self.name.clone(), self.network.peers.own().instance);
+
+        // From here on, the membership does not change.
+        let _turn = self.turn().await?;
+        let before = *self.membership().log_id();
+        let (unknown, recorded): (Vec<_>, Vec<_>) = self.nodes().into_iter().partition(is_unknown);
+        let known: BTreeMap<_, _> = unknown
+            .into_iter()
+            .filter_map(|(name, node)| {
+                let instance = *met.get(&name)?;
+                Some((name, MemberNode { instance, ..node }))
+            })
+            .collect();
+        let voters = self.voters();
+        let names = recorded.iter().map(|(name, _)| name).chain(known.keys());
+        let on_record = names.filter(|name| voters.contains(*name)).count();
+        if known.is_empty() || on_record * 2 <= voters.len() {
+            return Ok(());
+        }
+        let names: Vec<_> = known.keys().map(MemberName::as_str).collect();
+        tracing::info!(?names, "records which disks members have");
+        let named = ChangeMembers::SetNodes(known);
+        let unchanged = Precondition::LastMembershipLogId { last_membership_log_id: before };
+        change(self.raft.change_membership_if(named, true, [unchanged]).await).map(drop)
+    }
 }
 
 /// What the other members know of a ring.
@@ -145,6 +211,8 @@ pub struct Survey {
     pub agree: Vec<MemberName>,
     /// Why the others do not count.
     pub missing: Vec<String>,
+    /// Why this member may not take part: another one knows it with another disk, so there is a ring.
+    pub refused: Option<String>,
 }
 
 /// Asks every other member.
@@ -163,6 +231,9 @@ pub async fn survey<P: Platform>(ring: &Ring<P>) -> Survey {
                 "`{name}` has other `members` in its configuration than this member; give all the \
                  same"
             )),
+            Err(status) if status.code() == Code::FailedPrecondition => {
+                survey.refused = Some(format!("`{name}`: {}", status.message()));
+            }
             Err(status) => survey.missing.push(format!("`{name}`: {}", status.message())),
         }
     }

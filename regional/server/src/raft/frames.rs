@@ -80,8 +80,8 @@ pub enum FrameError {
     Ring,
     /// Meant for this member before it lost its disk.
     #[error(
-        "the message is for this member as it was before it lost its disk; run `satrap member \
-         replace` for it, then start it again with an empty data directory"
+        "the message is for this member as it was before it lost its disk; {}",
+        super::peers::LOST_DISK_REMEDY
     )]
     Instance,
     /// The body does not decode.
@@ -92,7 +92,7 @@ pub enum FrameError {
 /// Answer to [`Kind::Hello`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
-    /// This member has voted or holds log: the ring exists.
+    /// An entry has reached this member: the ring exists.
     pub founded: bool,
     /// Who founds the ring, if none is there: see [`founders_digest`](super::founding::founders_digest).
     pub founders: Digest,

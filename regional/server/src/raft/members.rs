@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    Leading, Ring,
+    Ring,
     checkpoint::Checkpoints,
     lock,
     orders::{Order, OrderReply},
@@ -211,18 +211,6 @@ impl<P: Platform> Ring<P> {
             }
             self.publish(client_urls).await;
         }
-    }
-
-    /// Has the disks of members recorded that the membership does not name, as soon as this member
-    /// leads and has met them. Never ends.
-    pub async fn keep_identified(&self) {
-        while self.until(Leading::Yes).await {
-            if let Err(reply) = self.identify().await {
-                tracing::info!(%reply, "the disks of members are not on record yet");
-            }
-            sleep(self.timing.heartbeat).await;
-        }
-        std::future::pending().await
     }
 
     async fn publish(&self, client_urls: &[String]) {

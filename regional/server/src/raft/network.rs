@@ -147,7 +147,12 @@ impl PeerSender {
     }
 
     fn pack(&self, kind: Kind, request: &impl Serialize) -> Vec<u8> {
-        let message = frames::pack(&self.peers.own(), &self.instance, kind, request);
+        // Its disk may have come on record since this sender was made.
+        let to = match self.instance {
+            ANY_INSTANCE => self.peers.instance_of(&self.target),
+            instance => instance,
+        };
+        let message = frames::pack(&self.peers.own(), &to, kind, request);
         self.peer.sent.add(message.len() as u64);
         message
     }

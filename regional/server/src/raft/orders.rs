@@ -21,13 +21,8 @@
 //! - **H7** A leader that is removed changes nothing more, although it leads until its removal is
 //!   known: what it would append is for those that stay to decide.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fmt, time::Duration};
 
-use futures::future::join_all;
 use openraft::{
     ChangeMembers, Instant as _,
     async_runtime::WatchReceiver as _,
@@ -58,8 +53,6 @@ use crate::limits::{LEARNER_LAG_MAX, MEMBERS_MAX};
 const ORDER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Whoever wants to join asks again soon.
 const INTRODUCE_TIMEOUT: Duration = Duration::from_secs(1);
-/// A member that was never met is asked who it is again soon.
-const GREETING_TIMEOUT: Duration = Duration::from_millis(500);
 /// A voter that was not heard of for this many election timeouts does not count as living.
 const SILENT_ELECTIONS: u32 = 4;
 
@@ -384,7 +377,7 @@ impl<P: Platform> Ring<P> {
     }
 
     /// H6, H7; nobody else changes the membership as long as this is held.
-    async fn turn(&self) -> Result<OwnedMutexGuard<()>, OrderReply> {
+    pub(super) async fn turn(&self) -> Result<OwnedMutexGuard<()>, OrderReply> {
         let turn = self.changing.clone().lock_owned().await;
         if self.membership().membership().get_joint_config().len() > 1 {
             tracing::info!("completes a change of members that was left half done");
@@ -407,43 +400,6 @@ impl<P: Platform> Ring<P> {
         self.turn().await.map(drop)
     }
 
-    /// Has the disks of members recorded where the membership does not name them: of a majority at
-    /// once, because from then on only those on record count.
-    ///
-    /// # Errors
-    ///
-    /// What came of it instead.
-    pub async fn identify(&self) -> Result<(), OrderReply> {
-        let nodes = self.nodes();
-        let voters = self.voters();
-        let is_unknown = |(_, node): &(MemberName, MemberNode)| node.instance == ANY_INSTANCE;
-        let (unknown, recorded): (Vec<_>, Vec<_>) = nodes.into_iter().partition(is_unknown);
-        let away = unknown.iter().filter(|(name, _)| *name != self.name);
-        join_all(away.map(|(name, _)| async { self.greet(name).await })).await;
-        let mut met = self.network.peers.identified();
-        met.insert(self.name.clone(), self.network.peers.own().instance);
-        let known = |(name, node): (MemberName, MemberNode)| {
-            let instance = *met.get(&name)?;
-            Some((name, MemberNode { instance, ..node }))
-        };
-        let known: BTreeMap<_, _> = unknown.into_iter().filter_map(known).collect();
-        let names = recorded.iter().map(|(name, _)| name).chain(known.keys());
-        let of_voters = names.filter(|name| voters.contains(*name)).count();
-        if known.is_empty() || of_voters * 2 <= voters.len() {
-            return Ok(());
-        }
-        let _turn = self.turn().await?;
-        let names: Vec<_> = known.keys().map(MemberName::as_str).collect();
-        tracing::info!(?names, "records which disks members have");
-        let named = ChangeMembers::SetNodes(known);
-        change(self.raft.change_membership(named, true).await).map(drop)
-    }
-
-    /// Learns which disk `name` has, if it answers.
-    async fn greet(&self, name: &MemberName) {
-        let _ = self.network.sender(name.clone()).hello(GREETING_TIMEOUT).await;
-    }
-
     /// Puts a member request through the log.
     async fn record(&self, request: MemberRequest) -> Result<OrderReply, OrderReply> {
         match self.ask(Request::Member(request)).await {
@@ -460,7 +416,7 @@ impl<P: Platform> Ring<P> {
     }
 }
 
-fn change<P: Platform, T>(
+pub(super) fn change<P: Platform, T>(
     result: Result<T, RaftError<Types<P>, ClientWriteError<Types<P>>>>,
 ) -> Result<OrderReply, OrderReply> {
     match result {

@@ -225,8 +225,7 @@ impl<P: Platform> ring_server::Ring for RingService<P> {
             let (sender, rest) = self.open(Kind::Hello, &payload)?;
             self.peers.greet(&caller, &sender).map_err(meet_error)?;
             let () = body(rest)?;
-            let founded =
-                self.ring.raft.is_initialized().await.map_err(status::unavailable_from)?;
+            let founded = self.ring.membership().log_id().is_some();
             let welcome = Welcome { founded, founders: founders_digest(&self.ring.configured) };
             return Ok(Response::new(self.reply(&caller, &sender, Kind::Hello, &welcome)));
         }

@@ -25,6 +25,7 @@ mod nemesis;
 mod net;
 mod runtime;
 mod tests;
+mod trace;
 mod watch;
 mod words;
 mod world;
@@ -89,9 +90,9 @@ pub fn run(seed: u64, bug: Option<Bug>) -> Report {
         let answered = operations.iter().filter(|operation| operation.answer().is_some()).count();
         Report {
             seed,
-            fingerprint: world.fingerprint(),
+            fingerprint: world.trace().fingerprint(),
             broken,
-            story: world.story(),
+            story: world.trace().story(),
             operations: (operations.len(), answered),
             blows: nemesis.done.values().sum(),
             simulated: Duration::from_nanos(world.now_ns()),

@@ -26,7 +26,6 @@ use crate::{
     config::Config,
     etcd::EtcdConfig,
     raft::{
-        founding::survey,
         frames::{self, ANY_INSTANCE, Kind, Sender, Welcome},
         ring_id,
         types::{Types, Vote},
@@ -41,7 +40,7 @@ fn start_all(configs: &[Config]) -> Vec<Running> {
 }
 
 /// Until every member knows the disks of all: from then on, another disk under the same name is refused.
-async fn identified(members: &[Running]) {
+pub async fn identified(members: &[Running]) {
     let unknown = |member: &Running| {
         let nodes = member.ring.nodes();
         nodes.is_empty() || nodes.iter().any(|(_, node)| node.instance == ANY_INSTANCE)
@@ -54,7 +53,7 @@ async fn identified(members: &[Running]) {
     soon("every disk in the membership", known).await;
 }
 
-async fn all_reach(members: &[Running], height: u64) {
+pub async fn all_reach(members: &[Running], height: u64) {
     for member in members {
         member.reaches(height).await;
     }
@@ -104,52 +103,6 @@ fn a_ring_survives_its_leader_and_a_straggler_catches_up_by_snapshot() {
     for member in start_all(&configs) {
         assert_eq!(member.ring.region().replica().height(), height, "{}", member.name);
         member.crash();
-    }
-}
-
-/// F1, F3 of `founding`
-#[test]
-fn a_ring_forms_without_a_first_member_that_does_not_come() {
-    let world = World::new(&[Honesty::Honest]);
-    let configs = world.ring(&["m1", "m2", "m3"]);
-    let mut members = start_all(&configs[1..]);
-    block_on(async {
-        leader(&members).await;
-        let height = world.decide(|realm| realm.publish("pki/trust", "a", b"1"));
-        all_reach(&members, height).await;
-    });
-    members.push(Running::start(&configs[0]));
-    block_on(async {
-        let height = world.decide(Realm::heartbeat);
-        all_reach(&members, height).await;
-        identified(&members).await;
-    });
-    for member in members {
-        member.stop();
-    }
-}
-
-/// F2 of `founding`
-#[test]
-fn members_with_other_first_members_do_not_found_a_ring() {
-    let world = World::new(&[Honesty::Honest]);
-    let configs = world.ring(&["m1", "m2", "m3"]);
-    let mut other = configs[2].clone();
-    other.peer_urls.insert(label("m1"), "https://127.0.0.1:1".into());
-    let (m2, m3) = (Running::start(&configs[1]), Running::start(&other));
-    let differs = async {
-        while !survey(&m2.ring).await.missing.iter().any(|why| why.contains("other `members`")) {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        assert!(m2.ring.nodes().is_empty());
-        assert!(m3.ring.nodes().is_empty());
-    };
-    block_on(soon("a greeting", differs));
-    let mut members = vec![m2, Running::start(&configs[0])];
-    block_on(leader(&members));
-    members.push(m3);
-    for member in members {
-        member.stop();
     }
 }
 

@@ -376,10 +376,10 @@ impl Nemesis {
         }
     }
 
-    /// One at a time: with a second one, a majority of three would be gone. None before all founders
-    /// have come (docs/adr/0013).
+    /// One at a time: with a second one, a majority of three would be gone. None before the disks of
+    /// all founders are on record (docs/adr/0013).
     async fn lose_a_disk(&mut self) {
-        if self.world.hosts().values().any(|host| host.boots == 0) {
+        if !self.world.all_on_record() {
             return;
         }
         let name = self.someone();

@@ -6,14 +6,18 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use futures::future::select;
 use openraft::ChangeMembers;
+use openraft::storage::RaftLogReader as _;
 use satrap_regional_api::backend::{AdminReply, AdminRequest, Unavailable};
+use satrap_regional_storage::sim::Survival;
+use tokio::time::sleep;
 
 use super::{Report, bug::Bug, checks::Checks, heal, members, run, runtime, world::World};
-use crate::{limits::DEFRAGMENT_PAUSE, tests::realm::Realm};
+use crate::{limits::DEFRAGMENT_PAUSE, raft::types::MemberName, tests::realm::Realm};
 
 /// A number from the command line of a developer, who wants to see one run again.
 #[expect(clippy::disallowed_methods, reason = "a test takes its seed from whoever repeats it")]
@@ -60,6 +64,60 @@ fn in_a_ring(test: impl AsyncFnOnce(&Arc<World>, &mut Checks)) {
         world.founders().iter().for_each(|name| world.boot(name));
         heal(&world, None, &mut checks).await.unwrap();
         test(&world, &mut checks).await;
+    });
+}
+
+/// The first of so many times that `happened`, a millisecond apart.
+async fn until(what: &str, mut happened: impl AsyncFnMut() -> bool) {
+    for _ in 0..60_000 {
+        if happened().await {
+            return;
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    panic!("{what}: not within a minute");
+}
+
+fn has_entries(world: &World, name: &MemberName) -> bool {
+    let running = world.running();
+    running.iter().any(|(running, live)| running == name && !live.ring.nodes().is_empty())
+}
+
+/// F3 of `founding`: both write the same entry, and the election decides.
+#[test]
+fn two_members_found_a_ring_at_once() {
+    runtime().block_on(async {
+        let world = World::new(3, 3, Realm::at(1_800_000_000).genesis, None);
+        let [m1, m2, m3] = world.founders().try_into().unwrap();
+        world.net().cut.extend([(m1.clone(), m2.clone()), (m2.clone(), m1.clone())]);
+        [&m1, &m2, &m3].into_iter().for_each(|name| world.boot(name));
+        until("both found", async || has_entries(&world, &m1) && has_entries(&world, &m2)).await;
+        let leads = |name| world.running().iter().any(|(n, live)| n == name && live.ring.leads());
+        assert!(!leads(&m3), "neither has its entry from the other");
+        world.net().cut.clear();
+        heal(&world, None, &mut Checks::default()).await.unwrap();
+    });
+}
+
+/// A founder that is gone for good after it was voted for holds up none of the others.
+#[test]
+fn a_vote_for_a_founder_that_is_gone_is_no_ring() {
+    runtime().block_on(async {
+        let world = World::new(3, 3, Realm::at(1_800_000_000).genesis, None);
+        let [m1, m2, m3] = world.founders().try_into().unwrap();
+        [&m1, &m2].into_iter().for_each(|name| world.boot(name));
+        let voted = async || {
+            let running = world.running();
+            let Some((_, live)) = running.iter().find(|(name, _)| *name == m2) else {
+                return false;
+            };
+            live.log.clone().read_vote().await.unwrap().is_some()
+        };
+        until("a vote", voted).await;
+        world.crash(&m1, Survival::None).await;
+        assert!(!has_entries(&world, &m2), "no entry has reached it");
+        world.boot(&m3);
+        until("a leader", async || world.running().iter().any(|(_, live)| live.ring.leads())).await;
     });
 }
 

@@ -1,8 +1,7 @@
 //! The members of one simulated ring: their disks, their processes, and what befalls both.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
-    fmt::Write as _,
+    collections::BTreeMap,
     future::pending,
     hash::Hasher as _,
     panic::AssertUnwindSafe,
@@ -31,6 +30,7 @@ use super::{
     checks::Recorder,
     net::{Net, dial},
     runtime::{Node, Sim},
+    trace::Trace,
 };
 use crate::{
     raft::{
@@ -89,17 +89,6 @@ pub struct Host {
     /// What runs on it.
     pub process: Option<Process>,
 }
-
-/// What happened, as a number and the end of the story.
-#[derive(Default)]
-struct Trace {
-    hash: u64,
-    lines: u64,
-    last: VecDeque<String>,
-}
-
-/// Lines that a failure shows.
-const LINES_SHOWN: usize = 400000;
 
 /// Everything there is.
 pub struct World {
@@ -212,32 +201,12 @@ impl World {
 
     /// Writes down what happened.
     pub fn note(&self, what: &str) {
-        let ms = self.started.elapsed().as_millis();
-        let mut trace = lock(&self.trace);
-        let mut hasher = std::hash::DefaultHasher::new();
-        hasher.write_u64(trace.hash);
-        hasher.write_u128(ms);
-        hasher.write(what.as_bytes());
-        trace.hash = hasher.finish();
-        trace.lines += 1;
-        if trace.last.len() == LINES_SHOWN {
-            trace.last.pop_front();
-        }
-        trace.last.push_back(format!("{ms:>7} ms  {what}"));
+        lock(&self.trace).note(self.started.elapsed(), what);
     }
 
-    /// Everything that happened, as one number, and how much that was.
-    pub fn fingerprint(&self) -> (u64, u64) {
-        let trace = lock(&self.trace);
-        (trace.hash, trace.lines)
-    }
-
-    /// The end of the story.
-    pub fn story(&self) -> String {
-        lock(&self.trace).last.iter().fold(String::new(), |mut all, line| {
-            let _ = writeln!(all, "{line}");
-            all
-        })
+    /// What happened.
+    pub fn trace(&self) -> MutexGuard<'_, Trace> {
+        lock(&self.trace)
     }
 
     /// A number that depends on the seed and on what it is for.
@@ -351,24 +320,23 @@ impl World {
 
     /// As [`World::crash`], and the disk is replaced by an empty one.
     pub async fn lose_disk(&self, name: &MemberName) {
-        let on_record = self.is_on_record(name);
         self.crash(name, Survival::None).await;
         let mut hosts = self.hosts();
         if let Some(host) = hosts.get_mut(name) {
             host.losses += 1;
-            // One that nobody knows the disk of comes for the first time again.
-            host.banned = on_record;
+            host.banned = true;
             host.disk = SimDisk::new(self.number(name, 1_000 + host.losses));
             self.note(&format!("{name} lost its disk"));
         }
     }
 
-    fn is_on_record(&self, name: &MemberName) -> bool {
+    /// Whether the leader has the disks of all members on record, and all founders came.
+    pub fn all_on_record(&self) -> bool {
+        let came = self.hosts().values().all(|host| host.boots > 0);
         let known = |live: &Live| {
-            let nodes = live.ring.nodes();
-            nodes.into_iter().any(|(n, node)| n == *name && node.instance != ANY_INSTANCE)
+            live.ring.nodes().into_iter().all(|(_, node)| node.instance != ANY_INSTANCE)
         };
-        self.running().iter().any(|(_, live)| known(live))
+        came && self.running().iter().any(|(_, live)| live.ring.leads() && known(live))
     }
 
     fn setup(&self, name: &MemberName) -> RingSetup {
