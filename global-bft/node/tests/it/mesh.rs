@@ -318,10 +318,14 @@ fn a_process_with_the_wrong_name_or_key_does_not_start() {
         let config = Arc::new(config);
         let group = TaskGroup::new();
         let error = start(Config::clone(&config), &group).await.unwrap_err().to_string();
-        assert!(error.contains("expected 64 hex digits"), "{error}");
+        assert!(error.contains("`signing_key`") && error.contains("signing.key"), "{error}");
+        assert!(error.contains("it holds no signing key"), "{error}");
+        assert!(error.contains("name a file with 64 hex digits"), "{error}");
         let other = Config { name: Label::new("v1").unwrap(), ..Config::clone(&config) };
         let error = start(other, &group).await.unwrap_err().to_string();
-        assert!(error.contains("expected") || error.contains("names"), "{error}");
-        assert!(error.contains("spiffe://test/validator/v0"), "{error}");
+        assert!(error.contains("`tls.cert`"), "{error}");
+        let told = "the certificate is for spiffe://test/validator/v0, this configuration for \
+                    validator v1 of chain test";
+        assert!(error.contains(told), "{error}");
     });
 }
