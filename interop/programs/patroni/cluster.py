@@ -29,15 +29,15 @@ WAIT_MAX_S = 90
 STOP_MAX_S = 8
 
 
-def free_ports(count):
-    """Ports that are free, all bound at once, so that no two are equal, then given back."""
-    bound = [socket.socket() for _ in range(count)]
-    for one in bound:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in bound]
-    for one in bound:
-        one.close()
-    return ports
+def reserve_port():
+    """A socket bound to a free port, which no other process gets while it is open.
+
+    It does not listen, so the process that the port is for binds it too: both have SO_REUSEADDR.
+    """
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(("127.0.0.1", 0))
+    return bound
 
 
 class Node:
@@ -45,7 +45,8 @@ class Node:
 
     def __init__(self, cluster, name):
         self.cluster, self.name = cluster, name
-        self.api, self.port = free_ports(2)
+        self.reserved = [reserve_port() for _ in range(2)]
+        self.api, self.port = (bound.getsockname()[1] for bound in self.reserved)
         self.folder = os.path.join(cluster.folder, name)
         self.process = None
         config = {

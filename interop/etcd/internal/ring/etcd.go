@@ -3,7 +3,6 @@ package ring
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,6 +25,8 @@ type Etcd struct {
 	commands  [][]string
 	processes []*exec.Cmd
 	folder    string
+	// ports are held until Stop, so that a member finds its own free whenever it starts.
+	ports reserved
 }
 
 // StartEtcd starts a fresh etcd of so many members and waits until it answers. With a name, it lets
@@ -36,15 +37,18 @@ func StartEtcd(binary string, members int, client string) (*Etcd, error) {
 	if err != nil {
 		return nil, err
 	}
-	addresses, err := freeAddresses(2 * members)
+	etcd := &Etcd{folder: folder}
+	addresses, err := etcd.ports.any(2 * members)
 	if err != nil {
+		etcd.Stop()
 		return nil, err
 	}
 	clients, peers := addresses[:members], addresses[members:]
-	etcd := &Etcd{Target: Target{Name: "etcd", Endpoints: clients}, folder: folder}
+	etcd.Target = Target{Name: "etcd", Endpoints: clients}
 	var cluster, flags []string
 	if client != "" {
 		if flags, err = etcd.Target.secure(folder, client); err != nil {
+			etcd.Stop()
 			return nil, err
 		}
 	}
@@ -138,6 +142,7 @@ func (e *Etcd) Stop() {
 			_ = process.Wait()
 		}
 	}
+	e.ports.giveBack()
 	_ = os.RemoveAll(e.folder)
 }
 
@@ -147,18 +152,4 @@ func memoryFolder() string {
 		return "/dev/shm"
 	}
 	return ""
-}
-
-// freeAddresses finds loopback addresses that nobody listens on, held together so they differ.
-func freeAddresses(count int) ([]string, error) {
-	var addresses []string
-	for range count {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer listener.Close()
-		addresses = append(addresses, listener.Addr().String())
-	}
-	return addresses, nil
 }
