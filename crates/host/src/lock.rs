@@ -1,12 +1,20 @@
 //! Makes sure that a directory has one owner, and says which process that is.
 //!
 //! The operating system gives the lock back when its owner is gone, whatever it died of, so a lock
-//! file that is left behind means nothing.
+//! file that is left behind means nothing. The process id in it is only for people.
+//!
+//! A member of a ring locks its directory in `satrap_regional_storage::files`, by the same file: that
+//! crate depends on no other of this program, and on no runtime.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
     io::{self, Read as _, Seek as _, Write as _},
     path::{Path, PathBuf},
+};
+
+use rustix::{
+    io::Errno,
+    process::{Pid, test_kill_process},
 };
 
 /// The lock file in the directory.
@@ -59,15 +67,12 @@ impl DirectoryLock {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let mut text = String::new();
-                // What cannot be read names nobody.
-                let _ = (&mut file).take(PID_BYTES_MAX).read_to_string(&mut text);
-                let (directory, pid) = (directory.to_owned(), text.trim().parse().ok());
+                let (directory, pid) = (directory.to_owned(), owner_in(&file));
                 return Err(LockError::InUse { directory, pid });
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        // Only for people, and a full disk must not keep the owner out.
+        // A disk that is full keeps the owner out only of a directory that had no lock file before.
         let _ = file
             .set_len(0)
             .and_then(|()| file.rewind())
@@ -76,9 +81,42 @@ impl DirectoryLock {
     }
 }
 
+/// The process that `file` names, unless it has ended: a new owner writes its id after it got the lock,
+/// and until then the file names the owner before.
+fn owner_in(file: &File) -> Option<u32> {
+    let mut text = String::new();
+    file.take(PID_BYTES_MAX).read_to_string(&mut text).ok()?;
+    let pid: u32 = text.trim().parse().ok()?;
+    let process = Pid::from_raw(i32::try_from(pid).ok()?)?;
+    let runs = test_kill_process(process) != Err(Errno::SRCH);
+    runs.then_some(pid)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_owner_that_has_ended_is_not_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(NAME);
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        ended.wait().unwrap();
+        std::fs::write(&path, format!("{}\n", ended.id())).unwrap();
+        // The next owner has the lock, and has not written yet.
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        file.try_lock().unwrap();
+        let error = DirectoryLock::take(dir.path()).unwrap_err().to_string();
+        assert_eq!(error, format!("{} is in use by another process", dir.path().display()));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_disk_without_room_for_the_process_id_keeps_no_owner_out() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/dev/full", dir.path().join(NAME)).unwrap();
+        DirectoryLock::take(dir.path()).unwrap();
+    }
 
     #[test]
     fn a_directory_has_one_owner_and_the_next_one_reads_which() {

@@ -9,7 +9,7 @@
 //! - Written bytes survive a power cut only after [`File::sync_data`] returned, and a created,
 //!   renamed or removed name only after [`Files::sync_dir`] returned. Until then any subset of the
 //!   changes may survive, in units of a 512-byte sector or one name.
-//! - After a failed write or sync the content is unknown. Callers stop; nobody retries.
+//! - After a failed write or sync the content is unknown. Callers stop and never retry.
 
 use std::{
     fmt, fs,
@@ -19,7 +19,11 @@ use std::{
     sync::Arc,
 };
 
-use rustix::fs::FallocateFlags;
+use rustix::{
+    fs::FallocateFlags,
+    io::Errno,
+    process::{Pid, test_kill_process},
+};
 
 use crate::limits::ZERO_BYTES;
 
@@ -53,7 +57,7 @@ pub trait Files: fmt::Debug + Send + Sync {
     /// From the file system.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
-    /// Removes a file. Whoever has it open can go on reading it.
+    /// Removes a file. A reader that has it open can go on reading it.
     ///
     /// # Errors
     ///
@@ -159,21 +163,28 @@ impl DirFiles {
         match lock.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
-                let mut pid = String::new();
-                // What cannot be read names nobody.
-                let _ = (&lock).take(PID_BYTES_MAX).read_to_string(&mut pid);
-                let message = match pid.trim().parse::<u32>() {
-                    Ok(pid) => format!("process {pid} uses {}", root.display()),
-                    Err(_) => format!("another process uses {}", root.display()),
+                let message = match owner_in(&lock) {
+                    Some(pid) => format!("process {pid} uses {}", root.display()),
+                    None => format!("another process uses {}", root.display()),
                 };
                 return Err(io::Error::new(io::ErrorKind::ResourceBusy, message));
             }
             Err(fs::TryLockError::Error(error)) => return Err(error),
         }
-        // Only for people, and a full disk must not keep the owner out.
+        // Only for people, so a disk without room for it does not matter.
         let _ = lock.set_len(0).and_then(|()| writeln!(&lock, "{}", std::process::id()));
         Ok(Self { root: root.to_owned(), directory: fs::File::open(root)?, _lock: lock })
     }
+}
+
+/// The process that the lock file names, unless it has ended: a new owner writes its id after it got
+/// the lock, and until then the file names the owner before.
+fn owner_in(lock: &fs::File) -> Option<i32> {
+    let mut text = String::new();
+    lock.take(PID_BYTES_MAX).read_to_string(&mut text).ok()?;
+    let pid = text.trim().parse().ok()?;
+    let runs = test_kill_process(Pid::from_raw(pid)?) != Err(Errno::SRCH);
+    runs.then_some(pid)
 }
 
 fn options() -> fs::OpenOptions {
