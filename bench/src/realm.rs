@@ -61,7 +61,7 @@ impl Processes {
     ///
     /// # Errors
     ///
-    /// That of `work`, or the name and last words of the first process that ends.
+    /// That of `work`, or the name and last log lines of the first process that ends.
     pub async fn while_all_run<T>(
         &mut self,
         work: impl Future<Output = Result<T, Box<dyn std::error::Error>>>,
@@ -69,9 +69,9 @@ impl Processes {
         let ended = self.0.iter_mut().map(|(daemon, running)| {
             Box::pin(async {
                 let status = running.process.wait().await;
-                let words = status.map(|status| daemon.last_words(status));
-                let words = words.unwrap_or_else(|error| error.to_string());
-                format!("{} {} ended: {words}", daemon.verb, daemon.config.display())
+                let how = status.map(|status| daemon.how_it_ended(status));
+                let how = how.unwrap_or_else(|error| error.to_string());
+                format!("{} {} ended: {how}", daemon.verb, daemon.config.display())
             })
         });
         tokio::select! {
@@ -269,7 +269,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_ends_ends_the_run_with_its_name_and_last_words() {
+    fn a_process_that_ends_ends_the_run_with_its_name_and_last_log_lines() {
         let dir = tempfile::tempdir().expect("a directory");
         let log = dir.path().join("log");
         fs::write(&log, "cannot listen on 127.0.0.1:1\n").expect("a log");

@@ -5,19 +5,23 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, ExitStatus},
     time::Duration,
 };
 
 use satrap_certify::{ChainId, Class, ClassKind, Label, Policy};
 use satrap_cli::realm::{Lifetimes, MemberPlan, RealmPlan, RegionPlan, ValidatorPlan, create};
-use satrap_host::{clock, ports::Reserved};
+use satrap_host::{
+    child::{self, Daemon, Running},
+    clock,
+    ports::Reserved,
+};
 use satrap_proto::{
     etcdserverpb::{StatusRequest, StatusResponse},
     v1::{SetQuotaRequest, SetQuotaResponse},
 };
 use tempfile::TempDir;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{
     Bench,
@@ -28,6 +32,10 @@ use super::{
 const MEMBERS: [&str; 3] = ["a", "b", "c"];
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const START_TIMEOUT: Duration = Duration::from_secs(120);
+/// How often a member is looked at that may have ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// A call that fails because a member dies may fail before the process has ended.
+const END_AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// Room for the large parts; the default of 2 GiB, which both have, would refuse.
 const QUOTA_BYTES: u64 = 8 << 30;
 
@@ -51,26 +59,47 @@ impl System {
     }
 }
 
-/// One running member.
+/// How a member is started. It ends with this process, whatever this process died of.
+enum Program {
+    /// Ends with its standard input.
+    Satrap(Daemon),
+    /// The kernel kills it.
+    Etcd { args: Vec<String>, log: PathBuf },
+}
+
+impl Program {
+    fn spawn(&self) -> std::io::Result<Running> {
+        match self {
+            Self::Satrap(daemon) => daemon.spawn(),
+            Self::Etcd { args, log } => {
+                let mut command = tokio::process::Command::new("setpriv");
+                command.args(["--pdeathsig", "KILL", "--"]).args(args);
+                child::spawn(command, log)
+            }
+        }
+    }
+
+    fn how_it_ended(&self, status: ExitStatus) -> String {
+        match self {
+            Self::Satrap(daemon) => daemon.how_it_ended(status),
+            Self::Etcd { log, .. } => child::how_it_ended(status, log),
+        }
+    }
+}
+
+/// One member.
 struct Member {
     address: SocketAddr,
-    command: Box<dyn Fn() -> Command>,
-    process: RefCell<Option<Child>>,
+    program: Program,
+    /// None while it is killed.
+    running: RefCell<Option<Running>>,
 }
 
 /// A running cluster; its processes end with it.
 pub struct Cluster {
     members: Vec<Member>,
-    dir: TempDir,
     _ports: Reserved,
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        for member in 0..self.members.len() {
-            self.kill(member);
-        }
-    }
+    _dir: TempDir,
 }
 
 fn label(text: &str) -> Label {
@@ -82,21 +111,21 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// If a program cannot be started, or nobody leads in time.
+    /// If a program cannot be started, a member ends, or no member leads in time.
     pub async fn start(system: &System) -> Bench<Self> {
         // Beside the build: where the machine's disk is, not where its memory is.
         let dir = tempfile::Builder::new().prefix("bench-").tempdir_in("target")?;
-        let (commands, ports) = match system {
+        let (programs, ports) = match system {
             System::Etcd(path) => etcd(path, dir.path())?,
             System::Satrap(path) => satrap(path, dir.path())?,
         };
-        let member = |(address, command)| Member { address, command, process: RefCell::default() };
-        let members = commands.into_iter().map(member).collect();
-        let mut cluster = Self { members, dir, _ports: ports };
+        let member = |(address, program)| Member { address, program, running: RefCell::default() };
+        let members = programs.into_iter().map(member).collect();
+        let cluster = Self { members, _ports: ports, _dir: dir };
         for member in 0..cluster.members.len() {
             cluster.launch(member)?;
         }
-        let leader = cluster.leader().await?;
+        let leader = cluster.while_all_run(cluster.leader()).await?;
         if matches!(system, System::Satrap(_)) {
             let (channel, driver) = Channel::connect(cluster.address(leader)).await?;
             let request = SetQuotaRequest { bytes_max: QUOTA_BYTES, ..Default::default() };
@@ -115,36 +144,56 @@ impl Cluster {
     /// # Errors
     ///
     /// If the program cannot be started.
-    pub fn launch(&mut self, member: usize) -> Bench<()> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.log(member))?;
-        let mut command = (self.members[member].command)();
-        let command = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        self.members[member].process = RefCell::new(Some(command.spawn()?));
+    pub fn launch(&self, member: usize) -> Bench<()> {
+        let Member { program, running, .. } = &self.members[member];
+        running.replace(Some(program.spawn()?));
         Ok(())
     }
 
-    fn log(&self, member: usize) -> PathBuf {
-        self.dir.path().join(format!("{}.log", MEMBERS[member]))
+    /// Runs `work`, which needs every member that it does not kill itself.
+    ///
+    /// # Errors
+    ///
+    /// That of `work`, or the name and last log lines of a member that ended by itself.
+    pub async fn while_all_run<T>(&self, work: impl Future<Output = Bench<T>>) -> Bench<T> {
+        tokio::select! {
+            done = work => match done {
+                // The end of a member, if there was one, explains what failed.
+                Err(error) => match timeout(END_AFTER_FAILURE, self.ended()).await {
+                    Ok(ended) => Err(format!("{error}; {ended}").into()),
+                    Err(_) => Err(error),
+                },
+                done => done,
+            },
+            ended = self.ended() => Err(ended.into()),
+        }
     }
 
-    /// The name and last words of a member that ended although it was not killed.
-    fn fallen(&self) -> Option<String> {
-        self.members.iter().enumerate().find_map(|(number, member)| {
-            let mut process = member.process.borrow_mut();
-            let status = process.as_mut()?.try_wait().ok()??;
-            let log = fs::read(self.log(number)).unwrap_or_default();
-            let words =
-                String::from_utf8_lossy(&log[log.len().saturating_sub(2_000)..]).into_owned();
-            Some(format!("member {} ended with {status}: {}", MEMBERS[number], words.trim_end()))
-        })
+    /// Completes with the name and last log lines of a member that ended by itself.
+    async fn ended(&self) -> String {
+        loop {
+            let ended = self.members.iter().zip(MEMBERS).find_map(|(member, name)| {
+                let mut running = member.running.borrow_mut();
+                let status = running.as_mut()?.process.try_wait().ok()??;
+                Some(format!("member {name} ended: {}", member.program.how_it_ended(status)))
+            });
+            match ended {
+                Some(ended) => return ended,
+                None => sleep(LOOK_AGAIN).await,
+            }
+        }
     }
 
     /// Kills a member, as a crash would.
-    pub fn kill(&mut self, member: usize) {
-        if let Some(mut process) = self.members[member].process.take() {
-            // Whoever has ended already is dead too.
-            let _ = process.kill();
-            let _ = process.wait();
+    ///
+    /// # Errors
+    ///
+    /// If the operating system refuses.
+    pub async fn kill(&self, member: usize) -> Bench<()> {
+        let running = self.members[member].running.take();
+        match running {
+            Some(mut running) => Ok(running.process.kill().await?),
+            None => Ok(()),
         }
     }
 
@@ -164,13 +213,10 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// If nobody leads in time.
+    /// If no member leads in time.
     pub async fn leader(&self) -> Bench<usize> {
         let deadline = clock::monotonic() + START_TIMEOUT;
         while clock::monotonic() < deadline {
-            if let Some(fallen) = self.fallen() {
-                return Err(fallen.into());
-            }
             for member in 0..self.len() {
                 let status = self.status(member).await;
                 let id = |s: &StatusResponse| s.header.as_ref().map_or(0, |h| h.member_id);
@@ -180,7 +226,7 @@ impl Cluster {
             }
             sleep(Duration::from_millis(20)).await;
         }
-        Err("nobody leads".into())
+        Err("no member leads".into())
     }
 
     /// What a member says about itself.
@@ -202,15 +248,20 @@ impl Cluster {
     /// CPU that all members have used.
     #[must_use]
     pub fn cpu(&self) -> Duration {
-        let pids = self.members.iter().filter_map(|m| m.process.borrow().as_ref().map(Child::id));
+        let pids = self.members.iter().filter_map(Member::pid);
         pids.map(|pid| cpu_of(pid).unwrap_or_default()).sum()
     }
 
     /// Resident memory of a member, in bytes.
     #[must_use]
     pub fn memory(&self, member: usize) -> u64 {
-        let pid = self.members[member].process.borrow().as_ref().map(Child::id);
-        pid.and_then(memory_of).unwrap_or(0)
+        self.members[member].pid().and_then(memory_of).unwrap_or(0)
+    }
+}
+
+impl Member {
+    fn pid(&self) -> Option<u32> {
+        self.running.borrow().as_ref()?.process.id()
     }
 }
 
@@ -229,9 +280,13 @@ fn memory_of(pid: u32) -> Option<u64> {
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-type Commands = Vec<(SocketAddr, Box<dyn Fn() -> Command>)>;
+type Programs = Vec<(SocketAddr, Program)>;
 
-fn etcd(program: &Path, dir: &Path) -> Bench<(Commands, Reserved)> {
+fn log(dir: &Path, member: &str) -> PathBuf {
+    dir.join(format!("{member}.log"))
+}
+
+fn etcd(program: &Path, dir: &Path) -> Bench<(Programs, Reserved)> {
     let ports = Reserved::any(2 * MEMBERS.len())?;
     let (clients, peers) = ports.addresses().split_at(MEMBERS.len());
     let initial: Vec<_> =
@@ -249,21 +304,15 @@ fn etcd(program: &Path, dir: &Path) -> Bench<(Commands, Reserved)> {
             ("--quota-backend-bytes", QUOTA_BYTES.to_string()),
             ("--log-level", "error".to_owned()),
         ];
-        let program = program.to_owned();
-        let command = move || {
-            let mut command = Command::new(&program);
-            args.iter().for_each(|(flag, value)| {
-                command.arg(flag).arg(value);
-            });
-            command
-        };
-        (*client, Box::new(command) as Box<dyn Fn() -> Command>)
+        let args = args.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
+        let args = std::iter::once(program.display().to_string()).chain(args).collect();
+        (*client, Program::Etcd { args, log: log(dir, name) })
     };
-    let commands = MEMBERS.iter().zip(clients).zip(peers).map(member).collect();
-    Ok((commands, ports))
+    let programs = MEMBERS.iter().zip(clients).zip(peers).map(member).collect();
+    Ok((programs, ports))
 }
 
-fn satrap(program: &Path, dir: &Path) -> Bench<(Commands, Reserved)> {
+fn satrap(program: &Path, dir: &Path) -> Bench<(Programs, Reserved)> {
     let all = Reserved::any(8 + 3 * MEMBERS.len())?;
     let url = |address: &SocketAddr| format!("https://{address}");
     let (validators, rest) = all.addresses().split_at(8);
@@ -307,18 +356,62 @@ fn satrap(program: &Path, dir: &Path) -> Bench<(Commands, Reserved)> {
         disk: None,
     };
     let files = create(&plan, &dir.join("realm"))?;
-    let mut commands: Commands = Vec::new();
+    let mut programs: Programs = Vec::new();
     for (at, etcd) in files.members.iter().zip(etcds) {
         let mut config = fs::read_to_string(&at.config)?;
         config += &format!("\n[etcd]\nlisten = \"{etcd}\"\nurls = [\"http://{etcd}\"]\n");
         fs::write(&at.config, config)?;
-        let (program, path) = (program.to_owned(), at.config.clone());
-        let command = move || {
-            let mut command = Command::new(&program);
-            command.args(["region", "run", "--config"]).arg(&path);
-            command
+        let daemon = Daemon {
+            program: program.to_owned(),
+            verb: "region",
+            config: at.config.clone(),
+            log: log(dir, &at.name.to_string()),
         };
-        commands.push((*etcd, Box::new(command)));
+        programs.push((*etcd, Program::Satrap(daemon)));
     }
-    Ok((commands, all))
+    Ok((programs, all))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(args: &[&str]) -> Bench<Cluster> {
+        let dir = tempfile::tempdir()?;
+        let ports = Reserved::any(1)?;
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let program = Program::Etcd { args, log: log(dir.path(), "a") };
+        let address = ports.addresses()[0];
+        let members = vec![Member { address, program, running: RefCell::default() }];
+        Ok(Cluster { members, _ports: ports, _dir: dir })
+    }
+
+    #[test]
+    fn a_member_that_ends_ends_the_measurement_with_its_name_and_last_log_lines() {
+        let runtime = satrap_host::runtime::current_thread().expect("a runtime");
+        let ended = runtime.block_on(async {
+            let cluster = cluster(&["sh", "-c", "echo the disk is gone; exit 3"])?;
+            cluster.launch(0)?;
+            cluster.while_all_run(std::future::pending::<Bench<()>>()).await
+        });
+        let said = ended.expect_err("the member has ended").to_string();
+        assert!(said.starts_with("member a ended: exit status: 3; "), "{said}");
+        assert!(said.ends_with("the disk is gone"), "{said}");
+    }
+
+    #[test]
+    fn a_member_that_the_measurement_kills_does_not_end_it() {
+        let runtime = satrap_host::runtime::current_thread().expect("a runtime");
+        let done = runtime.block_on(async {
+            let cluster = cluster(&["sleep", "1000"])?;
+            cluster.launch(0)?;
+            let work = async {
+                cluster.kill(0).await?;
+                sleep(3 * LOOK_AGAIN).await;
+                Ok(())
+            };
+            cluster.while_all_run(work).await
+        });
+        done.expect("the work is done");
+    }
 }

@@ -34,18 +34,21 @@ pub async fn run(args: &Args) -> Bench<()> {
     let title = format!("compaction and defragmentation of {} keys written twice", args.keys / 2);
     args.beside(&title, rows, async |system| {
         let cluster = Cluster::start(system).await?;
-        // Every key twice: half of the revisions are history.
-        fill(&cluster, 0, args.keys / 2).await?;
-        fill(&cluster, 0, args.keys / 2).await?;
-        let leader = cluster.leader().await?;
-        let quiet = load(&cluster, leader).await?;
-        let (busy, took) =
-            futures::future::try_join(load(&cluster, leader), upkeep(&cluster)).await?;
-        let ms = |achieved: &Achieved| achieved.percentile(99).as_secs_f64() * 1e3;
-        let (before, during) = (ms(&quiet), ms(&busy));
-        Ok([before, during, during / before, ms_max(&busy), took.as_secs_f64()])
+        cluster.while_all_run(measure(&cluster, args.keys)).await
     })
     .await
+}
+
+async fn measure(cluster: &Cluster, keys: u64) -> Bench<[f64; 5]> {
+    // Every key twice: half of the revisions are history.
+    fill(cluster, 0, keys / 2).await?;
+    fill(cluster, 0, keys / 2).await?;
+    let leader = cluster.leader().await?;
+    let quiet = load(cluster, leader).await?;
+    let (busy, took) = futures::future::try_join(load(cluster, leader), upkeep(cluster)).await?;
+    let ms = |achieved: &Achieved| achieved.percentile(99).as_secs_f64() * 1e3;
+    let (before, during) = (ms(&quiet), ms(&busy));
+    Ok([before, during, during / before, ms_max(&busy), took.as_secs_f64()])
 }
 
 fn ms_max(achieved: &Achieved) -> f64 {

@@ -23,10 +23,11 @@ const ATTEMPT: Duration = Duration::from_millis(100);
 pub async fn run(args: &Args) -> Bench<()> {
     let mut gaps = Vec::new();
     for system in args.systems()? {
-        let mut cluster = Cluster::start(&system).await?;
+        let cluster = Cluster::start(&system).await?;
         let mut of_system = Vec::new();
         for kill in 0..args.kills {
-            of_system.push(one_kill(&mut cluster, kill).await?.as_secs_f64() * 1e3);
+            let gap = cluster.while_all_run(one_kill(&cluster, kill)).await?;
+            of_system.push(gap.as_secs_f64() * 1e3);
         }
         of_system.sort_by(f64::total_cmp);
         gaps.push(of_system);
@@ -42,12 +43,12 @@ pub async fn run(args: &Args) -> Bench<()> {
     Ok(())
 }
 
-async fn one_kill(cluster: &mut Cluster, kill: usize) -> Bench<Duration> {
+async fn one_kill(cluster: &Cluster, kill: usize) -> Bench<Duration> {
     let leader = cluster.leader().await?;
     for write in 0..200 {
         put(cluster, leader, kill, write).await?;
     }
-    cluster.kill(leader);
+    cluster.kill(leader).await?;
     let died = clock::monotonic();
     let survivors: Vec<_> = (0..cluster.len()).filter(|member| *member != leader).collect();
     for attempt in 0.. {

@@ -30,21 +30,25 @@ pub async fn run(args: &Args) -> Bench<()> {
     let rows = ["restart until it serves, s", "snapshot streamed, s", "memory, MB"];
     let title = format!("{} keys of 256 B", args.keys);
     args.beside(&title, rows.map(|what| (what, "< 1")), async |system| {
-        let mut cluster = Cluster::start(system).await?;
-        fill(&cluster, 0, args.keys).await?;
-        let leader = cluster.leader().await?;
-        let memory = cluster.memory(leader) as f64 / 1e6;
-        let snapshot = snapshot(&cluster, leader).await?.as_secs_f64();
-        let follower = (leader + 1) % cluster.len();
-        // Gives it time to write down what it has, as any member that runs for a while.
-        sleep(Duration::from_secs(5)).await;
-        cluster.kill(follower);
-        let began = clock::monotonic();
-        cluster.launch(follower)?;
-        until_it_serves(&cluster, follower, args.keys).await?;
-        Ok([(clock::monotonic() - began).as_secs_f64(), snapshot, memory])
+        let cluster = Cluster::start(system).await?;
+        cluster.while_all_run(measure(&cluster, args.keys)).await
     })
     .await
+}
+
+async fn measure(cluster: &Cluster, keys: u64) -> Bench<[f64; 3]> {
+    fill(cluster, 0, keys).await?;
+    let leader = cluster.leader().await?;
+    let memory = cluster.memory(leader) as f64 / 1e6;
+    let snapshot = snapshot(cluster, leader).await?.as_secs_f64();
+    let follower = (leader + 1) % cluster.len();
+    // Gives it time to write down what it has, as any member that runs for a while.
+    sleep(Duration::from_secs(5)).await;
+    cluster.kill(follower).await?;
+    let began = clock::monotonic();
+    cluster.launch(follower)?;
+    until_it_serves(cluster, follower, keys).await?;
+    Ok([(clock::monotonic() - began).as_secs_f64(), snapshot, memory])
 }
 
 /// Writes keys `from..to`, in transactions.

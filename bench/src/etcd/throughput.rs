@@ -97,7 +97,7 @@ pub async fn run(args: &Args) -> Bench<()> {
         // Fresh ones: what one operation left behind is no burden of the next.
         let clusters = [Cluster::start(&systems[0]).await?, Cluster::start(&systems[1]).await?];
         for cluster in &clusters {
-            preload(cluster).await?;
+            cluster.while_all_run(preload(cluster)).await?;
         }
         head(operation.name(), args.rounds);
         for &clients in &args.clients {
@@ -106,7 +106,8 @@ pub async fn run(args: &Args) -> Bench<()> {
             for _ in 0..args.rounds {
                 for ((system, cluster), measured) in systems.iter().zip(&clusters).zip(&mut rounds)
                 {
-                    measured.push(measure(system, cluster, operation, load).await?);
+                    let one = measure(system, cluster, operation, load);
+                    measured.push(cluster.while_all_run(one).await?);
                 }
             }
             let pick = |of: fn(&Measured) -> f64| {

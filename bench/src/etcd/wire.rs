@@ -42,7 +42,7 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// If nobody listens there.
+    /// If no process listens there.
     pub async fn connect(address: SocketAddr) -> Bench<(Self, Driver)> {
         let tcp = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await??;
         tcp.set_nodelay(true)?;

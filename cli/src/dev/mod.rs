@@ -73,7 +73,7 @@ pub enum DevError {
     #[error("after {CONVERGE_WITHIN:?} still missing: {0}; the logs are in {1}")]
     Late(String, PathBuf),
     /// A process did not come up.
-    #[error("{} did not start: {}", .0.name, .0.last_words)]
+    #[error("{} did not start: {}", .0.name, .0.how)]
     Process(Death),
     /// A lie was not told, not refused, or refused by another rule.
     #[error("not every lie was told and refused by its rule")]
@@ -368,12 +368,12 @@ impl Dev {
                 None
             }
             ProcessEvent::Died(death) => {
-                let Death { name, last_words, failed_starts, .. } = &death;
+                let Death { name, how, failed_starts, .. } = &death;
                 match failed_starts {
-                    0 => self.say(&format!("{name} died; it is started again: {last_words}")),
+                    0 => self.say(&format!("{name} died; it is started again: {how}")),
                     // Once is enough; the log has the others.
                     1 => self.say(&format!(
-                        "{name} does not stay up, and is tried again every now and then: {last_words}"
+                        "{name} does not stay up, and is tried again every now and then: {how}"
                     )),
                     _ => {}
                 }

@@ -2,8 +2,8 @@
 //!
 //! Each process is this very binary with another verb, so the realm is the production code. A
 //! process that dies (a user is invited to kill one) comes back after a moment; one that dies again
-//! and again comes back after longer and longer ones. What that means for the realm is the console's
-//! to decide: the other processes are never stopped from here.
+//! and again comes back after longer and longer ones. The console decides what that means for the
+//! realm: the other processes are never stopped from here.
 
 use std::{fs, io, path::Path, time::Duration};
 
@@ -58,8 +58,8 @@ pub struct Death {
     pub name: String,
     /// Its exit code, if it ended by itself.
     pub code: Option<i32>,
-    /// How it ended, and the end of its log.
-    pub last_words: String,
+    /// How it ended, and the last lines of its log.
+    pub how: String,
     /// How many starts in a row have failed, this one included.
     pub failed_starts: u32,
 }
@@ -101,7 +101,7 @@ impl Processes {
     /// Asks all processes to end and waits until they have.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
-        // Nobody reads events any more; a full channel must not hold a supervisor up.
+        // No event is read any more; a full channel must not hold a supervisor up.
         self.events.close();
         while self.running.recv().await.is_some() {}
     }
@@ -119,7 +119,7 @@ impl Supervisor {
         let mut failed_starts = 0;
         loop {
             let started = clock::monotonic();
-            let (code, last_words) = match self.spec.daemon.spawn() {
+            let (code, how) = match self.spec.daemon.spawn() {
                 Ok(mut child) => {
                     let (name, pid) = (self.spec.name.clone(), child.process.id());
                     let pid = pid.unwrap_or_default();
@@ -128,14 +128,14 @@ impl Supervisor {
                         status = child.process.wait() => status?,
                         () = stopped(&mut self.stop) => return end(child).await,
                     };
-                    (status.code(), self.spec.daemon.last_words(status))
+                    (status.code(), self.spec.daemon.how_it_ended(status))
                 }
                 Err(error) => (None, format!("it cannot be started: {error}")),
             };
             let lived = clock::monotonic().saturating_sub(started);
             failed_starts = if lived < STARTED_AFTER { failed_starts + 1 } else { 0 };
             let name = self.spec.name.clone();
-            let death = Death { name, code, last_words, failed_starts };
+            let death = Death { name, code, how, failed_starts };
             self.tell(ProcessEvent::Died(death)).await;
             let doubled = RESTART_AFTER * (1 << failed_starts.saturating_sub(1).min(6));
             tokio::select! {

@@ -52,10 +52,10 @@ fn label(text: &str) -> Label {
     Label::new(text).unwrap()
 }
 
-/// Ports of plans, which nobody else gets before this program ends.
+/// Ports of plans, which no other process gets before this program ends.
 static RESERVED: Mutex<Vec<Reserved>> = Mutex::new(Vec::new());
 
-/// So many loopback addresses that stay this program's.
+/// `count` loopback addresses, which this program keeps until it ends.
 pub fn addresses(count: usize) -> Vec<SocketAddr> {
     let reserved = Reserved::any(count).unwrap();
     let addresses = reserved.addresses().to_vec();
@@ -123,7 +123,7 @@ impl Process {
     /// SIGKILL, at whatever instruction it is.
     pub async fn kill(&mut self) {
         if let Some(status) = self.running.process.try_wait().unwrap() {
-            panic!("{} had ended by itself with {}", self.name, self.daemon.last_words(status));
+            panic!("{} had ended by itself with {}", self.name, self.daemon.how_it_ended(status));
         }
         self.running.process.kill().await.unwrap();
     }

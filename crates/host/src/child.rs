@@ -2,8 +2,8 @@
 //!
 //! The child's standard input is a pipe of which only the parent has the other end. The kernel
 //! closes that end when the parent is gone: after a clean end, a panic, SIGKILL or a closed terminal
-//! alike, on every system, and also if the parent died before the child ran. The child was told to
-//! stop then (`--until-stdin-closes`), and does so as if it had got SIGTERM.
+//! alike, on every system, and also if the parent died before the child ran. The child stops then, as
+//! its argument `--until-stdin-closes` asks, and does so as if it had got SIGTERM.
 //!
 //! # Deliberately absent
 //!
@@ -19,8 +19,8 @@ use std::{
 
 use tokio::process::{Child, ChildStdin, Command};
 
-/// So much of the end of a log says why a process died.
-const LAST_WORDS_BYTES: usize = 2_000;
+/// The end of a log, which says why a process died.
+const LAST_LINES_BYTES: usize = 2_000;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ pub struct Daemon {
 pub struct Running {
     /// The process; killed when dropped.
     pub process: Child,
-    /// Apart from `process`, which closes its standard input as soon as somebody waits for its end.
+    /// Apart from `process`, which closes its standard input as soon as its end is waited for.
     _stdin: Option<ChildStdin>,
 }
 
@@ -59,34 +59,52 @@ impl Daemon {
     ///
     /// If the log cannot be opened or the program cannot be started; the error names which.
     pub fn spawn(&self) -> io::Result<Running> {
-        let named = |path: &Path| {
-            let path = path.display().to_string();
-            move |error: io::Error| io::Error::new(error.kind(), format!("{path}: {error}"))
-        };
-        let log = fs::OpenOptions::new().create(true).append(true).open(&self.log);
-        let log = log.map_err(named(&self.log))?;
         let config = OsString::from(&self.config);
-        let mut process = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        command
             .args([self.verb.as_ref(), "run".as_ref(), "--config".as_ref(), &*config])
-            .arg("--until-stdin-closes")
-            .stdin(Stdio::piped())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            // Ctrl-c in the terminal reaches the whole process group; only the parent acts on it.
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(named(&self.program))?;
-        let stdin = process.stdin.take();
-        Ok(Running { process, _stdin: stdin })
+            .arg("--until-stdin-closes");
+        spawn(command, &self.log)
     }
 
-    /// How it ended and the end of its log, for a person.
+    /// How it ended and the last lines of its log, for a person.
     #[must_use]
-    pub fn last_words(&self, status: ExitStatus) -> String {
-        let log = fs::read(&self.log).unwrap_or_default();
-        let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(LAST_WORDS_BYTES)..]);
-        let log = self.log.display();
-        format!("{status}; the end of its log {log}:\n{}", tail.trim_end())
+    pub fn how_it_ended(&self, status: ExitStatus) -> String {
+        how_it_ended(status, &self.log)
     }
+}
+
+/// Starts `command`, whose output is appended to `log`. It is killed when the returned value is
+/// dropped; whether it ends with this process is up to the program.
+///
+/// # Errors
+///
+/// If the log cannot be opened or the program cannot be started; the error names which.
+pub fn spawn(mut command: Command, log: &Path) -> io::Result<Running> {
+    let named = |path: &Path| {
+        let path = path.display().to_string();
+        move |error: io::Error| io::Error::new(error.kind(), format!("{path}: {error}"))
+    };
+    let output = fs::OpenOptions::new().create(true).append(true).open(log);
+    let output = output.map_err(named(log))?;
+    let program = PathBuf::from(command.as_std().get_program());
+    let mut process = command
+        .stdin(Stdio::piped())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        // Ctrl-c in the terminal reaches the whole process group; only the parent acts on it.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(named(&program))?;
+    let stdin = process.stdin.take();
+    Ok(Running { process, _stdin: stdin })
+}
+
+/// How a process ended and the last lines of its `log`, for a person.
+#[must_use]
+pub fn how_it_ended(status: ExitStatus, log: &Path) -> String {
+    let bytes = fs::read(log).unwrap_or_default();
+    let tail = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LAST_LINES_BYTES)..]);
+    format!("{status}; the end of its log {}:\n{}", log.display(), tail.trim_end())
 }
