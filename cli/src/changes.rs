@@ -82,7 +82,7 @@ impl Changes {
         self.parts.iter_mut().for_each(|part| part.approvals.retain(stays));
     }
 
-    /// Everybody whose approval is on some part, and whether it is on every part and verifies.
+    /// Every key whose approval is on some part, and whether it is on every part and verifies.
     #[must_use]
     pub fn approvals(&self) -> Vec<(PublicKey, bool)> {
         let all = self.parts.iter().flat_map(|part| &part.approvals);
@@ -199,7 +199,8 @@ pub fn encode(change: &SignedChange) -> Result<Vec<u8>, CliError> {
     let bytes = change.to_canonical();
     if bytes.len() > CHANGE_BYTES_MAX {
         return Err(CliError::refused(format!(
-            "the change has {} bytes, at most {CHANGE_BYTES_MAX} fit a block",
+            "the change has {} bytes, at most {CHANGE_BYTES_MAX} fit a block; divide it into several \
+             changes, as `satrap publish` does by itself",
             bytes.len()
         )));
     }

@@ -16,18 +16,21 @@ use std::{
     time::Duration,
 };
 
+use satrap_certify::limits::CHANGE_BYTES_MAX;
 use satrap_host::{
     clock,
     mtls::{CredentialFiles, Credentials},
     pki::{Authority, Scope},
 };
 
-use common::{command, satrap};
+use common::{Ran, command, satrap};
 
 /// Generous, because the machine may be busy; reaching it is a failure.
 const WAIT: Duration = Duration::from_secs(120);
 /// What the README promises.
 const DISK_BYTES_MAX: u64 = 150 * 1000 * 1000;
+/// The bundle of every edge.
+const BUNDLE: &str = "pki/edge-trust";
 const YEAR_S: i64 = 365 * 24 * 3600;
 
 /// A `satrap dev` that stays up, and what it says.
@@ -106,7 +109,7 @@ fn pids(realm: &Path) -> Vec<u32> {
 }
 
 fn runs(pid: u32) -> bool {
-    // A zombie that nobody has waited for has ended.
+    // A zombie has ended, although its parent has not waited for it.
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
@@ -129,23 +132,40 @@ fn disk_bytes(dir: &Path) -> u64 {
     entries.map(size).sum()
 }
 
-/// CAs in one file, as an operating system ships them.
-fn trust_bundle(dir: &Path, cas: u32) -> String {
+/// Certificates of `count` new CAs.
+fn cas(count: u32) -> Vec<String> {
     let ca = |n: u32| {
-        let scope = Scope::Operators { chain: format!("somebody-{n}") };
+        let scope = Scope::Operators { chain: format!("test-{n}") };
         let ttl = Duration::from_secs(24 * 3600);
         Authority::create(scope, clock::now(), ttl).unwrap().certificate_pem().to_owned()
     };
-    let path = dir.join(format!("{cas}.pem"));
-    fs::write(&path, (0..cas).map(ca).collect::<String>()).unwrap();
+    (0..count).map(ca).collect()
+}
+
+/// CAs in one file, as an operating system ships them.
+fn trust_bundle(dir: &Path, name: &str, cas: &[String]) -> String {
+    let path = dir.join(name);
+    fs::write(&path, cas.concat()).unwrap();
     path.display().to_string()
+}
+
+/// Gives a verb as both operators of the realm in `dir`.
+fn as_operators(dir: &Path, verb: &[&str]) -> Ran {
+    let realm = dir.join("realm");
+    let plan = fs::read_to_string(realm.join("realm.toml")).unwrap();
+    let plan = satrap_cli::realm::RealmPlan::from_toml(&plan).unwrap();
+    let operators = satrap_cli::realm::RealmFiles::of(&plan, &realm).operators;
+    let keys: Vec<_> = operators.iter().map(|o| o.operator_key.display().to_string()).collect();
+    let more = ["--realm", "realm", "--operator", &keys[0], "--operator", &keys[1]];
+    satrap(dir, &[verb, &more].concat())
 }
 
 #[test]
 fn a_realm_has_one_owner_and_ends_with_it_whatever_it_died_of() {
     let dir = tempfile::tempdir().unwrap();
     let realm = dir.path().join("realm");
-    let bundle = trust_bundle(dir.path(), 3);
+    let cas = cas(4);
+    let bundle = trust_bundle(dir.path(), "3.pem", &cas[..3]);
     let mut dev = Dev::start(dir.path(), &["--trust-bundle", &bundle]);
     dev.says("The realm is up");
     let running = pids(&realm);
@@ -173,12 +193,16 @@ fn a_realm_has_one_owner_and_ends_with_it_whatever_it_died_of() {
     let running = pids(&realm);
     assert!(running.iter().all(|pid| runs(*pid)));
 
-    // Nothing stays behind, and what an operator published is kept.
+    // Nothing stays behind, and the version that operators published is kept. The next `dev` starts
+    // while the children of this one still stop.
+    trust_bundle(dir.path(), "4.pem", &cas);
+    as_operators(dir.path(), &["publish", BUNDLE, "4.pem"]).succeeds();
     dev.signal("-KILL");
-    until("the end of all children", || !running.iter().any(|pid| runs(*pid)));
     let mut dev = Dev::start(dir.path(), &[]);
-    dev.says("pki/edge-trust version 1 is published already");
+    dev.says("waiting up to 20 s for processes of an earlier run to stop: ");
+    dev.says("pki/edge-trust version 2 is published already");
     dev.says("The realm is up");
+    assert!(!running.iter().any(|pid| runs(*pid)));
     let running = pids(&realm);
     dev.signal("-HUP");
     until("the end of all children", || !running.iter().any(|pid| runs(*pid)));
@@ -186,10 +210,40 @@ fn a_realm_has_one_owner_and_ends_with_it_whatever_it_died_of() {
 }
 
 #[test]
-fn a_realm_outlives_whoever_tries_it_out_and_says_whose_port_is_taken() {
+fn a_bundle_that_was_published_refused_or_retired_does_not_keep_a_realm_from_starting() {
+    let dir = tempfile::tempdir().unwrap();
+    let once = |more: &[&str]| {
+        satrap(dir.path(), &[&["dev", "--once", "--state-dir", "realm"], more].concat())
+    };
+    let first = trust_bundle(dir.path(), "first.pem", &cas(2));
+    once(&["--trust-bundle", &first]).succeeds();
+    // It shares no CA with the one that is published (V10).
+    let other = trust_bundle(dir.path(), "other.pem", &cas(2));
+    once(&["--trust-bundle", &other]).fails(65, "refused by rule V10: ");
+    let said = once(&[]).succeeds();
+    assert!(said.contains("pki/edge-trust version 1 is published already"), "{said}");
+
+    let mut dev = Dev::start(dir.path(), &[]);
+    dev.says("The realm is up");
+    as_operators(dir.path(), &["retire", BUNDLE]).succeeds();
+    dev.signal("-TERM");
+    dev.child.wait().unwrap();
+    let said = once(&[]).succeeds();
+    let expected = "pki/edge-trust was retired; --trust-bundle publishes it again";
+    assert!(said.contains(expected), "{said}");
+
+    // One block has no room for it, so it becomes versions 3 and 4.
+    let large = trust_bundle(dir.path(), "large.pem", &cas(1_400));
+    assert!(fs::metadata(&large).unwrap().len() > CHANGE_BYTES_MAX as u64);
+    let said = once(&["--trust-bundle", &large]).succeeds();
+    assert!(said.contains("edge eu-edge-1 activated version 4 after "), "{said}");
+}
+
+#[test]
+fn a_realm_is_made_for_years_and_says_whose_port_is_taken() {
     let dir = tempfile::tempdir().unwrap();
     let realm = dir.path().join("realm");
-    let bundle = trust_bundle(dir.path(), 1);
+    let bundle = trust_bundle(dir.path(), "1.pem", &cas(1));
     let mut dev = Dev::start(dir.path(), &["--trust-bundle", &bundle]);
     until("the realm", || realm.join("realm.toml").exists());
     dev.signal("-TERM");

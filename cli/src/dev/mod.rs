@@ -25,6 +25,7 @@ use tokio::{sync::mpsc, time};
 use crate::{
     error::{CliError, Kind},
     realm::{Description, RealmFiles, RealmPlan, description},
+    verbs::publish::Base,
 };
 
 use self::{
@@ -69,7 +70,7 @@ pub enum DevError {
     /// The realm does not do what it should.
     #[error("{0}")]
     Realm(String),
-    /// Not everybody arrived in time.
+    /// Some process did not arrive in time.
     #[error("after {CONVERGE_WITHIN:?} still missing: {0}; the logs are in {1}")]
     Late(String, PathBuf),
     /// A process did not come up.
@@ -119,7 +120,7 @@ pub async fn run(args: Args, json: bool) -> Result<(), DevError> {
         // A mistake in it is found before anything is started.
         crate::content::read(file, crate::content::Links::Refuse)?;
     }
-    let held = state::open_or_create(&state_dir, args.evil_region)?;
+    let held = state::open_or_create(&state_dir, args.evil_region, |line| say(line, json)).await?;
     let tasks = TaskGroup::new();
     tasks.handle_signals(Hangup::Stops).map_err(io_error("signal handlers"))?;
     let outcome = match Dev::start(&tasks, args, json, state_dir, &held.plan).await {
@@ -219,11 +220,11 @@ impl Dev {
     async fn drive(&mut self, tasks: &TaskGroup) -> Result<(), DevError> {
         self.wait_until_up(tasks).await?;
         let publisher = publish::Publisher::new(self)?;
-        let (base, tree) = publisher.current(&self.bundle).await?;
-        let mut version = match publish::wanted(self.args.trust_bundle.as_deref(), &base, &tree)? {
+        let base = publisher.current(&self.bundle).await?;
+        let mut version = match publish::wanted(self.args.trust_bundle.as_deref(), &base)? {
             Some(content) => {
                 self.say(&format!("publishing {} ({} entries)", self.bundle, content.len()));
-                self.publish_and_watch(tasks, &publisher, base.expected, &tree, &content).await?
+                self.publish_and_watch(tasks, &publisher, &base, &content).await?
             }
             None => self.resume(tasks, base.version).await?,
         };
@@ -274,21 +275,20 @@ impl Dev {
         tasks: &TaskGroup,
         publisher: &publish::Publisher,
     ) -> Result<u64, DevError> {
-        let (base, tree) = publisher.current(&self.bundle).await?;
-        let other = publish::with_or_without_own_ca(&tree, &self.files)?;
-        self.publish_and_watch(tasks, publisher, base.expected, &tree, &other).await
+        let base = publisher.current(&self.bundle).await?;
+        let other = publish::with_or_without_own_ca(&base.tree, &self.files)?;
+        self.publish_and_watch(tasks, publisher, &base, &other).await
     }
 
     async fn publish_and_watch(
         &mut self,
         tasks: &TaskGroup,
         publisher: &publish::Publisher,
-        version: u64,
-        from: &satrap_merkle::BundleTree,
+        base: &Base,
         to: &satrap_merkle::BundleTree,
     ) -> Result<u64, DevError> {
         let submitted = clock::monotonic();
-        let version = publisher.publish(&self.bundle, version, from, to).await?;
+        let version = publisher.publish(&self.bundle, base, to).await?;
         self.converge(tasks, version, submitted).await?;
         Ok(version)
     }
@@ -310,7 +310,7 @@ impl Dev {
     async fn watch(&mut self, tasks: &TaskGroup, progress: &mut Progress) -> Result<(), DevError> {
         let deadline = time::sleep(CONVERGE_WITHIN);
         tokio::pin!(deadline);
-        // Whoever was seen at this version before the wait began.
+        // Some were seen at this version before the wait began.
         for sighting in self.seen.values() {
             progress.saw(sighting);
         }
@@ -426,11 +426,15 @@ impl Dev {
     }
 
     fn say(&self, line: &str) {
-        if self.json {
-            println!("{}", serde_json::json!({ "message": line }));
-        } else {
-            println!("{line}");
-        }
+        say(line, self.json);
+    }
+}
+
+fn say(line: &str, json: bool) {
+    if json {
+        println!("{}", serde_json::json!({ "message": line }));
+    } else {
+        println!("{line}");
     }
 }
 

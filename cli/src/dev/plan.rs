@@ -1,8 +1,8 @@
 //! The realm that `dev` makes: its names, its ports, its policy.
 //!
 //! Ports are free ones, chosen when the realm is made and kept in its config files from then on. Its
-//! certificates and its trusting period outlive whoever tries it out: nothing renews them, and a
-//! realm that was left alone for months starts again.
+//! certificates and its trusting period last ten years: nothing renews them, and a realm that was left
+//! alone for months starts again.
 
 use std::{io, net::SocketAddr, path::Path, time::Duration};
 
@@ -27,8 +27,7 @@ const EDGES_PER_REGION: usize = 3;
 /// The region that lies in an evil realm.
 pub const EVIL_REGION: &str = "us";
 
-/// Ten years.
-const FOR_GOOD: Duration = Duration::from_secs(3_650 * 24 * 3600);
+const TEN_YEARS: Duration = Duration::from_secs(3_650 * 24 * 3600);
 /// Six members on one disk, of rings that hold little.
 const DISK: DiskPlan = DiskPlan { log_segment_mib: 4, reserve_mib: 4 };
 
@@ -36,8 +35,8 @@ fn label(text: &str) -> Label {
     Label::new(text).expect("the names in this file are labels")
 }
 
-/// Plans a realm, and holds its ports. In an evil one, the edges of [`EVIL_REGION`] are given addresses at which its
-/// members do not listen: that is where the liars will be.
+/// Plans a realm, and holds its ports. In an evil one, the edges of [`EVIL_REGION`] are given
+/// addresses at which its members do not listen: that is where the liars will be.
 ///
 /// # Errors
 ///
@@ -99,12 +98,12 @@ pub fn new_realm(state_dir: &Path, evil: bool) -> io::Result<(RealmPlan, Reserve
         chain_id: chain_id.expect("`dev` is a chain id"),
         policy: Policy {
             heartbeat: Duration::from_secs(30),
-            trusting_period: FOR_GOOD,
+            trusting_period: TEN_YEARS,
             clock_drift: Duration::from_secs(10),
             leader_rotation_heights: 100,
         },
         governance_approvals: 2,
-        lifetimes: Lifetimes { authority: FOR_GOOD, leaf: FOR_GOOD },
+        lifetimes: Lifetimes { authority: TEN_YEARS, leaf: TEN_YEARS },
         validators,
         regions,
         edges,
@@ -141,7 +140,7 @@ pub fn liars(plan: &RealmPlan) -> Vec<Liar> {
     members.filter_map(liar).collect()
 }
 
-/// What scripts and operators are told: where the members themselves listen.
+/// Describes the realm to scripts and operators, with the addresses at which the members listen.
 #[must_use]
 pub fn describe(plan: &RealmPlan, files: &RealmFiles) -> Description {
     let mut description = files.description(plan);

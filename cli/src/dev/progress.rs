@@ -1,4 +1,4 @@
-//! What a person sees while a config travels: three bars on a terminal, plain lines elsewhere.
+//! Shows a person how a config travels: three bars on a terminal, plain lines elsewhere.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,24 +10,24 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::witness::{Sighting, Tier};
 
-/// Every process that is to arrive.
+/// The processes that have to arrive.
 pub type Expected = BTreeSet<(Tier, String)>;
 
-/// What is waited for.
+/// The event that `dev` waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// That every process is there.
+    /// Every process is up.
     Start,
-    /// That a version arrives everywhere.
+    /// A version has arrived everywhere.
     Travel,
 }
 
-/// What is waited for, and for whose eyes.
+/// How the progress of a phase is shown.
 #[derive(Clone, Copy, Debug)]
 pub struct Shown {
-    /// What is waited for.
+    /// Which phase.
     pub phase: Phase,
-    /// For a script.
+    /// As JSON for a script, instead of lines and bars for a person.
     pub json: bool,
 }
 
@@ -96,7 +96,7 @@ impl Progress {
         true
     }
 
-    /// What is waited for.
+    /// The phase that this shows.
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.shown.phase
@@ -112,7 +112,7 @@ impl Progress {
         self.arrived.keys().filter(|(t, _)| *t == tier).count()
     }
 
-    /// Who is missing, by name.
+    /// The names of the processes that are missing.
     #[must_use]
     pub fn missing(&self) -> String {
         let missing = self.expected.iter().filter(|process| !self.arrived.contains_key(*process));
@@ -142,7 +142,7 @@ impl Progress {
     pub fn finish(&self) {
         if let Some(bars) = &self.bars {
             bars.tiers.values().for_each(ProgressBar::abandon);
-            // The cursor stands behind the last bar.
+            // The cursor is behind the last bar.
             println!();
         }
     }

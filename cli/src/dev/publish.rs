@@ -1,18 +1,20 @@
-//! What `dev` publishes, and how: as an operator with everybody's keys would.
+//! Publishes for `dev`, as an operator with the keys of all operators would.
 
 use std::{fs, path::Path, sync::Arc};
 
 use ed25519_dalek::SigningKey;
-use satrap_certify::{Action, BundleName, Change, Interest, Key, Publish, SignedChange};
+use satrap_certify::{BundleName, Key};
 use satrap_merkle::BundleTree;
 
 use super::{Dev, DevError};
 use crate::{
-    client::{Client, Endpoint, version_of},
+    changes::split,
+    client::{Client, Endpoint},
     content::{self, Links},
     error::CliError,
     operator,
     realm::RealmFiles,
+    verbs::publish::{self, Base},
 };
 
 /// Where operating systems keep the CA bundle that OpenSSL uses.
@@ -29,19 +31,15 @@ fn realm_error(e: impl std::fmt::Display) -> DevError {
     DevError::Realm(e.to_string())
 }
 
-/// What is to be published over `tree`, if anything: into a new realm the certificates of `file`, or
+/// The content to publish over `base`, if any: into a new realm the certificates of `file`, or
 /// those of the operating system, and later only what the user asks for. An operator's own versions
 /// are not to be undone by starting the realm again.
 ///
 /// # Errors
 ///
 /// If there are no certificates.
-pub fn wanted(
-    file: Option<&Path>,
-    base: &Base,
-    tree: &BundleTree,
-) -> Result<Option<BundleTree>, DevError> {
-    // No bundle was retired either, so nobody has published here yet.
+pub fn wanted(file: Option<&Path>, base: &Base) -> Result<Option<BundleTree>, DevError> {
+    // No bundle was retired either, so nothing was published here yet.
     let is_new = base.version == 0 && base.expected == 0;
     if file.is_none() && !is_new {
         return Ok(None);
@@ -54,7 +52,7 @@ pub fn wanted(
         ))
     })?;
     let content = content::read(path, Links::Refuse)?;
-    Ok((base.version == 0 || content.root() != tree.root()).then_some(content))
+    Ok((base.version == 0 || content.root() != base.tree.root()).then_some(content))
 }
 
 /// `tree` with the realm's own CA added, or without it if it is there: a small change either way.
@@ -77,16 +75,6 @@ pub fn with_or_without_own_ca(
         other.insert(&key, Arc::clone(first));
     }
     Ok(other)
-}
-
-/// What a change applies to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Base {
-    /// The certified version of the bundle; 0 if there is none.
-    pub version: u64,
-    /// The one that a change names: for a bundle that does not exist, the highest version that was
-    /// ever retired (V28).
-    pub expected: u64,
 }
 
 /// Signs with the keys of all operators and submits to the validators.
@@ -120,24 +108,17 @@ impl Publisher {
         Ok(Self { client, keys })
     }
 
-    /// What a change of `bundle` applies to.
+    /// The version and content that a change of `bundle` applies to.
     ///
     /// # Errors
     ///
     /// If no validator can serve it.
-    pub async fn current(&self, bundle: &BundleName) -> Result<(Base, BundleTree), DevError> {
-        let interest = Interest::Bundles(vec![bundle.clone()]);
-        let replica = self.client.read(&interest).await?.replica;
-        let tree = replica.content(bundle).cloned().unwrap_or_default();
-        let version = version_of(&replica, bundle);
-        let expected = match version {
-            0 => self.client.governance().await?.retired_version,
-            present => present,
-        };
-        Ok((Base { version, expected }, tree))
+    pub async fn current(&self, bundle: &BundleName) -> Result<Base, DevError> {
+        Ok(publish::base(&self.client, bundle, None).await?)
     }
 
-    /// Publishes `to` over `from` and returns the new version.
+    /// Publishes `to` over `base` and returns the new version. Content too large for one block takes
+    /// several versions.
     ///
     /// # Errors
     ///
@@ -145,14 +126,16 @@ impl Publisher {
     pub async fn publish(
         &self,
         bundle: &BundleName,
-        version: u64,
-        from: &BundleTree,
+        base: &Base,
         to: &BundleTree,
     ) -> Result<u64, DevError> {
-        let publish = Publish::between(bundle.clone(), version, from, to);
-        let change = Change::new(self.client.genesis.realm(), Action::Publish(publish));
-        let mut signed = SignedChange::unsigned(change);
-        self.keys.iter().for_each(|key| signed.approve(key));
-        Ok(self.client.submit(&signed).await?.version)
+        let realm = self.client.genesis.realm();
+        let mut changes = split::publish(realm, bundle, base.expected, (&base.tree, to))?;
+        self.keys.iter().try_for_each(|key| changes.approve(key))?;
+        let mut version = base.version;
+        for part in changes.parts() {
+            version = self.client.submit(part).await?.version;
+        }
+        Ok(version)
     }
 }

@@ -2,27 +2,35 @@
 //!
 //! # Invariants
 //!
-//! - **S1** One `dev` at a time: the lock is taken before anything in the directory is changed, and
-//!   its file says whose it is.
+//! - **S1** One `dev` at a time: a realm is changed only under the lock of its directory, whose file
+//!   names the owner. A new one appears there whole, and only in an empty directory.
 //! - **S2** The ports of the realm are held for as long as it runs, so that none of its processes
 //!   finds its own taken.
+//! - **S3** Processes of an earlier `dev` that was killed stop by themselves and need their directories
+//!   and ports until then, so those are waited for.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use satrap_host::{
-    files,
+    clock, files,
     lock::{DirectoryLock, LockError},
     ports::Reserved,
 };
+use tokio::time::sleep;
 
 use super::{DevError, plan};
 use crate::{
     error::CliError,
-    realm::{self, CreateError, RealmPlan},
+    realm::{self, CreateError, RealmFiles, RealmPlan},
 };
 
 /// A plan of more bytes was not written by `dev`.
 const PLAN_BYTES_MAX: u64 = 1024 * 1024;
+/// How long a process of an earlier run may need to stop: a member 10 s, the others less. The rest is
+/// for a busy machine.
+const STOPPED_WITHIN: Duration = Duration::from_secs(20);
+/// How often it is looked for.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// The directory of a realm, held.
 #[derive(Debug)]
@@ -37,8 +45,9 @@ pub struct Held {
 ///
 /// # Errors
 ///
-/// If another `dev` has it, it holds something else, or a port is in use.
-pub fn open_or_create(dir: &Path, evil: bool) -> Result<Held, DevError> {
+/// If another `dev` has it, it holds something else, or a port is in use. `say` gets a line if
+/// processes have to be waited for.
+pub async fn open_or_create(dir: &Path, evil: bool, say: impl Fn(&str)) -> Result<Held, DevError> {
     let path = dir.join("realm.toml");
     let mut reserved = None;
     if !path.exists() {
@@ -47,16 +56,12 @@ pub fn open_or_create(dir: &Path, evil: bool) -> Result<Held, DevError> {
         match realm::create(&plan, dir) {
             Ok(_) => reserved = Some(ports),
             // Another `dev` was faster; its lock says so below.
-            Err(CreateError::Taken(_)) if path.exists() => {}
+            Err(_) if path.exists() => {}
             Err(error) => return Err(refuse(dir, error).into()),
         }
     }
-    let lock = DirectoryLock::take(dir).map_err(|error| match &error {
-        LockError::InUse { .. } => CliError::unavailable(format!(
-            "{error}: another `satrap dev` runs there; stop it, or give another --state-dir"
-        )),
-        LockError::File { directory, error } => CliError::file("cannot lock", directory, error),
-    })?;
+    let stop = "another `satrap dev` runs there; stop it, or give another --state-dir";
+    let lock = DirectoryLock::take(dir).map_err(|error| not_locked(&error, stop))?;
     let plan = read(&path)?;
     if evil == plan::liars(&plan).is_empty() {
         let (is, asked) = if evil { ("honest", "an evil") } else { ("evil", "an honest") };
@@ -68,9 +73,16 @@ pub fn open_or_create(dir: &Path, evil: bool) -> Result<Held, DevError> {
     }
     let ports = match reserved {
         Some(ports) => ports,
-        None => reserve(&plan)?,
+        None => take_over(dir, &plan, say).await?,
     };
     Ok(Held { plan, _ports: ports, _lock: lock })
+}
+
+fn not_locked(error: &LockError, stop: &str) -> CliError {
+    match error {
+        LockError::InUse { .. } => CliError::unavailable(format!("{error}: {stop}")),
+        LockError::File { directory, error } => CliError::file("cannot lock", directory, error),
+    }
 }
 
 fn refuse(dir: &Path, error: CreateError) -> CliError {
@@ -98,7 +110,39 @@ fn read(path: &Path) -> Result<RealmPlan, CliError> {
     RealmPlan::from_toml(&text).map_err(|e| broken(&e))
 }
 
-/// S2 for a realm that was made before.
+/// S2 and S3 for a realm that was made before.
+async fn take_over(dir: &Path, plan: &RealmPlan, say: impl Fn(&str)) -> Result<Reserved, CliError> {
+    let started = clock::monotonic();
+    let mut said = false;
+    loop {
+        match stopped(dir, plan).and_then(|()| reserve(plan)) {
+            Err(error) if clock::monotonic() - started < STOPPED_WITHIN => {
+                if !said {
+                    say(&format!(
+                        "waiting up to {} s for processes of an earlier run to stop: {error}",
+                        STOPPED_WITHIN.as_secs()
+                    ));
+                    said = true;
+                }
+                sleep(LOOK_AGAIN).await;
+            }
+            ended => return ended,
+        }
+    }
+}
+
+/// Whether no process has its data directory.
+fn stopped(dir: &Path, plan: &RealmPlan) -> Result<(), CliError> {
+    let files = RealmFiles::of(plan, dir);
+    let processes = files.validators.iter().chain(&files.members).chain(&files.edges);
+    let data = processes.map(|process| process.dir.join("data")).filter(|data| data.exists());
+    for data in data {
+        let stop = "stop that process, or start a new realm with another --state-dir";
+        DirectoryLock::take(&data).map_err(|error| not_locked(&error, stop))?;
+    }
+    Ok(())
+}
+
 fn reserve(plan: &RealmPlan) -> Result<Reserved, CliError> {
     let liars = plan::liars(plan)
         .into_iter()
