@@ -86,7 +86,7 @@ impl Ring {
         Ok(put.into_inner().header.unwrap().revision)
     }
 
-    /// Writes, as soon as somebody takes it; returns its revision.
+    /// Writes, as soon as a member takes it; returns its revision.
     pub async fn put(&self, key: &str, value: &str) -> i64 {
         loop {
             match Self::try_put(&self.client, key, value).await {

@@ -1,13 +1,13 @@
 //! Keeps loopback ports for processes that will listen on them.
 //!
 //! The addresses of a realm are written into its files before any of its processes runs. A port that
-//! was free when it was written down and given back may belong to somebody else by the time it is
+//! was free when it was written down and given back may belong to another process by the time it is
 //! bound: to another program, or to an outgoing connection. So a socket stays bound to each port,
 //! without listening, until the reservation is dropped.
 //!
 //! # Invariants
 //!
-//! - **R1** The kernel gives a reserved port to nobody who asks for any free one.
+//! - **R1** The kernel gives a reserved port to no process that asks for any free one.
 //! - **R2** A process binds a reserved port by its number, and again after it died. Both sockets
 //!   have `SO_REUSEADDR`, as all listeners of this program and of etcd do.
 //! - **R3** A reserved port on which no process listens refuses connections.
@@ -25,7 +25,7 @@ use std::{
 
 use tokio::net::TcpSocket;
 
-/// Ports that nobody else gets. Dropping it gives them back.
+/// Ports that no other process gets. Dropping it gives them back.
 #[derive(Debug)]
 pub struct Reserved {
     addresses: Vec<SocketAddr>,
@@ -47,7 +47,7 @@ impl Reserved {
     ///
     /// # Errors
     ///
-    /// The first address that somebody else uses, and what the operating system says about it.
+    /// The first address that another process uses, and what the operating system says about it.
     pub fn these(
         addresses: impl IntoIterator<Item = SocketAddr>,
     ) -> Result<Self, (SocketAddr, io::Error)> {
@@ -87,7 +87,7 @@ mod tests {
 
     /// R1: neither listeners nor outgoing connections get a reserved port.
     #[test]
-    fn nobody_who_asks_for_any_port_gets_a_reserved_one() {
+    fn no_process_that_asks_for_any_port_gets_a_reserved_one() {
         let reserved = Reserved::any(100).unwrap();
         let ours: BTreeSet<_> = reserved.addresses().iter().copied().collect();
         assert_eq!(ours.len(), 100);
@@ -96,7 +96,7 @@ mod tests {
             .map(|_| {
                 let listener = TcpListener::bind("127.0.0.1:0").unwrap();
                 let outgoing = TcpStream::connect(target.local_addr().unwrap()).unwrap();
-                // A connection that nobody accepts would fill the backlog, and the next one wait.
+                // A connection that is not accepted would fill the backlog, and the next one wait.
                 let (accepted, _) = target.accept().unwrap();
                 (listener, outgoing, accepted)
             })

@@ -1,4 +1,4 @@
-//! What the operating system and the parent ask of a process: to stop, or to read its files again.
+//! Stops a process, or makes it read its files again, as the operating system or its parent asks.
 
 use std::io::{self, Read as _};
 
@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::TaskGroup;
 use crate::Unusable;
 
-/// What SIGHUP does to a process.
+/// The effect of SIGHUP on a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hangup {
     /// As SIGTERM: the process belongs to a terminal, and the terminal is gone. Ignored if it was
@@ -17,7 +17,7 @@ pub enum Hangup {
     Reloads,
 }
 
-/// What ends a daemon, besides its own failure and SIGINT or SIGTERM.
+/// The event that ends a daemon, besides its own failure and SIGINT or SIGTERM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunUntil {
     /// Nothing.

@@ -80,7 +80,7 @@ pub struct World {
     endpoints: Vec<Endpoint>,
     stop: Shutdown,
     threads: Vec<thread::JoinHandle<()>>,
-    /// Those of its rings, which nobody else gets meanwhile.
+    /// Those of its rings, which no other process gets meanwhile.
     ports: Mutex<Vec<Reserved>>,
 }
 
@@ -328,7 +328,7 @@ impl Running {
     }
 }
 
-/// The position in `members` of whoever leads, once somebody does.
+/// The position in `members` of the leader, once there is one.
 pub async fn leader(members: &[Running]) -> usize {
     let leads = members
         .iter()

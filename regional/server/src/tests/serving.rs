@@ -8,6 +8,7 @@ use satrap_host::{
     follow::{self, Replies, ReplyError},
     mtls::{self, Credentials, PeerRule},
     pki::Role,
+    ports::Reserved,
 };
 use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{
@@ -180,7 +181,7 @@ fn a_verdict_passes_through_and_a_dead_validator_does_not_matter() {
     let world = World::new(&[Honesty::Honest]);
     let mut config = world.ring(&["m1"]).remove(0);
     // It refuses connections for as long as it is reserved.
-    let port = satrap_host::ports::Reserved::any(1).unwrap();
+    let port = Reserved::any(1).unwrap();
     let dead = port.addresses()[0];
     let dead = Endpoint { name: label("v9"), url: format!("https://{dead}") };
     config.validators.insert(0, dead);
@@ -216,8 +217,8 @@ fn a_busy_validator_does_not_speak_for_one_that_failed() {
         (Code::ResourceExhausted, "the mempool is full")
     );
     // One that failed may have taken the change, so the caller must not read that none did.
-    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let dead = Endpoint { name: label("v9"), url: format!("https://{dead}") };
+    let dead = Reserved::any(1).unwrap();
+    let dead = Endpoint { name: label("v9"), url: format!("https://{}", dead.addresses()[0]) };
     config.validators.insert(0, dead);
     let refused = submit(&config);
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
