@@ -65,6 +65,13 @@ fn refuses(verb: &str, process: &ProcessFiles, code: i32, said: &[&str]) {
     }
 }
 
+/// A member with a wrong setting opens no log and takes part in no election.
+#[track_caller]
+fn assert_no_ring(member: &ProcessFiles) {
+    let found: Vec<_> = fs::read_dir(member.dir.join("data")).unwrap().collect();
+    assert!(found.is_empty(), "{found:?}");
+}
+
 fn occupy(address: SocketAddr) -> TcpListener {
     TcpListener::bind(address).unwrap()
 }
@@ -99,6 +106,7 @@ fn a_listener_of_etcd_that_cannot_be_made_is_explained() {
         refuses("region", member, 64, &["`etcd.tls.client_ca`", "etcd-ca.crt", "; name a file"]);
     }
     fs::write(dir.join("etcd-ca.crt"), ca).unwrap();
+    assert_no_ring(member);
 }
 
 #[test]
@@ -125,6 +133,7 @@ fn every_address_that_is_taken_is_named_with_its_setting() {
         64,
         &["`client_listen`", "192.0.2.1:7000", "an address of this host"],
     );
+    assert_no_ring(member);
 }
 
 #[test]

@@ -189,13 +189,11 @@ pub struct Addresses {
     pub metrics: Option<SocketAddr>,
 }
 
-/// The ring that is served.
+/// A ring to serve.
 pub struct Served {
     /// Arrives once this member belongs to it.
     pub services: oneshot::Receiver<Backend>,
-    /// Its clocks.
-    pub timing: Timing,
-    /// What it counts.
+    /// Its counters.
     pub metrics: RingMetrics,
 }
 
@@ -243,18 +241,18 @@ struct Bound {
     addresses: Addresses,
 }
 
-/// Binds the listeners and serves on a thread of `group`, once the ring's services have arrived;
-/// returns the bound addresses.
+/// Binds the listeners and returns their addresses; serves on a thread of `group` once `ring`, whose
+/// clocks are `timing`, and then its services have arrived.
 ///
 /// # Errors
 ///
 /// [`Unusable`] names the setting; nothing listens then.
 pub async fn start(
     config: &EtcdConfig,
-    ring: Served,
+    timing: Timing,
+    ring: oneshot::Receiver<Served>,
     group: &TaskGroup,
 ) -> Result<Addresses, Unusable> {
-    let Served { services, timing, metrics } = ring;
     let (security, reload) = match &config.tls {
         Some(tls) => {
             let (server, shown) = tls.server_config()?;
@@ -280,12 +278,16 @@ pub async fn start(
             };
             // A caller that is gone has stopped the group, which ends what follows.
             let _ = bound.send(Ok(addresses));
-            let backend = tokio::select! {
-                backend = services => backend.ok(),
+            let served = async {
+                let Served { services, metrics } = ring.await.ok()?;
+                Some((services.await.ok()?, metrics))
+            };
+            let served = tokio::select! {
+                served = served => served,
                 () = shutdown.requested() => None,
             };
             // Without a ring there is nothing to serve; the ring says why it stopped.
-            let Some(backend) = backend else { return Ok::<_, Unusable>(()) };
+            let Some((backend, metrics)) = served else { return Ok::<_, Unusable>(()) };
             let routes = services::routes(&backend, services::Settings::default());
             let routes = introspect::add(routes, &shutdown);
             let mut api = Api::new(backend);

@@ -139,15 +139,10 @@ pub async fn start(
         .map_err(|error| Unusable::directory("data_dir", &config.data_dir, &error))?;
     let credentials = Credentials::load(config.credentials.clone()).map_err(Unusable::from)?;
     check_identity(&config, &credentials)?;
-    let (ring, peer_address, services) =
-        start_ring(&config, &credentials, group, placement).await?;
+    // Before the ring, so that a wrong setting ends this process before it takes part in an election.
+    let (serve_etcd, served) = oneshot::channel();
     let etcd = match &config.etcd {
-        Some(etcd) => {
-            let counting = ring.clone();
-            let metrics = RingMetrics(Arc::new(move || counting.metrics()));
-            let served = Served { services, timing: config.timing, metrics };
-            Some(etcd::start(etcd, served, group).await?)
-        }
+        Some(etcd) => Some(etcd::start(etcd, config.timing, served, group).await?),
         None => None,
     };
     let clients = client_rule(&config);
@@ -158,6 +153,14 @@ pub async fn start(
     let unusable = |error| Unusable::listen("client_listen", config.client_listen, &error);
     let listener = listener.await.map_err(unusable)?;
     let client_address = listener.local_address().map_err(unusable)?;
+    let (ring, peer_address, services) =
+        start_ring(&config, &credentials, group, placement).await?;
+    if etcd.is_some() {
+        let counting = ring.clone();
+        let metrics = RingMetrics(Arc::new(move || counting.metrics()));
+        // The thread that serves etcd has ended only if it stopped the group.
+        let _ = serve_etcd.send(Served { services, metrics });
+    }
 
     let (reports, refusals, shutdown) = (Reports::default(), Refusals::default(), group.shutdown());
     let upstream = Upstream::new(
@@ -265,8 +268,8 @@ async fn drive_ring(
     };
     let (backend, services) = oneshot::channel();
     if started.send(Ok((parts.ring(), address, services))).is_err() {
-        // Whoever was waiting gave up, and stops the group.
-        tracing::warn!("the ring started after nobody waited for it");
+        // The caller has stopped the group.
+        tracing::warn!("the ring started although the start of this member was given up");
     }
     Ok(serve::run(parts, listener, Limits::PEERS, backend, group.shutdown()).await?)
 }
