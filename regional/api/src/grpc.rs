@@ -3,6 +3,7 @@
 //! A generic stack costs more per request than everything the ring does with it. These few types
 //! read messages off a stream without copying them and write an answer that was encoded once.
 
+mod inflate;
 mod requests;
 
 use std::future::poll_fn;
@@ -16,7 +17,7 @@ use prost::Message;
 use tonic::{Code, Status};
 
 use crate::meters::Counted;
-pub use requests::{BUDGET_UNIT_BYTES, ENCODING, Requests, is_compressed};
+pub use requests::{BUDGET_UNIT_BYTES, ENCODING, Requests};
 
 /// One flag byte and the length.
 pub const PREFIX_BYTES: usize = 5;

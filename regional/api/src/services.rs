@@ -34,7 +34,6 @@ use satrap_proto::v3lockpb::lock_server::LockServer;
 use tonic::service::Routes;
 
 use crate::backend::Backend;
-use crate::limits::SMALL_REQUEST_BYTES_MAX;
 
 pub use gate::Gate;
 pub use password::PasswordCost;
@@ -72,27 +71,12 @@ pub fn routes(backend: &Backend, settings: Settings) -> Routes {
     let lock = lock::LockService::new(gate.clone(), departures.clone());
     let election = election::ElectionService::new(gate.clone(), departures);
     // A lock's name is a key and an election's value is a value, so these two may be longer.
-    Routes::new(LeaseServer::new(lease::LeaseService::new(gate.clone())).limited())
-        .add_service(ClusterServer::new(cluster::ClusterService::new(gate.clone())).limited())
-        .add_service(MaintenanceServer::new(maintenance::MaintenanceService::new(gate)).limited())
-        .add_service(AuthServer::new(auth).limited())
+    // The front bounds what comes in.
+    let election = ElectionServer::new(election).max_decoding_message_size(usize::MAX);
+    Routes::new(LeaseServer::new(lease::LeaseService::new(gate.clone())))
+        .add_service(ClusterServer::new(cluster::ClusterService::new(gate.clone())))
+        .add_service(MaintenanceServer::new(maintenance::MaintenanceService::new(gate)))
+        .add_service(AuthServer::new(auth))
         .add_service(LockServer::new(lock))
-        .add_service(ElectionServer::new(election))
+        .add_service(election)
 }
-
-/// Bounds the requests of a service that carry no keys and values.
-trait Limited {
-    fn limited(self) -> Self;
-}
-
-macro_rules! limited {
-    ($($server:ident),+) => {
-        $(impl<T> Limited for $server<T> {
-            fn limited(self) -> Self {
-                self.max_decoding_message_size(SMALL_REQUEST_BYTES_MAX)
-            }
-        })+
-    };
-}
-
-limited!(AuthServer, ClusterServer, LeaseServer, MaintenanceServer);

@@ -46,11 +46,11 @@ impl Body for StreamBody {
     }
 }
 
-/// Messages that a client compressed, as a body of messages that are not.
+/// The messages of a request, as a body in which each is whole and none is compressed.
 #[derive(Debug)]
-pub(super) struct PlainBody(pub(super) Requests);
+pub(super) struct MessageBody(pub(super) Requests);
 
-impl Body for PlainBody {
+impl Body for MessageBody {
     type Data = Bytes;
     type Error = Status;
 

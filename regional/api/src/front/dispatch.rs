@@ -7,21 +7,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::FutureExt;
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::{HeaderMap, Method, Request, header};
+use http::{Method, Request, header};
 use tokio::time::timeout;
 use tonic::Status;
 use tower::ServiceExt;
 
-use super::bridge::{self, PlainBody, StreamBody};
+use super::bridge::{self, MessageBody, StreamBody};
 use super::connection::Serving;
 use super::streams::Place;
 use crate::api::Api;
 use crate::exchange::{Exchange, check_leader, read_mode, timeout_of};
-use crate::grpc::{ENCODING, Gone, Replies, Requests, is_compressed};
-use crate::limits::BODY_TIMEOUT;
+use crate::grpc::{ENCODING, Gone, Replies, Requests};
+use crate::limits::{BODY_TIMEOUT, SMALL_REQUEST_BYTES_MAX};
 use crate::peer::Credentials;
 use crate::watch::Dialect;
 use crate::{kv, store};
@@ -188,14 +187,10 @@ fn exchange(
     place: Place,
 ) -> Exchange {
     let (head, body) = request.into_parts();
-    let requests = requests(&serving.api, &head.headers, body);
+    let bytes_max = serving.api.requests.message_bytes_max();
+    let mut requests = Requests::new(&head.headers, body, bytes_max);
+    requests.bound(serving.api.long_messages.clone(), &place);
     Exchange { peer: serving.peer.clone(), headers: head.headers, requests, replies, place }
-}
-
-fn requests(api: &Api, headers: &HeaderMap, body: RecvStream) -> Requests {
-    let mut requests = Requests::new(headers, body, api.requests.message_bytes_max());
-    requests.share(api.long_messages.clone());
-    requests
 }
 
 /// Answers within the time the client gives.
@@ -304,25 +299,32 @@ async fn generic(
     serving: &Serving,
     request: Request<RecvStream>,
     replies: Replies,
-    _place: Place,
+    place: Place,
 ) -> Result<(), Gone> {
     let (mut respond, counted) = replies.into_parts();
     let (mut head, body) = request.into_parts();
     let deadline = timeout_of(&head.headers);
     head.extensions.insert(Credentials::new(&serving.peer, &head.headers));
-    let routes = serving.routes.clone();
-    let answer = if is_compressed(&head.headers) {
-        // F4: here, so that no service has bounds of its own on what comes out of a message.
-        let requests = requests(&serving.api, &head.headers, body);
-        head.headers.remove(ENCODING);
-        routes.oneshot(Request::from_parts(head, PlainBody(requests))).left_future()
-    } else {
-        routes.oneshot(Request::from_parts(head, StreamBody(body))).right_future()
+    // Here, so that no service has bounds of its own on what it holds of a message (F3, F4).
+    let bytes_max = match carries_values(head.uri.path()) {
+        true => serving.api.requests.message_bytes_max(),
+        false => SMALL_REQUEST_BYTES_MAX,
     };
+    let mut requests = Requests::new(&head.headers, body, bytes_max);
+    requests.bound(serving.api.long_messages.clone(), &place);
+    head.headers.remove(ENCODING);
+    let request = Request::from_parts(head, MessageBody(requests));
+    let answer = serving.routes.clone().oneshot(request);
     match while_wanted(&mut respond, within(deadline, answer)).await? {
         Some(Ok(response)) => bridge::send(response, respond, counted).await,
         None => Replies::new(respond, counted).finish(&too_late()),
     }
+}
+
+/// Whether a call through the generic stack may be as long as a value: a candidate of an election
+/// proclaims one.
+fn carries_values(path: &str) -> bool {
+    path.starts_with("/v3electionpb.Election/")
 }
 
 fn too_late() -> Status {

@@ -4,7 +4,8 @@
 //!
 //! - **L4** One stream over a bound is refused; the others on its connection go on. HTTP/2's own bound
 //!   would make clients wait in silence.
-//! - **L5** Memory is counted for as long as a stream is open, its headers included.
+//! - **L5** Memory is counted for as long as a stream is open: its headers, and the message that it
+//!   holds, whole or in part.
 
 use std::sync::Arc;
 
@@ -32,9 +33,53 @@ pub(super) struct ConnectionStreams {
     own: Arc<Semaphore>,
 }
 
-/// One open stream.
+/// The memory that one open stream counts for, on its connection and on all.
 #[derive(Debug)]
-pub struct Place(#[expect(dead_code, reason = "held")] [OwnedSemaphorePermit; 2]);
+pub struct Place([OwnedSemaphorePermit; 2]);
+
+impl Place {
+    /// One more for the same stream, which counts for nothing yet.
+    pub(crate) fn beside(&self) -> Self {
+        let none = |permit: &OwnedSemaphorePermit| {
+            let semaphore = permit.semaphore().clone();
+            semaphore.try_acquire_many_owned(0).expect("BUG: none are always left")
+        };
+        Self(self.0.each_ref().map(none))
+    }
+
+    /// Counts for `bytes` from now on. Less than a unit is in [`STREAM_BYTES`].
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable::TooManyRequests`]; then it counts for what it did before.
+    pub(crate) fn hold(&mut self, bytes: usize) -> Result<(), Unavailable> {
+        let units = bytes / UNIT_BYTES;
+        let held = self.0[0].num_permits();
+        if units <= held {
+            self.shrink(units);
+            return Ok(());
+        }
+        let [own, all] = self.0.each_ref().map(|permit| take(permit.semaphore(), units - held));
+        let (own, all) = (own?, all?);
+        self.0[0].merge(own);
+        self.0[1].merge(all);
+        Ok(())
+    }
+
+    /// Counts for nothing from now on.
+    pub(crate) fn give_back(&mut self) {
+        self.shrink(0);
+    }
+
+    fn shrink(&mut self, units: usize) {
+        for permit in &mut self.0 {
+            let excess = permit.num_permits() - units;
+            if excess > 0 {
+                drop(permit.split(excess));
+            }
+        }
+    }
+}
 
 impl Streams {
     pub(super) fn new(bytes: StreamBytes) -> Self {
@@ -57,11 +102,13 @@ impl ConnectionStreams {
     pub(super) fn open(&self, headers: &HeaderMap) -> Result<Place, Unavailable> {
         let header_bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len());
         let bytes = STREAM_BYTES + header_bytes.sum::<usize>();
-        let units = u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX);
-        let take = |from: &Arc<Semaphore>| {
-            let taken = from.clone().try_acquire_many_owned(units);
-            taken.map_err(|_| Unavailable::TooManyRequests)
-        };
-        Ok(Place([take(&self.own)?, take(&self.all)?]))
+        let units = bytes.div_ceil(UNIT_BYTES);
+        Ok(Place([take(&self.own, units)?, take(&self.all, units)?]))
     }
+}
+
+fn take(from: &Arc<Semaphore>, units: usize) -> Result<OwnedSemaphorePermit, Unavailable> {
+    let units = u32::try_from(units).unwrap_or(u32::MAX);
+    let taken = from.clone().try_acquire_many_owned(units);
+    taken.map_err(|_| Unavailable::TooManyRequests)
 }

@@ -5,29 +5,34 @@
 //!
 //! - **F1** A message longer than the bound is refused when its prefix arrives.
 //! - **F2** At most one message and one HTTP/2 window are held per stream.
-//! - **F3** Messages that are longer than a window are held only within a budget for all streams.
+//! - **F3** Memory for a message is counted as its bytes arrive: those of a short one for the place of
+//!   its stream, and those of a long one for a budget of all streams. A message that has begun arrives
+//!   within [`BODY_TIMEOUT`], or its stream ends.
 //! - **F4** A compressed message is refused as soon as more than the bound comes out of it, and the
 //!   bound counts for the budget before anything does.
 
 use std::fmt;
 use std::future::poll_fn;
-use std::io::Read;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use flate2::read::MultiGzDecoder;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
-use super::PREFIX_BYTES;
+use super::{PREFIX_BYTES, inflate};
+use crate::front::Place;
+use crate::limits::BODY_TIMEOUT;
+use crate::status::unavailable;
 
-/// Messages up to here fit into a window, which has its own bound.
+/// Messages up to here count for the place of their stream, and longer ones for the budget once this
+/// much of them has arrived.
 const LONG_MESSAGE_BYTES_MIN: usize = 64 * 1024;
-/// What one permit of a budget for long messages stands for.
+/// The bytes that one permit of a budget for long messages counts for.
 pub const BUDGET_UNIT_BYTES: usize = 1024;
 /// The header that says how messages are compressed.
 pub const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
@@ -36,14 +41,26 @@ pub const ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 #[derive(Debug)]
 pub struct Requests {
     body: RecvStream,
-    /// What was read and is not yet part of a message.
-    pending: BytesMut,
+    /// The part of the last frame that was not looked at yet.
+    chunk: Bytes,
+    /// The start of a message whose rest is not in the same frame.
+    begun: BytesMut,
     message_bytes_max: usize,
     encoding: Encoding,
-    shared: Option<Arc<Semaphore>>,
+    bounds: Option<Bounds>,
     budget: Budget,
     /// F3: what the last message has of the budget, until the next one is asked for.
     delivered: Option<OwnedSemaphorePermit>,
+}
+
+/// F3: the bounds for messages of clients.
+#[derive(Debug)]
+struct Bounds {
+    budget: Arc<Semaphore>,
+    /// Counts what is held of a short message.
+    place: Place,
+    /// When the message that has begun must be here, if its client was waited for.
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
 /// How the peer compresses the messages that it marks as compressed.
@@ -62,12 +79,6 @@ impl Encoding {
             Some(other) => Self::Unknown(String::from_utf8_lossy(other).into()),
         }
     }
-}
-
-/// Whether messages of a request with these headers may be compressed.
-#[must_use]
-pub fn is_compressed(headers: &HeaderMap) -> bool {
-    headers.contains_key(ENCODING)
 }
 
 /// F3: what the message that is being collected has of the shared budget.
@@ -93,26 +104,28 @@ impl Requests {
     pub fn new(headers: &HeaderMap, body: RecvStream, message_bytes_max: usize) -> Self {
         Self {
             body,
-            pending: BytesMut::new(),
+            chunk: Bytes::new(),
+            begun: BytesMut::new(),
             message_bytes_max,
             encoding: Encoding::of(headers),
-            shared: None,
+            bounds: None,
             budget: Budget::None,
             delivered: None,
         }
     }
 
-    /// Makes long messages wait until all of them together fit into a budget (F3).
-    pub fn share(&mut self, budget: Arc<Semaphore>) {
-        self.shared = Some(budget);
+    /// Bounds what messages hold, and how long they take (F3): short ones count for the place of their
+    /// stream, and long ones wait until all of them together fit into a budget.
+    pub fn bound(&mut self, budget: Arc<Semaphore>, place: &Place) {
+        self.bounds = Some(Bounds { budget, place: place.beside(), deadline: None });
     }
 
     /// The next message; `None` after the last. Nothing is lost if the future is dropped.
     ///
     /// # Errors
     ///
-    /// A [`Status`] if the stream broke, or a message is too long, cut off, or compressed in a way
-    /// that we do not know.
+    /// A [`Status`] if the stream broke, or a message is too long, too slow, cut off, or compressed in
+    /// a way that we do not know, or there is no memory for it.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Status> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
@@ -127,67 +140,140 @@ impl Requests {
         // each other.
         self.release();
         loop {
-            if let Some(prefix) = self.prefix(&self.pending)? {
-                let has_arrived = self.pending.len() >= PREFIX_BYTES + prefix.len;
-                if !has_arrived || prefix.is_compressed {
+            if let Some(prefix) = self.advance()? {
+                let len = PREFIX_BYTES + prefix.len;
+                let is_whole = self.begun.len().max(self.chunk.len()) >= len;
+                if is_whole || self.begun.len() >= LONG_MESSAGE_BYTES_MIN {
                     ready!(self.poll_budget(prefix, cx));
                 }
-                if has_arrived {
-                    self.pending.advance(PREFIX_BYTES);
-                    let message = self.pending.split_to(prefix.len).freeze();
+                if is_whole {
+                    let mut message = match self.begun.is_empty() {
+                        true => self.chunk.split_to(len),
+                        false => std::mem::take(&mut self.begun).freeze(),
+                    };
+                    message.advance(PREFIX_BYTES);
                     return Poll::Ready(self.deliver(prefix, message).map(Some));
                 }
             }
-            let Some(chunk) = ready!(self.body.poll_data(cx)) else {
+            self.hold_begun()?;
+            let Poll::Ready(chunk) = self.body.poll_data(cx) else {
+                return self.poll_late(cx).map(Err);
+            };
+            let Some(chunk) = chunk else {
                 return Poll::Ready(self.end());
             };
-            let chunk = chunk.map_err(|error| broken(&error))?;
+            self.chunk = chunk.map_err(|error| broken(&error))?;
             // The window is for the time until we have read it; what we hold is bounded otherwise.
-            let released = self.body.flow_control().release_capacity(chunk.len());
+            let released = self.body.flow_control().release_capacity(self.chunk.len());
             released.map_err(|error| broken(&error))?;
-            if self.pending.is_empty()
-                && let Some(message) = self.whole(&chunk)?
-            {
-                return Poll::Ready(Ok(Some(message)));
-            }
-            self.pending.extend_from_slice(&chunk);
         }
     }
 
-    /// Gives back what the last message has of the budget, for those who count it themselves.
+    /// Gives back what the last message counts for, for those who count it themselves.
     pub fn release(&mut self) {
         self.delivered = None;
+        if self.begun.is_empty()
+            && let Some(bounds) = &mut self.bounds
+        {
+            bounds.place.give_back();
+        }
+    }
+
+    /// The prefix of the next message, if it is there (F1). If the message is not whole in the chunk,
+    /// what the chunk has of it is moved behind its start.
+    fn advance(&mut self) -> Result<Option<Prefix>, Status> {
+        if self.begun.is_empty()
+            && let Some(prefix) = self.prefix(&self.chunk)?
+            && self.chunk.len() >= PREFIX_BYTES + prefix.len
+        {
+            return Ok(Some(prefix));
+        }
+        loop {
+            let prefix = self.prefix(&self.begun)?;
+            let len = PREFIX_BYTES + prefix.map_or(0, |prefix| prefix.len);
+            let missing = (len - self.begun.len()).min(self.chunk.len());
+            if missing == 0 {
+                return Ok(prefix);
+            }
+            self.begun.extend_from_slice(&self.chunk.split_to(missing));
+        }
+    }
+
+    /// Counts what is held of a message for its stream, until the budget counts it.
+    fn hold_begun(&mut self) -> Result<(), Status> {
+        match (&mut self.bounds, &self.budget) {
+            (Some(bounds), Budget::None | Budget::Waiting(_)) => {
+                bounds.place.hold(self.begun.capacity()).map_err(unavailable)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Ready when the rest of a message has not come in time.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
+        let Some(bounds) = self.bounds.as_mut().filter(|_| !self.begun.is_empty()) else {
+            return Poll::Pending;
+        };
+        let deadline = bounds.deadline.get_or_insert_with(|| Box::pin(sleep(BODY_TIMEOUT)));
+        ready!(deadline.as_mut().poll(cx));
+        let s = BODY_TIMEOUT.as_secs();
+        let text = format!("a message of the request did not arrive within {s} s of its start");
+        Poll::Ready(Status::deadline_exceeded(text))
+    }
+
+    /// What a message counts for in the budget. A short compressed one is counted elsewhere until
+    /// something comes out of it.
+    fn budgeted(&self, prefix: Prefix) -> usize {
+        let long = Some(prefix.len).filter(|len| *len > LONG_MESSAGE_BYTES_MIN).unwrap_or(0);
+        let inflated = Some(self.message_bytes_max).filter(|_| prefix.is_compressed).unwrap_or(0);
+        long + inflated
     }
 
     fn poll_budget(&mut self, prefix: Prefix, cx: &mut Context<'_>) -> Poll<()> {
-        let bytes = if prefix.is_compressed { self.message_bytes_max } else { prefix.len };
-        if let Budget::None = self.budget
-            && let Some(shared) = &self.shared
-            && bytes > LONG_MESSAGE_BYTES_MIN
-        {
-            let units = u32::try_from(bytes / BUDGET_UNIT_BYTES).unwrap_or(u32::MAX);
-            self.budget = Budget::Waiting(Box::pin(shared.clone().acquire_many_owned(units)));
+        let bytes = self.budgeted(prefix);
+        let Some(bounds) = self.bounds.as_mut().filter(|_| bytes > LONG_MESSAGE_BYTES_MIN) else {
+            return Poll::Ready(());
+        };
+        if let Budget::None = self.budget {
+            let units = u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(u32::MAX);
+            let permit = bounds.budget.clone().acquire_many_owned(units);
+            self.budget = Budget::Waiting(Box::pin(permit));
         }
         if let Budget::Waiting(permit) = &mut self.budget {
-            let permit = ready!(permit.as_mut().poll(cx));
-            self.budget = Budget::Taken(permit.expect("nobody closes this semaphore"));
+            let permit = ready!(permit.as_mut().poll(cx)).expect("BUG: the budget was closed");
+            self.budget = Budget::Taken(permit);
+            // The time that the client was kept waiting is not its own.
+            bounds.deadline = None;
+            if prefix.len > LONG_MESSAGE_BYTES_MIN {
+                // Exactly what was taken; growing would make it up to twice as much.
+                let mut begun = BytesMut::with_capacity(PREFIX_BYTES + prefix.len);
+                begun.extend_from_slice(&self.begun);
+                self.begun = begun;
+                bounds.place.give_back();
+            }
         }
         Poll::Ready(())
     }
 
-    /// Hands a message out, with as much of the budget as it takes.
+    /// Hands a message out, counted for as much as it takes.
     fn deliver(&mut self, prefix: Prefix, message: Bytes) -> Result<Bytes, Status> {
         let budget = std::mem::replace(&mut self.budget, Budget::None);
         let message = match prefix.is_compressed {
             true => self.inflate(&message)?,
             false => message,
         };
-        if let Budget::Taken(mut permit) = budget {
-            drop(
-                permit
-                    .split(permit.num_permits().saturating_sub(message.len() / BUDGET_UNIT_BYTES)),
-            );
-            self.delivered = Some(permit);
+        let Some(bounds) = &mut self.bounds else { return Ok(message) };
+        bounds.deadline = None;
+        match budget {
+            Budget::Taken(mut permit) => {
+                let units = message.len().div_ceil(BUDGET_UNIT_BYTES);
+                drop(permit.split(permit.num_permits().saturating_sub(units)));
+                self.delivered = Some(permit);
+                bounds.place.give_back();
+            }
+            Budget::None | Budget::Waiting(_) => {
+                bounds.place.hold(message.len()).map_err(unavailable)?;
+            }
         }
         Ok(message)
     }
@@ -203,17 +289,17 @@ impl Requests {
             Encoding::Unknown(name) => return Err(unknown_encoding(name)),
         }
         let bytes_max = self.message_bytes_max;
-        let mut message = Vec::new();
-        // One byte more than may come out shows that there is more.
-        let mut decoder = MultiGzDecoder::new(compressed).take(bytes_max as u64 + 1);
-        decoder.read_to_end(&mut message).map_err(|error| {
-            Status::internal(format!("grpc: failed to decompress the message: {error}"))
-        })?;
-        if message.len() > bytes_max {
-            let text = "grpc: received message after decompression larger than max";
-            return Err(Status::resource_exhausted(format!("{text} {bytes_max}")));
+        match inflate::gzip(compressed, bytes_max) {
+            Ok(message) => Ok(message.into()),
+            Err(inflate::Failure::TooLong) => {
+                let text = "grpc: received message after decompression larger than max";
+                Err(Status::resource_exhausted(format!("{text} {bytes_max}")))
+            }
+            Err(inflate::Failure::Broken(error)) => {
+                let text = format!("grpc: failed to decompress the message: {error}");
+                Err(Status::internal(text))
+            }
         }
-        Ok(message.into())
     }
 
     /// What the peer says at the end.
@@ -225,17 +311,7 @@ impl Requests {
         poll_fn(|cx| self.body.poll_trailers(cx)).await
     }
 
-    /// The usual case, a chunk that is exactly one message, without a copy.
-    fn whole(&self, chunk: &Bytes) -> Result<Option<Bytes>, Status> {
-        match self.prefix(chunk)? {
-            Some(Prefix { is_compressed: false, len }) if chunk.len() == PREFIX_BYTES + len => {
-                Ok(Some(chunk.slice(PREFIX_BYTES..)))
-            }
-            _ => Ok(None),
-        }
-    }
-
-    /// What stands at the start of `bytes`; `None` if it is not there yet (F1).
+    /// The prefix at the start of `bytes`; `None` if it is not there yet (F1).
     fn prefix(&self, bytes: &[u8]) -> Result<Option<Prefix>, Status> {
         if let Encoding::Unknown(name) = &self.encoding {
             return Err(unknown_encoding(name));
@@ -258,7 +334,7 @@ impl Requests {
     }
 
     fn end(&self) -> Result<Option<Bytes>, Status> {
-        if self.pending.is_empty() {
+        if self.begun.is_empty() {
             return Ok(None);
         }
         Err(Status::internal("unexpected EOF"))

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 
 use bytes::{Bytes, BytesMut};
-use h2::client::SendRequest;
+use h2::client::{ResponseFuture, SendRequest};
+use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request};
 use satrap_host::Shutdown;
 use satrap_regional_api::api::Api;
@@ -65,10 +66,9 @@ impl Member {
 
     /// An HTTP/2 client that can do what a generated one would not.
     pub async fn raw(&mut self) -> Raw {
-        let tcp = TcpStream::connect(self.address).await.unwrap();
-        let (link, connection) = h2::client::handshake(tcp).await.unwrap();
-        self.tasks.spawn(async { drop(connection.await) });
-        Raw(link)
+        let (raw, connection) = Raw::over(TcpStream::connect(self.address).await.unwrap()).await;
+        self.tasks.spawn(connection);
+        raw
     }
 
     /// Sends one HTTP/1.1 request and reads the answer to its end.
@@ -126,8 +126,21 @@ fn unchunk(mut body: &str) -> String {
 pub struct Raw(SendRequest<Bytes>);
 
 impl Raw {
+    /// A client, and what carries it.
+    pub async fn over(tcp: TcpStream) -> (Self, impl Future<Output = ()> + use<>) {
+        let (link, connection) = h2::client::handshake(tcp).await.unwrap();
+        (Self(link), async { drop(connection.await) })
+    }
+
     /// Makes a unary call with exactly these bytes as its body, prefix included.
     pub async fn call(&mut self, path: &str, metadata: &[(&str, &str)], body: Bytes) -> Outcome {
+        let mut call = self.begin(path, metadata).await;
+        call.requests.send_data(body, true).unwrap();
+        call.outcome().await
+    }
+
+    /// Begins a call that has said nothing yet.
+    pub async fn begin(&mut self, path: &str, metadata: &[(&str, &str)]) -> Begun {
         let mut request = Request::post(format!("http://test{path}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers");
@@ -136,9 +149,39 @@ impl Raw {
         }
         let request = request.body(()).unwrap();
         let mut link = self.0.clone().ready().await.unwrap();
-        let (response, mut stream) = link.send_request(request, false).unwrap();
-        stream.send_data(body, true).unwrap();
-        let (head, mut body) = response.await.unwrap().into_parts();
+        let (response, requests) = link.send_request(request, false).unwrap();
+        Begun { response, requests }
+    }
+
+    /// Makes a unary call with this message.
+    pub async fn ask(&mut self, path: &str, message: &impl prost::Message) -> Outcome {
+        self.call(path, &[], grpc::frame(message)).await
+    }
+
+    pub async fn streams_max(&mut self) -> usize {
+        self.0 = self.0.clone().ready().await.unwrap();
+        self.0.current_max_send_streams()
+    }
+}
+
+/// A call whose messages the test sends as it likes.
+pub struct Begun {
+    response: ResponseFuture,
+    pub requests: SendStream<Bytes>,
+}
+
+impl Begun {
+    /// Waits until the member has answered something.
+    pub async fn started(self) -> (RecvStream, SendStream<Bytes>) {
+        let mut body = self.response.await.unwrap().into_body();
+        let chunk = body.data().await.unwrap().unwrap();
+        body.flow_control().release_capacity(chunk.len()).unwrap();
+        (body, self.requests)
+    }
+
+    /// What becomes of it; one message at most.
+    pub async fn outcome(self) -> Outcome {
+        let (head, mut body) = self.response.await.unwrap().into_parts();
         if head.headers.contains_key("grpc-status") {
             return Err(status(&head.headers));
         }
@@ -153,16 +196,6 @@ impl Raw {
             ok if ok.code() == tonic::Code::Ok => Ok(message.freeze().slice(5..)),
             error => Err(error),
         }
-    }
-
-    /// Makes a unary call with this message.
-    pub async fn ask(&mut self, path: &str, message: &impl prost::Message) -> Outcome {
-        self.call(path, &[], grpc::frame(message)).await
-    }
-
-    pub async fn streams_max(&mut self) -> usize {
-        self.0 = self.0.clone().ready().await.unwrap();
-        self.0.current_max_send_streams()
     }
 }
 

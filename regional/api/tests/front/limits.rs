@@ -15,6 +15,7 @@ use satrap_regional_api::limits::{
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
@@ -23,6 +24,8 @@ use crate::harness::Member;
 use crate::kv::put;
 
 const PUT: &str = "/etcdserverpb.KV/Put";
+/// With few headers, rounded up to the kilobyte in which they are counted.
+const STREAM_WITH_HEADERS_BYTES: usize = STREAM_BYTES + 1024;
 const TXN: &str = "/etcdserverpb.KV/Txn";
 
 /// A put whose message has exactly this many bytes.
@@ -160,11 +163,11 @@ async fn a_bomb_of_empty_operations_is_not_decoded() {
     assert_eq!(error.message(), "etcdserver: too many operations in txn request");
 }
 
-/// L4: jetcd opens a stream for every watch. One over the bound hears of it, all others go on.
+/// L4: jetcd opens a stream for every watch. One over the bound is refused, all others go on.
 #[tokio::test]
 async fn a_stream_over_the_bound_is_refused_and_holds_up_no_other() {
     let mut api = Api::new(solo::start().0);
-    api.stream_bytes.connection_max = 4 * STREAM_BYTES;
+    api.stream_bytes.connection_max = 4 * STREAM_WITH_HEADERS_BYTES;
     let mut member = Member::serve_with(api, Security::Plaintext).await;
     let channel = member.channel().await;
     let mut kv = pb::kv_client::KvClient::new(channel.clone());
@@ -187,16 +190,19 @@ async fn a_stream_over_the_bound_is_refused_and_holds_up_no_other() {
     }
     member.raw().await.ask(PUT, &put("k", "v")).await.expect("another connection has room");
     streams.pop();
-    while let Err(error) = kv.put(put("k", "v")).await {
-        assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
-    }
+    let room = async {
+        while let Err(error) = kv.put(put("k", "v")).await {
+            assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+        }
+    };
+    timeout(Duration::from_secs(30), room).await.expect("a stream that ended makes room");
 }
 
 /// L5
 #[tokio::test]
 async fn connections_share_what_streams_may_hold() {
     let mut api = Api::new(solo::start().0);
-    api.stream_bytes.all_max = 2 * STREAM_BYTES;
+    api.stream_bytes.all_max = 2 * STREAM_WITH_HEADERS_BYTES;
     let mut member = Member::serve_with(api, Security::Plaintext).await;
     let channel = member.channel().await;
     let mut client = pb::watch_client::WatchClient::new(channel);
@@ -264,14 +270,14 @@ async fn strangers_that_say_nothing_keep_no_client_out() {
         silent.push(TcpStream::connect(member.address).await.unwrap());
     }
     let health = member.http("GET /health", "");
-    let health = tokio::time::timeout(Duration::from_secs(4), health).await;
+    let health = timeout(Duration::from_secs(4), health).await;
     assert_eq!(health.expect("an answer before the strangers' deadline").status, 200);
     // The oldest gave way.
     assert_eq!(silent[0].read(&mut [0]).await.unwrap_or(0), 0);
     member.stop().await;
 }
 
-/// L2: a client that connects and says nothing is cut off, and delays nobody meanwhile.
+/// L2: a client that connects and says nothing is cut off, and delays no other meanwhile.
 #[tokio::test]
 async fn a_client_that_says_nothing_is_cut_off() {
     let member = Member::start().await;

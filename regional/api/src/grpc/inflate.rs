@@ -1,0 +1,82 @@
+//! Decompresses one message, in no more memory than may come out of it.
+
+use std::io::{self, Read};
+
+use flate2::read::MultiGzDecoder;
+
+/// What the first piece of a message is read into.
+const FIRST_BYTES: usize = 4 * 1024;
+
+/// Why nothing comes out.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// More than the bound would.
+    TooLong,
+    /// What came in is no gzip.
+    Broken(io::Error),
+}
+
+/// What comes out of `compressed`, if that is up to `bytes_max`.
+///
+/// The result has no spare room. While it grows it is in memory twice, which happens on one thread at a
+/// time: nothing here waits.
+pub(super) fn gzip(compressed: &[u8], bytes_max: usize) -> Result<Vec<u8>, Failure> {
+    let mut decoder = MultiGzDecoder::new(compressed);
+    let (mut message, mut filled) = (Vec::new(), 0);
+    loop {
+        if filled > bytes_max {
+            return Err(Failure::TooLong);
+        }
+        if filled == message.len() {
+            // One byte more than may come out shows that there is more.
+            let len = (2 * filled).max(FIRST_BYTES).min(bytes_max + 1);
+            message.reserve_exact(len - filled);
+            message.resize(len, 0);
+        }
+        match decoder.read(&mut message[filled..]).map_err(Failure::Broken)? {
+            0 => break,
+            bytes => filled += bytes,
+        }
+    }
+    message.truncate(filled);
+    message.shrink_to_fit();
+    Ok(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+
+    fn compress(bytes: usize) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(&vec![b'v'; bytes]).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// F4: at the bound and one over it, with lengths around those at which room is made.
+    #[test]
+    fn what_comes_out_takes_what_it_needs() {
+        for bytes_max in [FIRST_BYTES - 1, FIRST_BYTES, 2 * FIRST_BYTES, 100_000] {
+            for bytes in [0, 1, bytes_max - 1, bytes_max] {
+                let message = gzip(&compress(bytes), bytes_max).unwrap();
+                assert_eq!((message.len(), message.capacity()), (bytes, bytes), "{bytes_max}");
+            }
+            for bytes in [bytes_max + 1, 10 * bytes_max] {
+                let refused = gzip(&compress(bytes), bytes_max);
+                assert!(matches!(refused, Err(Failure::TooLong)), "{bytes} of {bytes_max}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_of_several_members_is_one_message() {
+        let joined = [compress(5_000), compress(3)].concat();
+        assert_eq!(gzip(&joined, 5_003).unwrap().len(), 5_003);
+        assert!(matches!(gzip(&joined, 5_002), Err(Failure::TooLong)));
+    }
+}
