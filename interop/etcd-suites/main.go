@@ -6,8 +6,8 @@
 // command takes no overlay for what it has downloaded, so the module is copied to the output folder
 // first.
 //
-// The file `exceptions` names each test that is not run, or that fails, and why. One that is not there,
-// or that passes, is an error: the list is true or the run fails.
+// The file `exceptions` names each test that is not run, that fails or that may fail, and why. A line
+// about a test that is not there is an error, and so is one about a failure that did not happen.
 package main
 
 import (

@@ -1,7 +1,7 @@
 //! Figures for operators, as Prometheus reads them.
 //!
-//! Whoever counts does so with one atomic addition; texts are made when somebody asks. What there is to
-//! count is decided where it happens.
+//! To count is one atomic addition; texts are made when somebody asks. What there is to count is decided
+//! where it happens.
 
 use std::fmt::{Display, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +23,23 @@ impl Counter {
     }
 
     /// How many there were.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Grows and shrinks.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// So many there are now.
+    pub fn set(&self, now: u64) {
+        self.0.store(now, Ordering::Relaxed);
+    }
+
+    /// How many there are.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -89,6 +106,13 @@ impl Text {
     /// A figure that grows and shrinks.
     pub fn gauge(&mut self, name: &str, help: &str, value: u64) {
         self.head(name, "gauge", help);
+        self.figure(name, &[], value);
+    }
+
+    /// A figure that grows and shrinks under a name that, by the rules of `promtool`, a gauge must not
+    /// have.
+    pub fn untyped(&mut self, name: &str, help: &str, value: u64) {
+        self.head(name, "untyped", help);
         self.figure(name, &[], value);
     }
 

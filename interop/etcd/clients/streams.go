@@ -69,7 +69,17 @@ func (w *world) giveUp(name, way string, wait func(context.Context, *grpc.Client
 
 // queued waits until so many are in the queue; the scenario's time bounds it.
 func (w *world) queued(count int64) {
-	for get(w.Get(w, "queue/", clientv3.WithPrefix(), clientv3.WithCountOnly())).Count != count {
+	ctx, cancel := context.WithCancel(w)
+	defer cancel()
+	look := func() *clientv3.GetResponse {
+		return get(w.Get(ctx, "queue/", clientv3.WithPrefix(), clientv3.WithCountOnly()))
+	}
+	found := look()
+	changes := w.Watch(ctx, "queue/", clientv3.WithPrefix(), clientv3.WithRev(found.Header.Revision+1))
+	for found.Count != count {
+		_, open := <-changes
+		hold(open, "the watch of the queue ended")
+		found = look()
 	}
 }
 

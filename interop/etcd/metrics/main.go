@@ -54,13 +54,19 @@ var mixin = map[string][]string{
 	"process_resident_memory_bytes":                 nil,
 }
 
-// otherwise is what etcd does not show like that, and why.
-var otherwise = map[string]string{
-	"etcd_network_peer_round_trip_time_seconds": "etcd shows it after half a minute",
-	"grpc_server_handling_seconds":              "etcd shows it with --metrics=extensive only",
-	"etcd_network_peer_sent_failures_total":     "etcd shows it after the first failure",
-	"etcd_server_proposals_applied_total":       "a gauge in etcd, against promtool's rules for names",
-	"etcd_server_proposals_committed_total":     "a gauge in etcd, against promtool's rules for names",
+// difference is how a figure differs from etcd's: the type that it has here, and why.
+type difference struct {
+	kind dto.MetricType
+	why  string
+}
+
+// otherwise is what etcd does not show like that.
+var otherwise = map[string]difference{
+	"etcd_network_peer_round_trip_time_seconds": {dto.MetricType_HISTOGRAM, "etcd shows it after half a minute"},
+	"grpc_server_handling_seconds":              {dto.MetricType_HISTOGRAM, "etcd shows it with --metrics=extensive only"},
+	"etcd_network_peer_sent_failures_total":     {dto.MetricType_COUNTER, "etcd shows it after the first failure"},
+	"etcd_server_proposals_applied_total":       {dto.MetricType_COUNTER, "a gauge in etcd, against promtool's rules for names"},
+	"etcd_server_proposals_committed_total":     {dto.MetricType_COUNTER, "a gauge in etcd, against promtool's rules for names"},
 }
 
 func main() {
@@ -197,7 +203,10 @@ func judge(name string, labels []string, etcd, satrap *family) []string {
 			}
 		}
 	}
-	if otherwise[name] != "" {
+	if one, differs := otherwise[name]; differs {
+		if satrap.kind != one.kind {
+			faults = append(faults, fmt.Sprintf("%s is a %s, expected a %s", name, satrap.kind, one.kind))
+		}
 		return faults
 	}
 	if etcd == nil {

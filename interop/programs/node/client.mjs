@@ -109,7 +109,7 @@ async function locks() {
     const number = Number(await client.get('node/number').string());
     await client.put('node/number').value(`${number + 1}`);
   });
-  // Whoever does not get it at once is refused, and tries again.
+  // A client that does not get it at once is refused, and tries again.
   const untilDone = async () => {
     for (;;) {
       try {

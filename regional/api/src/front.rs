@@ -121,7 +121,8 @@ impl Front {
             Err(error) => return tracing::error!(%error, "BUG: a pipe does not carry HTTP/2"),
         };
         let gateway = Arc::new(Gateway::new(api.clone(), link));
-        let (watches, watching) = watches(api.backend.clone(), api.watching);
+        let (watches, watching) =
+            watches(api.backend.clone(), api.watching, api.meters.watchers.clone());
         let mut stop_watching = stopped.clone();
         // An error means that whoever could stop us is gone, which is the same.
         let stop = async move { _ = stop_watching.wait_for(|stopped| *stopped).await };

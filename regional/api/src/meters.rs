@@ -1,4 +1,4 @@
-//! What the services of a member count: calls by method and code, and the traffic of their clients.
+//! The figures of a member's services: calls by method and code, the traffic of their clients, watches.
 //!
 //! Names, labels and bounds are those of etcd and of the Go library that counts for it, so that etcd's
 //! alert rules and dashboards show the ring.
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use prost_reflect::{DescriptorPool, MethodDescriptor};
 use satrap_host::clock;
-use satrap_host::meters::{Counter, Histogram, Text};
+use satrap_host::meters::{Counter, Gauge, Histogram, Text};
 use tonic::Code;
 
 use crate::introspect::SERVICES;
@@ -55,7 +55,7 @@ const CODES: [&str; 17] = [
     "Unauthenticated",
 ];
 
-/// What one member counts.
+/// The figures of one member.
 #[derive(Debug)]
 pub struct Meters {
     /// By `service/method`.
@@ -64,6 +64,8 @@ pub struct Meters {
     pub received: Counter,
     /// Bytes that clients were sent there.
     pub sent: Counter,
+    /// Open watches of all streams; shared with the loop that carries them.
+    pub watchers: Arc<Gauge>,
 }
 
 #[derive(Debug)]
@@ -113,7 +115,12 @@ impl Default for Meters {
         let calls = meters
             .map(|meter| (format!("{}/{}", meter.service, meter.method), Arc::new(meter)))
             .collect();
-        Self { calls, received: Counter::default(), sent: Counter::default() }
+        Self {
+            calls,
+            received: Counter::default(),
+            sent: Counter::default(),
+            watchers: Arc::default(),
+        }
     }
 }
 
@@ -128,6 +135,8 @@ impl Meters {
 
     /// Everything that was counted.
     pub fn write(&self, text: &mut Text) {
+        let watchers = self.watchers.get();
+        text.untyped("etcd_debugging_mvcc_watcher_total", "Open watches.", watchers);
         let mut calls: Vec<_> = self.calls.values().collect();
         calls.sort_by(|a, b| (&a.service, &a.method).cmp(&(&b.service, &b.method)));
         let name = "grpc_server_started_total";

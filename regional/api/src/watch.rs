@@ -29,8 +29,10 @@ mod line;
 mod service;
 mod store;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use satrap_host::meters::Gauge;
 use tokio::sync::mpsc;
 
 use crate::api::RequestLimits;
@@ -79,11 +81,11 @@ pub enum Dialect {
 #[derive(Clone, Debug)]
 pub struct Watches(mpsc::Sender<(Exchange, Dialect)>);
 
-/// Both ends: what the front needs, and what is to be run.
+/// Both ends: what the front needs, and what is to be run, which counts open watches in `watchers`.
 #[must_use]
-pub fn watches(backend: Backend, settings: Settings) -> (Watches, Service) {
+pub fn watches(backend: Backend, settings: Settings, watchers: Arc<Gauge>) -> (Watches, Service) {
     let (sender, arrivals) = mpsc::channel(limits::STREAMS_WAITING_MAX);
-    (Watches(sender), Service::new(backend, settings, arrivals))
+    (Watches(sender), Service::new(backend, settings, watchers, arrivals))
 }
 
 impl Watches {

@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use satrap_host::meters::Gauge;
 use satrap_regional_core::Caller;
 use satrap_regional_core::watch::{Hub, Open, Reason, StreamId, View};
 use tokio::sync::{mpsc, watch};
@@ -29,6 +30,7 @@ use crate::status::unavailable;
 pub struct Service {
     backend: Backend,
     settings: Settings,
+    watchers: Arc<Gauge>,
     arrivals: mpsc::Receiver<(Exchange, Dialect)>,
     hub: Hub,
     /// By [`StreamId`].
@@ -62,12 +64,14 @@ impl Service {
     pub(super) fn new(
         backend: Backend,
         settings: Settings,
+        watchers: Arc<Gauge>,
         arrivals: mpsc::Receiver<(Exchange, Dialect)>,
     ) -> Self {
         let revision = backend.read(View::revision);
         Self {
             backend,
             settings,
+            watchers,
             arrivals,
             hub: Hub::new(revision),
             lines: Vec::new(),
@@ -104,6 +108,8 @@ impl Service {
             self.hub.tick(self.now_ms());
             self.pump().await;
             self.resync().await;
+            // Before a client hears of a change.
+            self.watchers.set(self.hub.watchers() as u64);
             self.write();
             self.mind_the_leader().await;
             // Everybody else on this thread first, however much there is to do (H1).
