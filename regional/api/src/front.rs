@@ -149,7 +149,7 @@ impl Front {
     /// L2: never completes.
     async fn accept(&self, serving: &Serving, tasks: &mut JoinSet<()>) {
         let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let mut pending = Pending::default();
+        let mut pending = Pending::of(HANDSHAKES_PENDING_MAX);
         loop {
             let tcp = tokio::select! {
                 accepted = self.tcp.accept() => accepted,
@@ -189,22 +189,28 @@ impl Front {
     }
 }
 
-/// Connections that have not sent their first bytes yet, oldest first. An honest client is among them
-/// for a round trip or two, so the oldest is the one that says nothing (L2).
-#[derive(Default)]
-struct Pending(VecDeque<oneshot::Sender<Infallible>>);
+/// Connections of which only so many may be there, oldest first. An honest client is among them for a
+/// round trip or two, so the oldest is the one that does not get on (L2).
+struct Pending {
+    max: usize,
+    connections: VecDeque<oneshot::Sender<Infallible>>,
+}
 
 impl Pending {
+    fn of(max: usize) -> Self {
+        Self { max, connections: VecDeque::new() }
+    }
+
     /// Takes one more. The receiver ends when the connection has to give way.
     fn enter(&mut self) -> oneshot::Receiver<Infallible> {
-        if self.0.len() >= HANDSHAKES_PENDING_MAX {
-            self.0.retain(|pending| !pending.is_closed());
+        if self.connections.len() >= self.max {
+            self.connections.retain(|pending| !pending.is_closed());
         }
-        if self.0.len() >= HANDSHAKES_PENDING_MAX {
-            self.0.pop_front();
+        if self.connections.len() >= self.max {
+            self.connections.pop_front();
         }
         let (keep, gives_way) = oneshot::channel();
-        self.0.push_back(keep);
+        self.connections.push_back(keep);
         gives_way
     }
 }

@@ -113,7 +113,7 @@ pub const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 pub const LONG_MESSAGES_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Ranges of more than one step, of all requests together.
 pub const LONG_READS_MAX: usize = 16;
-/// Connections of monitoring.
+/// Connections of monitoring; beyond these, the oldest gives way.
 pub const MONITORING_CONNECTIONS_MAX: usize = 64;
 /// What HTTP/1.1 may buffer of a request's head.
 pub const HTTP1_BUFFER_BYTES_MAX: usize = 64 * 1024;

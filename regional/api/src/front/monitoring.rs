@@ -3,17 +3,23 @@
 //!
 //! Monitoring has no certificate of a client of the ring, and must not need one. It hears how many keys
 //! there are, and never what is in them: no call is served here.
+//!
+//! # Invariants
+//!
+//! - **L6** A connection is for one request. Beyond their number the oldest connection gives way, so
+//!   clients that do not read, or do not ask, keep no other client out.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use http::{HeaderValue, header};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::{BindError, http1};
+use super::{BindError, Pending, http1};
 use crate::api::Api;
 use crate::gateway::probes;
 use crate::limits::{ACCEPT_PAUSE, MONITORING_CONNECTIONS_MAX};
@@ -41,11 +47,11 @@ impl Monitoring {
         self.0.local_addr()
     }
 
-    /// Serves until `shutdown` completes. Connections beyond the bound are closed.
+    /// Serves until `shutdown` completes.
     pub async fn serve(self, api: Arc<Api>, shutdown: impl Future<Output = ()>) {
         // Dropped with the connections when this ends: an answer takes no time.
         let (_stopping, stopped) = watch::channel(false);
-        let room = Arc::new(Semaphore::new(MONITORING_CONNECTIONS_MAX));
+        let mut pending = Pending::of(MONITORING_CONNECTIONS_MAX);
         let mut connections = JoinSet::new();
         tokio::pin!(shutdown);
         loop {
@@ -62,15 +68,23 @@ impl Monitoring {
                     continue;
                 }
             };
-            let Ok(slot) = room.clone().try_acquire_owned() else { continue };
+            let gives_way = pending.enter();
             let (api, stopped) = (api.clone(), stopped.clone());
             connections.spawn(async move {
                 let answer = move |request: http::Request<hyper::body::Incoming>| {
                     let api = api.clone();
-                    async move { probes::answer(&api, request.method(), request.uri()).await }
+                    async move {
+                        let mut answer =
+                            probes::answer(&api, request.method(), request.uri()).await;
+                        let close = HeaderValue::from_static("close");
+                        answer.headers_mut().insert(header::CONNECTION, close);
+                        answer
+                    }
                 };
-                http1::serve(tcp, stopped, answer).await;
-                drop(slot);
+                tokio::select! {
+                    () = http1::serve(tcp, stopped, answer) => {}
+                    _ = gives_way => tracing::debug!("a connection of monitoring gave way"),
+                }
             });
         }
     }

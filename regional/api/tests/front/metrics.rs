@@ -2,16 +2,27 @@
 //! Prometheus' own library, and compares with etcd.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use satrap_proto::etcdserverpb as pb;
 use satrap_proto::etcdserverpb::kv_client::KvClient;
 use satrap_proto::etcdserverpb::watch_client::WatchClient;
+use satrap_proto::etcdserverpb::watch_request::RequestUnion;
+use satrap_regional_api::api::Api;
+use satrap_regional_api::front::Monitoring;
+use satrap_regional_api::limits::MONITORING_CONNECTIONS_MAX;
 use satrap_regional_core::quota::QuotaRequest;
 use satrap_regional_core::{Caller, Request};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
+use crate::common::solo;
 use crate::harness::Member;
 use crate::kv::put;
 
@@ -74,10 +85,67 @@ async fn calls_are_counted_by_method_and_code() {
     assert!(seen["etcd_network_client_grpc_received_bytes_total"] > 10_000.0);
     assert!(seen["etcd_network_client_grpc_sent_bytes_total"] > 50.0);
 
-    // Whoever gives a stream up, in both directions, has canceled it.
+    // A stream that its client gives up, in both directions, is canceled.
     drop((open, watch));
-    let canceled = handled("Canceled", watched, "Watch", "bidi_stream");
-    while figures(&member).await.get(&canceled) != Some(&1.0) {}
+    shows(&member, &handled("Canceled", watched, "Watch", "bidi_stream"), 1.0).await;
+}
+
+/// Waits until a figure is as expected.
+async fn shows(member: &Member, name: &str, expected: f64) {
+    let shown = async { while figures(member).await.get(name) != Some(&expected) {} };
+    let shown = timeout(Duration::from_secs(30), shown).await;
+    shown.unwrap_or_else(|_| panic!("{name} does not become {expected}"));
+}
+
+/// etcd's tests of watches look at this figure as soon as they hear that a watch is there, or is gone.
+#[tokio::test]
+async fn open_watches_are_counted() {
+    const NAME: &str = "etcd_debugging_mvcc_watcher_total";
+    let member = Member::start().await;
+    assert_eq!(figures(&member).await.get(NAME), Some(&0.0));
+    let (requests, open) = mpsc::channel(1);
+    let mut client = WatchClient::new(member.channel().await);
+    let mut answers = client.watch(ReceiverStream::new(open)).await.unwrap().into_inner();
+    for expected in [1.0, 2.0] {
+        let create = pb::WatchCreateRequest { key: "k".into(), ..Default::default() };
+        let create = RequestUnion::CreateRequest(create);
+        requests.send(pb::WatchRequest { request_union: Some(create) }).await.unwrap();
+        assert!(answers.message().await.unwrap().unwrap().created);
+        assert_eq!(figures(&member).await.get(NAME), Some(&expected));
+    }
+    let cancel = RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id: 0 });
+    requests.send(pb::WatchRequest { request_union: Some(cancel) }).await.unwrap();
+    assert!(answers.message().await.unwrap().unwrap().canceled);
+    assert_eq!(figures(&member).await.get(NAME), Some(&1.0));
+    drop((requests, answers));
+    shows(&member, NAME, 0.0).await;
+}
+
+/// L6: more strangers than there are places; the oldest gives way before its deadline.
+#[tokio::test]
+async fn strangers_that_say_nothing_keep_no_monitoring_out() {
+    let api = Arc::new(Api::new(solo::start().0));
+    let monitoring = Monitoring::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = monitoring.local_address().unwrap();
+    let mut serving = JoinSet::new();
+    serving.spawn(monitoring.serve(api, std::future::pending()));
+    let mut silent = Vec::new();
+    for _ in 0..=MONITORING_CONNECTIONS_MAX {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let ask = async {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET /livez HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        // To its end, which comes with the answer: one connection is for one request.
+        client.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let answer = timeout(Duration::from_secs(4), ask).await.expect("an answer at once");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    // A reset is an end as well.
+    let ended = timeout(Duration::from_secs(4), silent[0].read(&mut [0])).await;
+    assert_eq!(ended.expect("it gives way").unwrap_or(0), 0);
 }
 
 /// Rules warn at 95 % of the quota, so the two must be comparable.
@@ -87,11 +155,15 @@ async fn a_full_ring_is_as_large_as_its_quota() {
     let total = Request::Quota(QuotaRequest::Total { bytes_max: 1_000_000 });
     member.backend.propose(Caller::default(), total).await.unwrap().reply.unwrap();
     let mut kv = KvClient::new(member.channel().await);
-    let refused = loop {
-        if let Err(status) = kv.put(put("k", "x".repeat(10_000))).await {
-            break status;
+    let mut refused = None;
+    // Each put adds ten kilobytes of history.
+    for _ in 0..=100 {
+        refused = kv.put(put("k", "x".repeat(10_000))).await.err();
+        if refused.is_some() {
+            break;
         }
-    };
+    }
+    let refused = refused.expect("more than the quota was taken");
     assert_eq!(refused.code(), Code::ResourceExhausted);
     let seen = figures(&member).await;
     let size = seen["etcd_mvcc_db_total_size_in_bytes"];
@@ -107,7 +179,8 @@ async fn figures_are_named_by_the_rules() {
     let text = member.http("GET /metrics", "").await.body;
     let kinds: BTreeMap<&str, &str> =
         text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
-    for (name, kind) in &kinds {
+    // `promtool` asks nothing of figures without a type.
+    for (name, kind) in kinds.iter().filter(|(_, kind)| **kind != "untyped") {
         assert_eq!(name.ends_with("_total"), *kind == "counter", "{name} is a {kind}");
         assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help");
     }
