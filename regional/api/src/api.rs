@@ -1,4 +1,4 @@
-//! What all services of one member share.
+//! State that all services of one member share.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ pub struct StreamBytes {
     pub connection_max: usize,
 }
 
-/// What one request may be.
+/// Bounds of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestLimits {
     /// Of the entry that it becomes; as etcd's `--max-request-bytes`.
@@ -66,15 +66,15 @@ pub struct Api {
     pub long_messages: Arc<Semaphore>,
     /// How watch streams are carried.
     pub watching: crate::watch::Settings,
-    /// What one request may be.
+    /// Bounds of one request.
     pub requests: RequestLimits,
-    /// What one connection may ask; streams count once.
+    /// How many requests one connection may make; a stream counts once.
     pub connection_rate: Rate,
-    /// What open requests and streams may hold.
+    /// How much memory open requests and streams may hold.
     pub stream_bytes: StreamBytes,
-    /// What is counted here.
+    /// Figures of these services.
     pub meters: Meters,
-    /// What the ring counts, as Prometheus reads it; added to what is counted here.
+    /// Figures of the ring, as Prometheus reads them; they follow those of the services.
     pub ring_metrics: Option<RingMetrics>,
     long_reads: Semaphore,
 }
@@ -113,7 +113,7 @@ impl Api {
 
     /// Waits until one more long read may go on.
     pub async fn turn_to_read(&self) -> SemaphorePermit<'_> {
-        self.long_reads.acquire().await.expect("nobody closes this semaphore")
+        self.long_reads.acquire().await.expect("BUG: the semaphore was closed")
     }
 
     /// Whether this member has no vote.

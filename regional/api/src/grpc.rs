@@ -24,7 +24,7 @@ pub const PREFIX_BYTES: usize = 5;
 /// An answer up to here is handed over at once; the window then paces it below us.
 const SEND_AT_ONCE_BYTES_MAX: usize = 64 * 1024;
 
-/// The peer went away, or reset the stream. There is nobody to tell.
+/// The peer went away, or reset the stream. No answer reaches it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the peer is gone")]
 pub struct Gone;
@@ -54,7 +54,7 @@ pub struct Replies {
 }
 
 impl Replies {
-    /// Nothing has been sent yet; `counted` hears how the call ends.
+    /// Nothing has been sent yet; `counted` gets the code with which the call ends.
     #[must_use]
     pub fn new(respond: SendResponse<Bytes>, counted: Option<Counted>) -> Self {
         Self { respond, stream: None, counted }
@@ -76,7 +76,7 @@ impl Replies {
         self.finish(&Status::ok(""))
     }
 
-    /// Sends the headers, so that the client knows the stream stands before there is an answer.
+    /// Sends the headers, so that the client knows before there is an answer that the stream is open.
     ///
     /// # Errors
     ///

@@ -87,7 +87,7 @@ fn route(path: &str) -> Route {
     }
 }
 
-/// Answers one request. Whoever drops this has given up on the stream.
+/// Answers one request. To drop this is to give up on the stream.
 ///
 /// Thousands of these are under way and each is moved before it begins, so it is kept small: what
 /// few requests need is boxed.
@@ -109,7 +109,7 @@ pub(super) fn handle(
         Err(status) => Handled::Rare(Box::pin(async move { replies.finish(&status) })),
     };
     async move {
-        // `Gone` has nobody left to be told.
+        // With `Gone` there is no client to answer.
         let _: Result<(), Gone> = match handled {
             Handled::Unary(call, mut exchange) => {
                 let answer = unary(&serving, call, &mut exchange).await;

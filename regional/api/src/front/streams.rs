@@ -16,7 +16,7 @@ use crate::api::StreamBytes;
 use crate::backend::Unavailable;
 use crate::limits::STREAM_BYTES;
 
-/// What one permit stands for.
+/// The bytes that one permit counts for.
 const UNIT_BYTES: usize = 1024;
 
 /// The streams of all connections. Clones share them.

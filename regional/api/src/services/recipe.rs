@@ -151,7 +151,7 @@ impl Visit {
     /// for as long as the key is there.
     async fn withdraw(self, own: Own) {
         let backend = self.gate.backend();
-        // Whoever may no longer write the key leaves it to its lease.
+        // A client that may no longer write the key leaves it to its lease.
         while let Ok(caller) = self.caller() {
             let withdrawn = backend.propose(caller, Request::Txn(own.withdrawal())).await;
             let there = || backend.read(|keyspace| own.is_there(keyspace.store().get(&own.key)));

@@ -57,7 +57,7 @@ pub(super) enum Incoming {
 }
 
 impl Line {
-    /// Takes a stream over and tells the client that it stands.
+    /// Takes a stream over and tells the client that it is open.
     pub(super) fn new(exchange: Exchange, stream: StreamId, rope: Rope) -> Result<Self, Gone> {
         let credentials = exchange.credentials();
         let needs_leader = requires_leader(&exchange.headers);
@@ -153,7 +153,7 @@ impl Line {
 
     /// Ends the stream from our side. What waits is dropped: the client will come back.
     pub(super) async fn finish(self, status: &Status) {
-        // `Gone` has nobody left to be told.
+        // With `Gone` there is no client to answer.
         let _: Result<(), Gone> = self.replies.finish(status);
     }
 }

@@ -95,7 +95,7 @@ impl Cover {
         let after = self.0.partition_point(|span| span.start <= asked.start);
         let Some(span) = after.checked_sub(1).map(|before| &self.0[before]) else { return false };
         // etcd permits or denies a range that ends before it starts by the shape of the tree in which
-        // it keeps permissions. No key is in it, so nobody needs it.
+        // it keeps permissions. No key is in it, so no client needs it.
         if asked.end.as_ref().is_some_and(|end| *end < asked.start) {
             return false;
         }
