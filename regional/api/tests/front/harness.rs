@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 
 use bytes::{Bytes, BytesMut};
+use h2::SendStream;
 use h2::client::{ResponseFuture, SendRequest};
-use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request};
 use satrap_host::Shutdown;
 use satrap_regional_api::api::Api;
@@ -171,14 +171,6 @@ pub struct Begun {
 }
 
 impl Begun {
-    /// Waits until the member has answered something.
-    pub async fn started(self) -> (RecvStream, SendStream<Bytes>) {
-        let mut body = self.response.await.unwrap().into_body();
-        let chunk = body.data().await.unwrap().unwrap();
-        body.flow_control().release_capacity(chunk.len()).unwrap();
-        (body, self.requests)
-    }
-
     /// What becomes of it; one message at most.
     pub async fn outcome(self) -> Outcome {
         let (head, mut body) = self.response.await.unwrap().into_parts();
