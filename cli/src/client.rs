@@ -23,6 +23,7 @@ pub(crate) use blame::status_text;
 use blame::{check_certificate, named_rule};
 pub use connection::{Connection, Patience, read_genesis};
 pub use submit::DECIDE_WITHIN;
+pub(crate) use submit::SILENT_HEARTBEATS;
 
 use std::{path::PathBuf, time::Duration};
 

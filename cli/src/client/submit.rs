@@ -46,7 +46,7 @@ const HAND_ON_AFTER: Duration = Duration::from_secs(5);
 /// ring has adopted it.
 const SHOW_WITHIN: Duration = Duration::from_secs(5);
 /// A certified state of this many heartbeats ago is of the past.
-const SILENT_HEARTBEATS: u32 = 3;
+pub(crate) const SILENT_HEARTBEATS: u32 = 3;
 /// Between two looks, the first one; the pause doubles up to the longest.
 const LOOK_PAUSE: Duration = Duration::from_millis(25);
 const LOOK_PAUSE_MAX: Duration = Duration::from_secs(1);

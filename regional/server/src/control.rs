@@ -30,10 +30,13 @@ use satrap_host::{
 use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{
     BundleStatus, GovernanceReply, GovernanceRequest, LightBlockReply, LightBlocksRequest,
-    MemberInfo, RecoveryInfo, RegionStatus, StatusReply, StatusRequest, SubmitReply, SubmitRequest,
-    control_client::ControlClient, control_server, status_reply::Tier,
+    MemberInfo, RecoveryInfo, RegionStatus, RingAlarm, StatusReply, StatusRequest, SubmitReply,
+    SubmitRequest, control_client::ControlClient, control_server, status_reply::Tier,
 };
-use satrap_regional_core::recovery::{RecoveryKind, RecoveryRecord};
+use satrap_regional_core::{
+    alarm::AlarmKind,
+    recovery::{RecoveryKind, RecoveryRecord},
+};
 use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status, transport::Channel};
 
@@ -250,6 +253,7 @@ impl ControlService {
             recoveries: inner.ring.read(|keys| keys.recoveries().map(recovery).collect()),
             snapshots: inner.snapshots.as_ref().map(|watched| watched.borrow().to_wire()),
             errors: inner.ring.errors(),
+            alarms: inner.ring.alarms().into_iter().map(ring_alarm).collect(),
         }
     }
 
@@ -269,6 +273,14 @@ impl ControlService {
         let channels = self.0.members.iter().filter_map(|(_, channel)| channel.as_ref());
         join_all(channels.map(ask)).await.into_iter().flatten().collect()
     }
+}
+
+fn ring_alarm((kind, member): (AlarmKind, String)) -> RingAlarm {
+    let kind = match kind {
+        AlarmKind::NoSpace => "NOSPACE",
+        AlarmKind::Corrupt => "CORRUPT",
+    };
+    RingAlarm { kind: kind.to_owned(), member }
 }
 
 fn recovery(record: &RecoveryRecord) -> RecoveryInfo {

@@ -3,25 +3,25 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use futures::future::join_all;
-use satrap_certify::{BundleName, Digest, PublicKey, Report, SignedReport, Timestamp};
+use satrap_certify::{BundleName, Digest, Policy, PublicKey, Report, SignedReport, Timestamp};
 use satrap_host::{clock, pki::Role, pki::TrustAnchors};
 use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{RegionStatus, StatusReply, ValidatorStatus, status_reply::Tier};
 
 use super::attention::attention;
 use super::view::{
-    BundleView, EdgeView, EvidenceView, MemberView, Realm, RecoveryView, RegionView, RunningView,
-    SnapshotView, ValidatorView,
+    AlarmView, BundleView, EdgeView, EvidenceView, MemberView, Realm, RecoveryView, RegionView,
+    RunningView, SnapshotView, ValidatorView,
 };
 use crate::{
-    client::{Client, Endpoint},
+    client::{Client, Endpoint, SILENT_HEARTBEATS},
     realm::Description,
 };
 
 /// A process that has not reported for so long is not at work any more.
 const TWIN_SEEN_WITHIN: Duration = Duration::from_secs(300);
 
-/// What one server answered.
+/// The answer of one server.
 type Answer = Result<StatusReply, String>;
 /// Region and name.
 type EdgeKey = (String, String);
@@ -32,8 +32,11 @@ pub async fn gather(client: &Client) -> Realm {
     let answers = join_all(client.endpoints.iter().map(|endpoint| client.status(endpoint))).await;
     let answers: Vec<(&Endpoint, Answer)> = client.endpoints.iter().zip(answers).collect();
     let now = Timestamp(clock::now());
-    let mut realm =
-        Realm { chain_id: client.genesis.realm().chain_id().to_owned(), ..Realm::default() };
+    let mut realm = Realm {
+        chain_id: client.genesis.realm().chain_id().to_owned(),
+        late_after_ms: millis(late_after(&client.genesis.policy)),
+        ..Realm::default()
+    };
     for (endpoint, answer) in &answers {
         match answer {
             Ok(StatusReply { tier: Some(Tier::Validator(v)) }) => {
@@ -68,6 +71,15 @@ pub async fn gather(client: &Client) -> Realm {
     realm
 }
 
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The age of certified state, by the clock of this machine, that a healthy realm never reaches.
+fn late_after(policy: &Policy) -> Duration {
+    policy.heartbeat * SILENT_HEARTBEATS + policy.clock_drift
+}
+
 fn validator(endpoint: &Endpoint, v: &ValidatorStatus, now: Timestamp) -> ValidatorView {
     let age = now.since(Timestamp(v.time_unix_ns));
     let own = v.validators.iter().find(|info| info.name == v.name);
@@ -76,13 +88,13 @@ fn validator(endpoint: &Endpoint, v: &ValidatorStatus, now: Timestamp) -> Valida
         url: endpoint.url.clone(),
         error: None,
         height: v.height,
-        age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+        age_ms: millis(age),
         round: v.round,
         power: own.map_or(0, |info| info.power),
         jurisdiction: own.map(|info| info.jurisdiction.clone()).unwrap_or_default(),
         peers: v.validators.iter().filter(|p| p.connected && p.name != v.name).count(),
         waiting_changes: v.mempool_changes,
-        // Set by `quorum`, from the newest block anybody has.
+        // Set by `quorum`, from the newest block of all.
         signed_last: false,
         proposed_last: false,
     }
@@ -143,6 +155,13 @@ fn member(realm: &mut Realm, endpoint: &Endpoint, r: &RegionStatus, now: Timesta
     }
     view.refusals = r.refusals.iter().map(|(rule, n)| (rule.clone(), *n)).collect();
     view.refusals.sort();
+    // Every member tells the alarms of its ring; a member that lags may tell other ones.
+    for told in &r.alarms {
+        let alarm = AlarmView { kind: told.kind.clone(), member: told.member.clone() };
+        if !view.alarms.contains(&alarm) {
+            view.alarms.push(alarm);
+        }
+    }
     // A member that lags knows fewer.
     if r.recoveries.len() > view.recoveries.len() {
         view.recoveries = r.recoveries.iter().map(RecoveryView::of).collect();
@@ -227,7 +246,7 @@ impl Judge {
             region: report.region.to_string(),
             name: report.edge.to_string(),
             error: None,
-            report_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+            report_age_ms: millis(age),
             height: report.height,
             running: report.running.iter().map(version).collect(),
             failed: report.failed.iter().map(version).collect(),
@@ -248,8 +267,8 @@ fn edges(
     let mut doubtful: BTreeMap<EdgeKey, String> = BTreeMap::new();
     for bytes in regions.iter().flat_map(|r| &r.reports) {
         let Ok(signed) = SignedReport::from_canonical(bytes) else {
-            let nobody = ("?".to_owned(), "?".to_owned());
-            doubtful.insert(nobody, "a member relayed bytes that are no report".into());
+            let unknown = ("?".to_owned(), "?".to_owned());
+            doubtful.insert(unknown, "a member relayed bytes that are no report".into());
             continue;
         };
         let claimed = &signed.report;

@@ -1,8 +1,8 @@
 //! `satrap status`: the whole realm on one screen.
 //!
-//! What servers say about themselves is their word; a line that says otherwise between two of them
-//! is a reason to look closer. What edges run is more: their reports are signed, and each one is
-//! verified here against the CAs this operator trusts, whoever relayed it.
+//! The state of a server is that server's word; a contradiction between two of them is a reason to look
+//! closer. The state of an edge is more: its reports are signed, and each one is verified here against
+//! the CAs this operator trusts, by whichever server it came.
 
 mod attention;
 mod gather;
@@ -20,8 +20,8 @@ use crate::{
 
 pub use gather::gather;
 pub use view::{
-    BundleView, EdgeView, EvidenceView, MemberView, Realm, RecoveryView, RegionView, RunningView,
-    SavedView, SnapshotView, ValidatorView,
+    AlarmView, BundleView, EdgeView, EvidenceView, MemberView, Realm, RecoveryView, RegionView,
+    RunningView, SavedView, SnapshotView, ValidatorView,
 };
 
 /// How often `--watch` looks.

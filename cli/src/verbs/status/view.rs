@@ -1,4 +1,4 @@
-//! What `status` shows, as `--json` prints it.
+//! The picture of a realm that `status` shows, as `--json` prints it.
 
 use std::fmt;
 
@@ -15,6 +15,8 @@ pub struct Realm {
     pub chain_id: String,
     /// The highest height any validator claims.
     pub height: u64,
+    /// Certified state older than this is late: blocks, and what edges report, come more often.
+    pub late_after_ms: u64,
     /// Names of the validators whose signatures are in that block, by the word of that validator.
     pub signed_last: Vec<String>,
     /// The global quorum.
@@ -25,7 +27,7 @@ pub struct Realm {
     pub bundles: Vec<BundleView>,
     /// Edges, each from its newest report that verifies.
     pub edges: Vec<EdgeView>,
-    /// What somebody must act on, worst first.
+    /// The faults that an operator must act on, worst first.
     pub attention: Vec<String>,
     /// Proof that a validator broke the protocol.
     pub evidence: Vec<EvidenceView>,
@@ -65,7 +67,7 @@ pub struct ValidatorView {
 pub struct RegionView {
     /// Its name.
     pub name: String,
-    /// Who leads; empty if nobody is known to.
+    /// The leader's name; empty if no member knows one.
     pub leader: String,
     /// The leader's term.
     pub term: u64,
@@ -77,10 +79,21 @@ pub struct RegionView {
     pub upstream_connected: bool,
     /// Its ring.
     pub members: Vec<MemberView>,
-    /// What members refused from upstream, by rule.
+    /// Updates from upstream that members refused, by rule.
     pub refusals: Vec<(String, u64)>,
+    /// Alarms that are raised in its ring.
+    pub alarms: Vec<AlarmView>,
     /// Every time the history of its keys was cut, oldest first.
     pub recoveries: Vec<RecoveryView>,
+}
+
+/// One alarm of a ring.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct AlarmView {
+    /// `NOSPACE` or `CORRUPT`.
+    pub kind: String,
+    /// The member that it is about.
+    pub member: String,
 }
 
 /// One cut in the history of a ring.
@@ -98,7 +111,7 @@ pub struct RecoveryView {
     pub trusted: Vec<String>,
     /// Members whose state was given up.
     pub lost: Vec<String>,
-    /// In the words of whoever did it.
+    /// In the words of the operator who did it.
     pub reason: String,
 }
 
@@ -148,7 +161,7 @@ pub struct MemberView {
     pub applied_index: u64,
     /// Log entries behind the leader, as the leader sees it.
     pub lag: u64,
-    /// What is wrong with it, and the alarms of its ring.
+    /// Its own faults; alarms are in [`RegionView::alarms`].
     pub errors: Vec<String>,
     /// Its own scheduled snapshots, if it makes any.
     pub snapshots: Option<SnapshotView>,
@@ -224,13 +237,13 @@ pub struct EdgeView {
     pub region: String,
     /// Its name.
     pub name: String,
-    /// Why nothing it said can be believed, or that it said nothing.
+    /// The reason why no report of it can be believed, or that there is none.
     pub error: Option<String>,
     /// Since its newest report, by its own clock.
     pub report_age_ms: u64,
     /// Its newest verified checkpoint.
     pub height: u64,
-    /// What its workload runs.
+    /// The versions that its workload runs.
     pub running: Vec<RunningView>,
     /// Versions that failed there: a hook refused them, or their content cannot be files.
     pub failed: Vec<RunningView>,
@@ -242,7 +255,7 @@ pub struct EdgeView {
     pub connected: bool,
 }
 
-/// What an edge runs.
+/// One version that an edge runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RunningView {
     /// Which bundle.
@@ -256,7 +269,7 @@ pub struct RunningView {
 /// Proof of misbehavior.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct EvidenceView {
-    /// Who did it.
+    /// Name of the validator that did it.
     pub validator: String,
     /// At which height.
     pub height: u64,

@@ -8,7 +8,7 @@ use satrap_regional_api::backend::{
 };
 use satrap_regional_core::{
     Request,
-    alarm::{AlarmKind, AlarmMember},
+    alarm::AlarmKind,
     members::{MemberRequest, Published},
 };
 use satrap_regional_storage::StorageError;
@@ -138,29 +138,22 @@ impl<P: Platform> Ring<P> {
         members
     }
 
-    /// What an operator must act on here: what is wrong with this member, and the alarms of its ring.
+    /// Faults of this member that an operator must act on, in words.
     #[must_use]
     pub fn errors(&self) -> Vec<String> {
+        self.shared.complaints()
+    }
+
+    /// The alarms of the ring, each with the name of the member that it is about.
+    #[must_use]
+    pub fn alarms(&self) -> Vec<(AlarmKind, String)> {
         let members = self.members();
         let name = |id| {
             let member = members.iter().find(|member| member.id == id);
-            member.map_or_else(|| format!("{id:x}"), |member| format!("`{}`", member.name))
+            member.map_or_else(|| format!("{id:x}"), |member| member.name.clone())
         };
-        let alarm = |alarm: AlarmMember| match alarm.kind {
-            AlarmKind::NoSpace => format!(
-                "NOSPACE of member {}: the ring takes no writes that grow it; make room \
-                 (deploy/runbooks/disk-full.md)",
-                name(alarm.member)
-            ),
-            AlarmKind::Corrupt => format!(
-                "CORRUPT: the state of member {} is not the ring's; replace it \
-                 (deploy/runbooks/corrupt-member.md)",
-                name(alarm.member)
-            ),
-        };
-        let alarms =
-            self.read(|keyspace| keyspace.alarms().list(None).map(alarm).collect::<Vec<_>>());
-        self.shared.complaints().into_iter().chain(alarms).collect()
+        let alarms = self.read(|keyspace| keyspace.alarms().list(None).collect::<Vec<_>>());
+        alarms.into_iter().map(|alarm| (alarm.kind, name(alarm.member))).collect()
     }
 
     /// The ring as services see it.

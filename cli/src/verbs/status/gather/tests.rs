@@ -112,3 +112,61 @@ fn the_newest_verified_report_wins_over_what_cannot_be_verified() {
     let alone = edges(None, &[&status(vec![forged.to_canonical()])], &judge);
     assert!(alone[0].error.as_ref().unwrap().starts_with("unverifiable report"));
 }
+
+#[test]
+fn two_processes_with_one_identity_are_told_from_one_that_was_started_again() {
+    let eu = authority("eu");
+    let now = clock::now();
+    let judge = Judge {
+        genesis_hash: GENESIS_HASH,
+        trust: TrustAnchors::from_pem(eu.certificate_pem().as_bytes()).unwrap(),
+        now: Timestamp(now),
+    };
+    let web = edge(&eu, "eu", "web");
+    let second = 1_000_000_000;
+    // Seconds ago.
+    let told = |started: u64, time: u64| {
+        let mut r = report("eu", "web");
+        (r.started, r.time) = (Timestamp(now - started * second), Timestamp(now - time * second));
+        r.sign(&web.key, web.certificate.clone()).to_canonical().into()
+    };
+    for (reports, has_twin) in [
+        // It ended before the next one started.
+        (vec![told(900, 60), told(50, 1)], false),
+        // It reported after the other had started, in whichever order they are relayed.
+        (vec![told(900, 30), told(50, 1)], true),
+        (vec![told(50, 1), told(900, 30)], true),
+        // The newest report may be of the process that started first.
+        (vec![told(900, 1), told(50, 30)], true),
+        // One process, of which a member holds an older report.
+        (vec![told(900, 30), told(900, 1)], false),
+        // They did overlap, and one of them has been away for long.
+        (vec![told(900, 400), told(500, 1)], false),
+    ] {
+        let status = RegionStatus { region: "eu".into(), reports, ..RegionStatus::default() };
+        let views = edges(None, &[&status], &judge);
+        let ages: Vec<_> = views.iter().map(|v| v.report_age_ms).collect();
+        assert_eq!((views.len(), views[0].has_twin), (1, has_twin), "{ages:?}");
+    }
+}
+
+#[test]
+fn an_alarm_that_every_member_tells_is_one_alarm() {
+    let mut realm = Realm::default();
+    let url = "https://127.0.0.1:1".to_owned();
+    let endpoint = Endpoint { label: "region eu/a".into(), url };
+    let alarm = |kind: &str| satrap_proto::v1::RingAlarm { kind: kind.into(), member: "b".into() };
+    let told = |member: &str, alarms: Vec<_>| {
+        let (region, member) = ("eu".into(), member.into());
+        RegionStatus { region, member, alarms, ..RegionStatus::default() }
+    };
+    member(&mut realm, &endpoint, &told("a", vec![alarm("NOSPACE")]), Timestamp(1));
+    member(
+        &mut realm,
+        &endpoint,
+        &told("b", vec![alarm("NOSPACE"), alarm("CORRUPT")]),
+        Timestamp(1),
+    );
+    let kinds: Vec<_> = realm.regions[0].alarms.iter().map(|alarm| alarm.kind.as_str()).collect();
+    assert_eq!(kinds, ["NOSPACE", "CORRUPT"]);
+}
