@@ -69,9 +69,9 @@ pub struct Endpoint {
 pub struct Client {
     /// The root of trust.
     pub genesis: Genesis,
-    /// Who asks.
+    /// The operator that asks.
     pub credentials: Credentials,
-    /// Whom to ask, in this order.
+    /// The servers to ask, in this order.
     pub endpoints: Vec<Endpoint>,
     /// What is known of the realm, if it was described.
     pub description: Option<Description>,
@@ -84,7 +84,7 @@ pub struct Client {
 pub struct Read {
     /// Verified from the genesis on.
     pub replica: Replica,
-    /// Who served it.
+    /// The server that it came from.
     pub from: Endpoint,
 }
 
@@ -96,7 +96,7 @@ pub struct Decided {
     pub height: u64,
     /// Certified version of the bundle after it; 0 if it is not a publish.
     pub version: u64,
-    /// Who answered, or showed the effect.
+    /// The server that answered, or showed the effect.
     pub by: Endpoint,
     /// Whether it had been decided before it was submitted this time.
     pub before: bool,
@@ -122,7 +122,7 @@ impl From<ConnectError> for Ended {
 }
 
 impl Client {
-    /// Loads genesis and credentials. Connects to nobody yet.
+    /// Loads genesis and credentials, and opens no connection yet.
     ///
     /// # Errors
     ///
@@ -199,7 +199,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// If nobody can, with each server's reason.
+    /// If no server can, with each server's reason.
     pub async fn read(&self, interest: &Interest) -> Result<Read, CliError> {
         // A server that has just started may hold nothing yet; another may have more.
         let at_genesis = std::cell::RefCell::new(None);
@@ -246,7 +246,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// If nobody can serve it, with each server's reason.
+    /// If no server can, with each server's reason.
     pub async fn governance(&self) -> Result<Governance, CliError> {
         self.first(async |_, channel| self.governance_from(channel).await).await
     }

@@ -8,12 +8,14 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use satrap_certify::{Action, Change, GovernanceAct, Operator, PublicKey, SignedChange};
+use satrap_certify::{
+    Action, BundleName, Change, GovernanceAct, Operator, PublicKey, Retire, SignedChange,
+};
 use satrap_cli::{client::Client, error::Kind};
 use satrap_host::{
     TaskGroup,
@@ -29,20 +31,26 @@ use satrap_proto::v1::{
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use self::realm::{TestRealm, plan};
+use self::realm::{BUNDLE, TestRealm, plan};
 
 const MADE_UP_HEIGHT: u64 = 77;
 
-/// Takes every change, keeps it to itself, and claims a decision.
+/// Takes every change, keeps it to itself, and claims a decision, or ends the call without an answer.
 #[derive(Clone, Default)]
-struct Liar(Arc<AtomicUsize>);
+struct Liar {
+    asked: Arc<AtomicUsize>,
+    loses: Arc<AtomicBool>,
+}
 
 #[tonic::async_trait]
 impl control_server::Control for Liar {
     type LightBlocksStream = Pin<Box<dyn Stream<Item = Result<LightBlockReply, Status>> + Send>>;
 
     async fn submit(&self, _: Request<SubmitRequest>) -> Result<Response<SubmitReply>, Status> {
-        self.0.fetch_add(1, Ordering::SeqCst);
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        if self.loses.load(Ordering::SeqCst) {
+            return Err(Status::unavailable("it went away"));
+        }
         let block_hash = vec![7; 32].into();
         Ok(Response::new(SubmitReply { height: MADE_UP_HEIGHT, block_hash, version: 1 }))
     }
@@ -105,7 +113,16 @@ impl World {
     }
 
     fn govern(&self, version: u64, act: GovernanceAct) -> SignedChange {
-        let change = Change::new(self.realm.genesis.realm(), Action::Govern(version, act));
+        self.sign(Action::Govern(version, act))
+    }
+
+    fn retire(&self, expect_version: u64) -> SignedChange {
+        let bundle = BundleName::new(BUNDLE).unwrap();
+        self.sign(Action::Retire(Retire { bundle, expect_version }))
+    }
+
+    fn sign(&self, action: Action) -> SignedChange {
+        let change = Change::new(self.realm.genesis.realm(), action);
         let mut signed = SignedChange::unsigned(change);
         self.realm.keys.iter().for_each(|key| signed.approve(key));
         signed
@@ -130,12 +147,12 @@ async fn a_swallowed_publish_goes_to_the_next_server() {
     let client = world.client();
     let change = world.realm.publish(0, &BundleTree::default(), &content("hello"));
     let decided = client.submit(&change).await.unwrap();
-    assert_eq!(world.liar.0.load(Ordering::SeqCst), 1, "the liar was asked first");
+    assert_eq!(world.liar.asked.load(Ordering::SeqCst), 1, "the liar was asked first");
     assert_eq!((decided.version, &decided.by), (1, &client.endpoints[1]));
     assert!(decided.height > 0 && decided.height != MADE_UP_HEIGHT, "{decided:?}");
     assert_eq!(world.realm.read(&client).await, (1, content("hello")));
 
-    // With nobody else to ask, the error says who claimed what.
+    // With no other server to ask, the error says who claimed what.
     let only_liar = world.realm.client(vec![world.liar_url.clone()]);
     let next = world.realm.publish(1, &content("hello"), &content("bye"));
     let submitted = only_liar.submit_within(&next, Duration::from_secs(8), &|_| {}).await;
@@ -164,5 +181,46 @@ async fn a_swallowed_revocation_goes_to_the_next_server() {
     let governance = honest.governance().await.unwrap();
     assert!(!governance.operators.contains_key(&mallory), "the revocation was swallowed");
     assert_eq!(governance.version, 2);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_refusal_does_not_speak_for_a_server_that_may_have_the_change() {
+    let world = World::start().await;
+    world.liar.loses.store(true, Ordering::SeqCst);
+    let patience = Duration::from_secs(8);
+    let stale = world.realm.publish(7, &BundleTree::default(), &content("hello"));
+
+    let error = world.client().submit_within(&stale, patience, &|_| {}).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Undecided, "{error}");
+    for reason in ["it went away", "refused by rule V4"] {
+        assert!(error.message.contains(reason), "{reason}: {error}");
+    }
+    // Where no server can have it, the refusal is the answer.
+    let honest = world.realm.client(world.realm.validator_urls());
+    let error = honest.submit_within(&stale, patience, &|_| {}).await.unwrap_err();
+    assert_eq!((error.kind, error.rule.as_deref()), (Kind::Refused, Some("V4")), "{error}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_change_that_was_overtaken_is_not_said_to_be_refused_or_decided() {
+    let world = World::start().await;
+    let client = world.realm.client(world.realm.validator_urls());
+    let first = world.realm.publish(0, &BundleTree::default(), &content("hello"));
+    client.submit(&first).await.unwrap();
+    assert!(client.submit(&first).await.unwrap().before);
+    let second = world.realm.publish(1, &content("hello"), &content("bye"));
+    client.submit(&second).await.unwrap();
+
+    let error = client.submit(&first).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Undecided, "{error}");
+    assert!(error.message.contains("the bundle has moved on to version 2"), "{error}");
+
+    // A retirement by another change is none of a version that never was.
+    client.submit(&world.retire(2)).await.unwrap();
+    assert!(client.submit(&world.retire(2)).await.unwrap().before);
+    let error = client.submit(&world.retire(9)).await.unwrap_err();
+    assert_eq!((error.kind, error.rule.as_deref()), (Kind::Refused, Some("V4")), "{error}");
     world.stop().await;
 }

@@ -1,4 +1,4 @@
-//! Whose fault it is that there is no answer, in words.
+//! Names the party at fault when there is no answer.
 
 use satrap_certify::{Genesis, Timestamp};
 use satrap_host::{

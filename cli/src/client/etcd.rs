@@ -35,7 +35,7 @@ pub struct EtcdClient {
 }
 
 impl EtcdClient {
-    /// Loads the credentials; connects to nobody yet.
+    /// Loads the credentials, and opens no connection yet.
     ///
     /// # Errors
     ///
@@ -73,7 +73,7 @@ impl EtcdClient {
     ///
     /// # Errors
     ///
-    /// If nobody answers there, or whoever does is not who the address says.
+    /// If no server answers there, or the server is not the one that the address names.
     pub async fn connect(&self, url: &str) -> Result<Channel, CliError> {
         let failed = |why: &dyn std::fmt::Display| CliError::unavailable(format!("{url}: {why}"));
         let target = url.strip_prefix("https://").unwrap_or(url).trim_end_matches('/').to_owned();

@@ -7,13 +7,16 @@
 //!
 //! ```text
 //!   hand in to one server ── answer ──▶ decided: look for the effect │ refused │ lost: next server
+//!            │                             └─ refused while another server may have it: look, next
 //!            └── silent for HAND_ON_AFTER: the next server gets it, too
 //!   out of time: `not submitted` if no server took it, `undecided` if one did
 //! ```
 //!
 //! # Deliberately absent
 //!
-//! A refusal is the word of one server too, but it is seen: the error names the server.
+//! A refusal is the word of one server too, but it is seen: the error names the server. It counts only
+//! while no other server can have the change: the change may have been decided there, and be refused
+//! here because of that.
 
 use std::{
     collections::BTreeSet,
@@ -23,7 +26,7 @@ use std::{
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use satrap_certify::{
-    Action, Governance, GovernanceAct, Interest, Publish, Replica, SignedChange, Timestamp,
+    Action, Governance, GovernanceAct, Interest, Replica, SignedChange, Timestamp,
 };
 use satrap_host::clock;
 use satrap_proto::v1::{SubmitReply, SubmitRequest};
@@ -63,6 +66,17 @@ enum Answer {
     Lost(String),
     /// The server did not take it.
     NotTaken(String),
+}
+
+/// The state that one server holds, compared with a change.
+enum Look {
+    /// It shows the effect.
+    Shows(Shown),
+    /// The bundle is at a version above the one that the change makes, so it shows no trace of an effect
+    /// that was there before.
+    MovedOn(u64),
+    /// It shows no effect.
+    Nothing,
 }
 
 /// The certified effect of a change.
@@ -204,8 +218,14 @@ impl Client {
                 }
                 Answer::Lost(why) => tally.failed(endpoint, &why, true),
                 Answer::NotTaken(why) => tally.failed(endpoint, &why, false),
+                Answer::Refused(error) if tally.is_unsettled() => {
+                    if let Some(shown) = self.shown(change, endpoint, SHOW_WITHIN).await {
+                        return Ok(Some(shown.decided(None)));
+                    }
+                    tally.failed(endpoint, &error.to_string(), false);
+                }
                 Answer::Refused(error) => {
-                    return self.refused(change, endpoint, error, tally).await.map(Some);
+                    return self.refused(change, endpoint, error).await.map(Some);
                 }
             }
             answers.extend(others.next().map(|next| self.hand_in(next, bytes, tally)));
@@ -219,24 +239,26 @@ impl Client {
         Ok(shown.map(|shown| shown.decided(None)))
     }
 
-    /// O2: a change that some server had decided is refused by the others, as one of the past.
+    /// O2: a change that was decided before is refused, as one of the past.
     async fn refused(
         &self,
         change: &SignedChange,
         endpoint: &Endpoint,
         error: CliError,
-        tally: &Tally,
     ) -> Result<Decided, CliError> {
-        let overtaken = error.rule.as_deref().is_some_and(|rule| OVERTAKEN.contains(&rule));
-        if tally.is_unsettled() {
-            let shown = self.shown(change, endpoint, SHOW_WITHIN).await;
-            return shown.map(|shown| shown.decided(None)).ok_or(error);
-        }
-        if !overtaken {
+        if !error.rule.as_deref().is_some_and(|rule| OVERTAKEN.contains(&rule)) {
             return Err(error);
         }
-        let seen = timeout(SHOW_WITHIN, self.seen(change, endpoint)).await.ok().flatten();
-        seen.map(|shown| Decided { before: true, ..shown.decided(None) }).ok_or(error)
+        let looked = timeout(SHOW_WITHIN, self.look_at_all(change, endpoint)).await;
+        match looked.unwrap_or(Look::Nothing) {
+            Look::Shows(shown) => Ok(Decided { before: true, ..shown.decided(None) }),
+            Look::MovedOn(version) => Err(CliError::undecided(format!(
+                "the change may have been decided before; it will not be decided any more: the \
+                 bundle has moved on to version {version}, which shows no trace of it; compare with \
+                 `satrap get`, and publish again what is missing ({error})"
+            ))),
+            Look::Nothing => Err(error),
+        }
     }
 
     async fn hand_in<'a>(
@@ -279,7 +301,7 @@ impl Client {
         let look = async {
             let mut pause = LOOK_PAUSE;
             loop {
-                if let Some(shown) = self.seen(change, first).await {
+                if let Look::Shows(shown) = self.look_at_all(change, first).await {
                     return shown;
                 }
                 sleep(pause).await;
@@ -289,30 +311,46 @@ impl Client {
         timeout(patience, look).await.ok()
     }
 
-    /// Looks once on all servers, `first` before the others.
-    async fn seen(&self, change: &SignedChange, first: &Endpoint) -> Option<Shown> {
+    /// Looks once on all servers, `first` before the others, until one shows the effect.
+    async fn look_at_all(&self, change: &SignedChange, first: &Endpoint) -> Look {
         let others = self.endpoints.iter().filter(|endpoint| *endpoint != first);
+        let mut found = Look::Nothing;
         for endpoint in [first].into_iter().chain(others) {
-            if let Some(shown) = self.look(change, endpoint).await {
-                return Some(shown);
+            match self.look(change, endpoint).await.unwrap_or(Look::Nothing) {
+                Look::Nothing => {}
+                Look::Shows(shown) => return Look::Shows(shown),
+                moved_on @ Look::MovedOn(_) => found = moved_on,
             }
         }
-        None
+        found
     }
 
-    /// Whether the certified state that one server holds shows the effect of `change`.
-    async fn look(&self, change: &SignedChange, endpoint: &Endpoint) -> Option<Shown> {
+    /// Compares the certified state that one server holds with `change`; nothing if it serves none.
+    async fn look(&self, change: &SignedChange, endpoint: &Endpoint) -> Option<Look> {
         let channel = self.channel(endpoint).await.ok()?;
         let head = match &change.change.action {
             Action::Publish(publish) => {
                 let interest = Interest::Bundles(vec![publish.bundle.clone()]);
                 let replica = self.read_from(channel, &interest).await.ok()?;
-                Some(published(&replica, publish)?)
+                let head = replica.heads().get(&publish.bundle)?;
+                let made = publish.expect_version + 1;
+                if head.version > made {
+                    return Some(Look::MovedOn(head.version));
+                }
+                let shows = head.version == made && head.root == publish.root;
+                shows.then_some(Some((head.height, made)))?
             }
             Action::Retire(retire) => {
                 let interest = Interest::Bundles(vec![retire.bundle.clone()]);
-                let replica = self.read_from(channel, &interest).await.ok()?;
-                let shows = self.is_fresh(&replica) && replica.heads().is_empty();
+                let replica = self.read_from(channel.clone(), &interest).await.ok()?;
+                if let Some(head) = replica.heads().get(&retire.bundle) {
+                    // V28: a name that is used again starts above every version that was retired.
+                    let moved_on = head.version > retire.expect_version;
+                    return moved_on.then_some(Look::MovedOn(head.version));
+                }
+                // An absent bundle that never was at this version was retired by another change.
+                let retired = self.governance_from(channel).await.ok()?.retired_version;
+                let shows = self.is_fresh(&replica) && retired > retire.expect_version;
                 shows.then_some(Some((replica.height(), 0)))?
             }
             Action::Govern(expected, act) => {
@@ -321,7 +359,7 @@ impl Client {
                 shows.then_some(None)?
             }
         };
-        Some(Shown { head, by: endpoint.clone() })
+        Some(Look::Shows(Shown { head, by: endpoint.clone() }))
     }
 
     /// Whether `replica` is of the present: a state from before a bundle was created shows its
@@ -363,13 +401,6 @@ fn is_before_taking(code: Code) -> bool {
             | Code::Unimplemented
             | Code::ResourceExhausted
     )
-}
-
-/// Height and version of the head that `publish` made, if `replica` holds it.
-fn published(replica: &Replica, publish: &Publish) -> Option<(u64, u64)> {
-    let head = replica.heads().get(&publish.bundle)?;
-    let ours = head.root == publish.root && head.version == publish.expect_version + 1;
-    ours.then_some((head.height, head.version))
 }
 
 /// Whether `governance` is as `act` makes it.

@@ -37,7 +37,7 @@ pub struct Decision {
     pub version: u64,
     /// From submission to decision.
     pub decided_ms: u64,
-    /// Who answered, or showed the effect.
+    /// The server that answered, or showed the effect.
     pub by: String,
     /// Whether it had been decided before.
     pub before: bool,

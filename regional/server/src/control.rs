@@ -124,7 +124,19 @@ fn caller<T>(request: &Request<T>) -> Result<PeerIdentity, Status> {
 
 /// Whether a validator judged what it was sent and found it wrong.
 fn is_verdict(code: Code) -> bool {
-    !is_retryable(code) && code != Code::ResourceExhausted
+    !is_retryable(code) && !is_before_taking(code)
+}
+
+/// Whether a validator that answers so has not looked at the request. To an operator this means that
+/// no server took the change (O4).
+fn is_before_taking(code: Code) -> bool {
+    matches!(
+        code,
+        Code::ResourceExhausted
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::Unimplemented
+    )
 }
 
 impl ControlService {
@@ -196,11 +208,11 @@ impl ControlService {
                 Err(status::refused(Code::DeadlineExceeded, &format!("no answer in {left:?}")))
             });
             match answer {
-                // A validator that failed may have taken the request: `busy` of another one must not
-                // read as if none had.
+                // A validator that failed may have taken the request: the answer of another one that
+                // has not looked at it must not read as if none had.
                 Err(status)
                     if is_retryable(status.code())
-                        || status.code() == Code::ResourceExhausted && !last.is_empty() =>
+                        || is_before_taking(status.code()) && !last.is_empty() =>
                 {
                     last = format!("`{}`: {}", endpoint.name, status.message());
                     tracing::warn!("validator could not answer: {last}");

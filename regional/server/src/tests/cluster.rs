@@ -64,6 +64,8 @@ pub enum Honesty {
     Silent,
     /// Has no room for changes.
     Busy,
+    /// Takes no changes from this region.
+    Forbids,
 }
 
 /// Certificates, directories and validators of one test.
@@ -402,8 +404,10 @@ impl control_server::Control for Judge {
     type LightBlocksStream = Replies<LightBlockReply>;
 
     async fn submit(&self, _: Request<SubmitRequest>) -> Result<Response<SubmitReply>, Status> {
-        if self.honesty == Honesty::Busy {
-            return Err(Status::resource_exhausted("the mempool is full"));
+        match self.honesty {
+            Honesty::Busy => return Err(Status::resource_exhausted("the mempool is full")),
+            Honesty::Forbids => return Err(Status::permission_denied("not from this region")),
+            Honesty::Honest | Honesty::Tampers | Honesty::Silent => {}
         }
         Err(Status::failed_precondition(VERDICT))
     }

@@ -198,31 +198,33 @@ fn a_verdict_passes_through_and_a_dead_validator_does_not_matter() {
 }
 
 #[test]
-fn a_busy_validator_does_not_speak_for_one_that_failed() {
-    let world = World::new(&[Honesty::Busy]);
-    let mut config = world.ring(&["m1"]).remove(0);
-    let submit = |config: &Config| {
-        let member = Running::start(config);
-        let refused = block_on(async {
-            let operator = world.credentials(World::operator());
-            let mut control = ControlClient::new(channel(&member, &operator));
-            control.submit(SubmitRequest::default()).await.unwrap_err()
-        });
-        member.stop();
-        refused
-    };
-    let refused = submit(&config);
-    assert_eq!(
-        (refused.code(), refused.message()),
-        (Code::ResourceExhausted, "the mempool is full")
-    );
-    // One that failed may have taken the change, so the caller must not read that none did.
-    let dead = Reserved::any(1).unwrap();
-    let dead = Endpoint { name: label("v9"), url: format!("https://{}", dead.addresses()[0]) };
-    config.validators.insert(0, dead);
-    let refused = submit(&config);
-    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
-    assert!(refused.message().contains("the mempool is full"), "{refused:?}");
+fn a_validator_that_did_not_look_does_not_speak_for_one_that_failed() {
+    for (honesty, code, words) in [
+        (Honesty::Busy, Code::ResourceExhausted, "the mempool is full"),
+        (Honesty::Forbids, Code::PermissionDenied, "not from this region"),
+    ] {
+        let world = World::new(&[honesty]);
+        let mut config = world.ring(&["m1"]).remove(0);
+        let submit = |config: &Config| {
+            let member = Running::start(config);
+            let refused = block_on(async {
+                let operator = world.credentials(World::operator());
+                let mut control = ControlClient::new(channel(&member, &operator));
+                control.submit(SubmitRequest::default()).await.unwrap_err()
+            });
+            member.stop();
+            refused
+        };
+        let refused = submit(&config);
+        assert_eq!((refused.code(), refused.message()), (code, words));
+        // One that failed may have taken the change, so the caller must not read that none did.
+        let dead = Reserved::any(1).unwrap();
+        let dead = Endpoint { name: label("v9"), url: format!("https://{}", dead.addresses()[0]) };
+        config.validators.insert(0, dead);
+        let refused = submit(&config);
+        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+        assert!(refused.message().contains(words), "{refused:?}");
+    }
 }
 
 #[test]
