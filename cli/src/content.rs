@@ -43,7 +43,7 @@ const KEY_DIGITS: usize = 16;
 /// The treatment of symbolic links in a directory (P3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Links {
-    /// A link is an error.
+    /// A link is an error, because it may lead to any file.
     Refuse,
     /// A link to a file is read as that file, wherever it is.
     Follow,
@@ -137,7 +137,7 @@ fn check_size(tree: &BundleTree) -> Result<(), String> {
 fn dangling(path: &Path, target: &Path) -> CliError {
     let (path, target) = (path.display().to_string(), target.display().to_string());
     CliError::usage(format!(
-        "content {} is a link to {}, which does not exist",
+        "content {} is a link to {}, which does not exist; mend or remove the link",
         one_line(&path),
         one_line(&target)
     ))
@@ -197,8 +197,8 @@ impl DirectoryReader<'_> {
         }
         let (path, target) = (path.display().to_string(), target.display().to_string());
         Err(CliError::refused(format!(
-            "{} is a link to {}; links are not published, because each may lead to any file: put \
-             the file itself there, or say --follow-links",
+            "{} is a link to {}, and a link may lead to any file: put the file itself there, or, \
+             with `publish`, `approve` and `verify`, give --follow-links",
             one_line(&path),
             one_line(&target)
         )))

@@ -1,21 +1,21 @@
 //! Why a verb failed, for a person and for a script.
 //!
-//! The exit code says who has to act: the caller (64), the author of the data (65), whoever runs
-//! the servers (69), or whoever runs this machine (70). 75 says that a change was submitted and its
+//! The exit code says who has to act: the caller (64), the author of the data (65), the operator of
+//! the servers (69), or the operator of this machine (70). 75 says that a change was submitted and its
 //! fate is not known yet. They are those of `sysexits.h`.
 
 use std::{fmt, process::ExitCode};
 
 use crate::output::one_line;
 
-/// Whose fault it is.
+/// The party at fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The command line or a file named on it makes no sense.
     Usage,
     /// Data was refused by a rule: here, or by the validators.
     Refused,
-    /// Nobody answered; later or elsewhere it may work.
+    /// No server answered; later or elsewhere it may work.
     Unavailable,
     /// This machine failed: disk, randomness, sockets.
     Internal,
@@ -58,7 +58,7 @@ impl Kind {
 /// A failed verb.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CliError {
-    /// Whose fault.
+    /// The party at fault.
     pub kind: Kind,
     /// The rule of `docs/spec/` that refused, if one did.
     pub rule: Option<String>,
@@ -83,7 +83,7 @@ impl CliError {
         Self { kind: Kind::Refused, rule, message: message.to_string() }
     }
 
-    /// Nobody answered.
+    /// No server answered.
     pub fn unavailable(message: impl fmt::Display) -> Self {
         Self { kind: Kind::Unavailable, rule: None, message: message.to_string() }
     }
@@ -102,7 +102,13 @@ impl CliError {
     pub fn file(what: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
         use std::io::ErrorKind;
         let path = one_line(&path.display().to_string());
-        let message = format!("{what} {path}: {error}");
+        // An error that this program made says what to do itself.
+        let advice = match (error.kind(), error.raw_os_error()) {
+            (ErrorKind::NotFound, Some(_)) => "; check the path",
+            (ErrorKind::PermissionDenied, Some(_)) => "; check the owner and mode of the file",
+            _ => "",
+        };
+        let message = format!("{what} {path}: {error}{advice}");
         match error.kind() {
             ErrorKind::NotFound
             | ErrorKind::PermissionDenied

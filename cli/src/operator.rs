@@ -40,7 +40,11 @@ pub fn read_key(path: &Path) -> Result<SigningKey, CliError> {
 ///
 /// As for [`read_key`].
 pub fn read_keys(paths: &[PathBuf]) -> Result<Vec<SigningKey>, CliError> {
-    paths.iter().map(|path| read_key(path)).collect()
+    let named = |error: CliError| {
+        let message = format!("{}; --operator names the file of your key", error.message);
+        CliError { message, ..error }
+    };
+    paths.iter().map(|path| read_key(path).map_err(named)).collect()
 }
 
 /// Makes a key file that does not exist yet, and returns the public half.

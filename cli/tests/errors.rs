@@ -18,12 +18,12 @@ const CASES: &[(&[&str], i32, &str)] = &[
     (
         &["verify", "--genesis", "none", "--certificate", "none"],
         64,
-        "satrap: genesis none: No such file or directory (os error 2)\n",
+        "satrap: genesis none: No such file or directory (os error 2); check the path\n",
     ),
     (
         &["publish", "config/x", "absent"],
         64,
-        "satrap: content absent: No such file or directory (os error 2)\n",
+        "satrap: content absent: No such file or directory (os error 2); check the path\n",
     ),
     (
         &["publish", "config/x", "words"],
@@ -40,7 +40,7 @@ const CASES: &[(&[&str], i32, &str)] = &[
     (
         &["dev", "--trust-bundle", "absent"],
         64,
-        "satrap: content absent: No such file or directory (os error 2)\n",
+        "satrap: content absent: No such file or directory (os error 2); check the path\n",
     ),
     (
         &["submit", "words"],
@@ -63,7 +63,7 @@ const CASES: &[(&[&str], i32, &str)] = &[
         &["--json", "publish", "config/x", "absent"],
         64,
         "{\"error\":{\"kind\":\"usage\",\"message\":\"content absent: No such file or directory (os \
-         error 2)\",\"rule\":null}}\n",
+         error 2); check the path\",\"rule\":null}}\n",
     ),
     (
         &["get", "../etc"],
@@ -81,7 +81,8 @@ const CASES: &[(&[&str], i32, &str)] = &[
     (
         &["publish", "config/x", "dangling"],
         64,
-        "satrap: content dangling is a link to nowhere, which does not exist\n",
+        "satrap: content dangling is a link to nowhere, which does not exist; mend or remove the \
+         link\n",
     ),
     (
         &["blocks", "--from", "5", "--to", "3", "--out", "b"],

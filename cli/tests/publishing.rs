@@ -4,7 +4,11 @@ mod common;
 mod live_realm;
 mod realm;
 
-use std::{fs, os::unix::ffi::OsStringExt as _, sync::Arc};
+use std::{
+    fs::{self, Permissions},
+    os::unix::{ffi::OsStringExt as _, fs::PermissionsExt as _},
+    sync::Arc,
+};
 
 use common::satrap;
 use ed25519_dalek::SigningKey;
@@ -57,7 +61,7 @@ fn content_that_edges_cannot_use_or_is_a_mistake_is_refused() {
     live.run(&["publish", BUNDLE, "content"])
         .fails(65, "would lose 6 of its 8 entries: 0, 1, 2, 3, 4, …; look at all of it");
     live.run(&["publish", BUNDLE, "content", "--allow-delete", "5"])
-        .fails(65, "say --allow-delete 6");
+        .fails(65, "give --allow-delete 6");
     fs::create_dir(live.dir().join("empty")).unwrap();
     live.run(&["publish", BUNDLE, "empty"]).fails(65, "would lose 8 of its 8 entries");
     live.run(&["publish", "config/new", "empty"]).fails(65, "empty holds no file");
@@ -75,7 +79,7 @@ fn content_that_edges_cannot_use_or_is_a_mistake_is_refused() {
         "approvals       0 of 1",
         "warning         key `tls.key` holds a private key (EC PRIVATE KEY)",
         "warning         it removes 6 of 8 entries",
-        "say --allow-delete 6",
+        "give --allow-delete 6",
         "dry run: nothing was signed or submitted",
     ] {
         assert!(dry.contains(line), "{line}\n{dry}");
@@ -98,7 +102,8 @@ fn content_that_edges_cannot_use_or_is_a_mistake_is_refused() {
         let verb = ["govern", "authorize-region-key", region, &key];
         live.run(&[&verb[..], &both, more].concat())
     };
-    authorize("ue", &[]).fails(65, "there is no region `ue`: known are eu; check the name, or say");
+    authorize("ue", &[])
+        .fails(65, "there is no region `ue`: known are eu; check the name, or give");
     authorize("eu", &[]).succeeds();
     authorize("us", &["--new-region"]).succeeds();
 }
@@ -254,6 +259,21 @@ fn credentials_of_others_are_told_from_servers_that_are_away() {
         .fails(64, "the certificate names spiffe://test-realm/region/eu/edge/eu-edge-1; servers");
     live.run(&["get", BUNDLE, "--endpoint", "foo"])
         .fails(64, "--endpoint: \"foo\" is not an address; expected https://HOST:PORT");
+
+    // A key that is not there, is not private, or is no key.
+    live.write("content/a", "1");
+    live.write("open.key", &"00".repeat(32));
+    fs::set_permissions(live.dir().join("open.key"), Permissions::from_mode(0o644)).unwrap();
+    live.write("words.key", "no key");
+    fs::set_permissions(live.dir().join("words.key"), Permissions::from_mode(0o600)).unwrap();
+    for (key, expected) in [
+        ("absent.key", "operator key absent.key: No such file"),
+        ("open.key", "has mode 0644, expected 0600: run `chmod 600 open.key`"),
+        ("words.key", "operator key words.key: expected 64 hex digits"),
+    ] {
+        let ran = live.run(&["publish", BUNDLE, "content", "--operator", key]).fails(64, expected);
+        assert!(ran.err.contains("; --operator names the file of your key"), "{}", ran.err);
+    }
 
     // Another realm, of the same name and of another one.
     let twin = tempfile::tempdir().unwrap();

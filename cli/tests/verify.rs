@@ -49,6 +49,19 @@ fn verify_content(dir: &Path, args: &[&str]) -> Ran {
 }
 
 #[test]
+fn content_behind_links_is_compared_if_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    files(dir.path());
+    let content = dir.path().join("content");
+    let entry = fs::read_dir(&content).unwrap().map(|e| e.unwrap().path()).find(|p| p.is_file());
+    let (entry, moved) = (entry.unwrap(), dir.path().join("moved"));
+    fs::rename(&entry, &moved).unwrap();
+    std::os::unix::fs::symlink(&moved, &entry).unwrap();
+    verify_content(dir.path(), &[]).fails(65, "`verify`, give --follow-links");
+    verify_content(dir.path(), &["--follow-links"]).succeeds();
+}
+
+#[test]
 fn what_was_certified_passes() {
     let dir = tempfile::tempdir().unwrap();
     files(dir.path());

@@ -20,7 +20,7 @@ use crate::{
 /// The state that a change applies to, as far as it is known here.
 #[derive(Clone, Copy, Debug)]
 pub struct Present<'a> {
-    /// Who may approve.
+    /// The operators who may approve.
     pub governance: &'a Governance,
     /// Whether that is the certified state of now, and not that of the genesis.
     pub is_certified: bool,
@@ -43,7 +43,7 @@ pub struct Review {
     pub difference: Option<Difference>,
     /// For a publish: the root that results.
     pub root: Option<String>,
-    /// Identify the parts, whoever approved them.
+    /// Identify the parts, regardless of approvals.
     pub digests: Vec<String>,
     /// The realm it is for.
     pub genesis_hash: String,
@@ -60,7 +60,7 @@ pub struct Review {
 /// An approval that the validators refuse, and with it the change (V3).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Void {
-    /// Whose key.
+    /// The owner of the key.
     pub key: String,
     /// Why.
     pub why: &'static str,

@@ -1,7 +1,7 @@
 //! `satrap approve`: adds an operator's signature to a saved change.
 //!
 //! The approver sees what the signed bytes do to the certified content of now, and with `--matches`
-//! checks that the resulting content is the one they reviewed, without trusting whoever made the
+//! checks that the resulting content is the one they reviewed, without trusting the author of the
 //! file. Without a server in reach the bytes alone are shown, and that is said.
 
 use std::{path::PathBuf, time::Duration};
@@ -87,7 +87,7 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
     if present.is_certified {
         check_keys(&keys, present.governance)?;
     }
-    // The validators refuse a change with such an approval, whoever else approved.
+    // The validators refuse a change with such an approval, even if enough others approved.
     let dropped = void(&changes, &present);
     changes.drop_approvals(&dropped);
     for key in &dropped {

@@ -60,7 +60,7 @@ struct Entry {
 ///
 /// # Errors
 ///
-/// If nobody can serve the bundle, or it does not exist.
+/// If no server can serve the bundle, or it does not exist.
 pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
     let client = Client::open(&args.connection)?;
     let interest = Interest::Bundles(vec![args.bundle.clone()]);

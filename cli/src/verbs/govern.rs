@@ -204,7 +204,7 @@ fn check_region(
         names => format!("known are {}", names.join(", ")),
     };
     Err(CliError::refused(format!(
-        "there is no region `{region}`: {known}; check the name, or say --new-region"
+        "there is no region `{region}`: {known}; check the name, or give --new-region"
     )))
 }
 

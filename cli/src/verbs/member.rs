@@ -81,7 +81,7 @@ fn peer_url(text: &str) -> Result<String, String> {
 ///
 /// # Errors
 ///
-/// If nobody answers, or the ring refuses.
+/// If no member answers, or the ring refuses.
 pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
     block_on(async {
         match verb {

@@ -70,7 +70,7 @@ pub struct Published {
     pub height: Option<u64>,
     /// From submission to decision.
     pub decided_ms: Option<u64>,
-    /// Who answered.
+    /// The server that answered.
     pub by: Option<String>,
     /// Entries that differ.
     pub difference: Difference,
@@ -204,7 +204,7 @@ fn check_deletions(args: &Args, difference: &Difference, before: usize) -> Optio
         let (bundle, some) = (&args.bundle, Difference::some(&difference.removed));
         CliError::refused(format!(
             "`{bundle}` would lose {removed} of its {before} entries: {some}; look at all of it with \
-             --dry-run, and if it is meant, say --allow-delete {removed}"
+             --dry-run, and if it is meant, give --allow-delete {removed}"
         ))
     })
 }
@@ -239,7 +239,7 @@ pub struct Base {
 ///
 /// # Errors
 ///
-/// If nobody can serve it, or it is not at the version `expect`ed (V4).
+/// If no server can serve it, or it is not at the version `expect`ed (V4).
 pub async fn base(
     client: &Client,
     bundle: &BundleName,

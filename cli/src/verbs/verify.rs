@@ -41,6 +41,9 @@ pub struct Args {
     /// A file in that directory which is not an entry, such as an edge's combined file (repeatable)
     #[arg(long, value_name = "KEY", requires = "dir")]
     ignore: Vec<String>,
+    /// Read symbolic links in that directory as the files that they lead to
+    #[arg(long, requires = "dir")]
+    follow_links: bool,
 }
 
 #[derive(Serialize)]
@@ -129,7 +132,8 @@ fn check_content(args: &Args, replica: &Replica, bundle: &BundleName) -> Result<
         return Err(CliError::refused(why));
     };
     let Some(path) = &args.dir else { return Ok(()) };
-    let mut found = content::read(path, Links::Refuse)?;
+    let links = if args.follow_links { Links::Follow } else { Links::Refuse };
+    let mut found = content::read(path, links)?;
     for key in &args.ignore {
         let key =
             Key::new(key.as_bytes()).map_err(|e| CliError::usage(format!("--ignore: {e}")))?;

@@ -69,7 +69,7 @@ pub(super) fn length(prefix: &[u8; PREFIX_BYTES]) -> Result<usize, Refused> {
     let payload_bytes = rest.get_u32_le() as usize;
     if magic != MAGIC {
         return Err(Refused::Malformed(
-            "it is another kind of file, or damaged: bytes that begin no frame",
+            "it is another kind of file, or damaged; take another copy of the snapshot",
         ));
     }
     if payload_bytes > PAYLOAD_BYTES_MAX {
