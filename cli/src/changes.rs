@@ -4,22 +4,29 @@
 //! bundle, each of which expects the version that the one before makes. An approval signs all of them,
 //! so that one file still means one outcome.
 //!
+//! # Invariants
+//!
+//! - **G1** At most one part names a key. Each part is a valid change without those after it, and an
+//!   approver sees the end: a part must not add what a later one takes back.
+//!
 //! The file is the canonical encoding of its changes, one after the other.
 
 pub mod review;
 pub mod split;
 
-use std::{io::ErrorKind, path::Path};
+use std::{collections::BTreeSet, io::ErrorKind, path::Path};
 
 use ed25519_dalek::SigningKey;
-use satrap_certify::{Action, Approval, Change, PublicKey, SignedChange, limits::CHANGE_BYTES_MAX};
+use satrap_certify::{
+    Action, Approval, Change, PublicKey, Publish, SignedChange, limits::CHANGE_BYTES_MAX,
+};
 use satrap_host::files;
 use satrap_merkle::{
     Digest,
     codec::{Canonical as _, Reader},
 };
 
-use crate::error::CliError;
+use crate::{content::key_text, error::CliError, output::one_line};
 
 /// Parts of one publish. The largest difference of two bundles has fewer.
 pub const PARTS_MAX: usize = 32;
@@ -56,6 +63,32 @@ impl Changes {
     #[must_use]
     pub fn last(&self) -> &SignedChange {
         &self.parts[self.parts.len() - 1]
+    }
+
+    /// The parts that publish, which are all or none.
+    pub fn publishes(&self) -> impl Iterator<Item = &Publish> {
+        self.parts.iter().filter_map(|part| match &part.change.action {
+            Action::Publish(publish) => Some(publish),
+            Action::Retire(_) | Action::Govern(..) => None,
+        })
+    }
+
+    /// G1
+    fn check_keys(&self) -> Result<(), String> {
+        let mut named = BTreeSet::new();
+        let keys = self
+            .publishes()
+            .flat_map(|part| part.puts.iter().map(|(key, _)| key).chain(&part.deletes));
+        for key in keys {
+            if !named.insert(key) {
+                let key = one_line(&key_text(key));
+                return Err(format!(
+                    "two of its parts name the key {key}, so a version between could hold what its \
+                     outcome does not show; do not sign it"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Signs every part.
@@ -127,7 +160,8 @@ impl Changes {
         if parts.len() > 1 && !parts.array_windows().all(|[a, b]| follows(&a.change, &b.change)) {
             return Err("its parts are not one publish".to_owned());
         }
-        Ok(Self { parts })
+        let changes = Self { parts };
+        changes.check_keys().map(|()| changes)
     }
 
     fn encode(&self) -> Result<Vec<u8>, CliError> {
@@ -216,12 +250,22 @@ mod tests {
 
     use super::*;
 
-    fn part(version: u64, value: &str) -> SignedChange {
+    fn tree(keys: &[&str]) -> BundleTree {
         let mut tree = BundleTree::default();
-        tree.insert(&Key::new(b"k").unwrap(), Arc::from(value.as_bytes()));
+        for key in keys {
+            tree.insert(&Key::new(key.as_bytes()).unwrap(), Arc::from(&b"1"[..]));
+        }
+        tree
+    }
+
+    fn change(version: u64, from: &[&str], to: &[&str]) -> SignedChange {
         let name = BundleName::new("config/x").unwrap();
-        let publish = Publish::between(name, version, &BundleTree::default(), &tree);
+        let publish = Publish::between(name, version, &tree(from), &tree(to));
         SignedChange::unsigned(Change { genesis_hash: [7; 32], action: Action::Publish(publish) })
+    }
+
+    fn part(version: u64, key: &str) -> SignedChange {
+        change(version, &[], &[key])
     }
 
     #[test]
@@ -253,5 +297,20 @@ mod tests {
         let many = vec![part(0, "a"); PARTS_MAX + 1];
         let many = Changes { parts: many }.encode().unwrap();
         assert!(Changes::decode(&many).unwrap_err().contains("more than 32 parts"));
+    }
+
+    /// The first part is a valid change by itself, and the outcome shows nothing of it.
+    #[test]
+    fn no_part_takes_back_what_one_before_it_did() {
+        let dir = tempfile::tempdir().unwrap();
+        let evil = [change(3, &[], &["good", "evil"]), change(4, &["good", "evil"], &["good"])];
+        let gone = [change(3, &["a", "b"], &["b"]), change(4, &["b"], &["a", "b"])];
+        for (n, (parts, key)) in [(evil, "evil"), (gone, "a")].into_iter().enumerate() {
+            let path = dir.path().join(n.to_string());
+            Changes { parts: parts.into() }.create(&path).unwrap();
+            let error = Changes::read(&path).unwrap_err();
+            let expected = format!("two of its parts name the key {key}, ");
+            assert!(error.message.contains(&expected), "{error}");
+        }
     }
 }

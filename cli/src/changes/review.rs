@@ -41,6 +41,12 @@ pub struct Review {
     pub parts: usize,
     /// Keys that are added, changed and removed, if the content before could be read.
     pub difference: Option<Difference>,
+    /// The same for each part, if there are several: each is a version that edges may come to run
+    /// without those after it.
+    pub steps: Vec<Difference>,
+    /// The first part, counted from 1, that does not make the root it names (V7). The validators refuse
+    /// it and those after it, and may decide those before it.
+    pub wrong_part: Option<usize>,
     /// For a publish: the root that results.
     pub root: Option<String>,
     /// Identify the parts, regardless of approvals.
@@ -77,6 +83,8 @@ impl Review {
             expect_version: 0,
             parts: changes.parts().len(),
             difference: None,
+            steps: Vec::new(),
+            wrong_part: None,
             root: None,
             digests: changes.parts().iter().map(|part| hex::encode(part.change.digest())).collect(),
             genesis_hash: hex::encode(changes.genesis_hash()),
@@ -134,43 +142,17 @@ impl Review {
             true => "as a new bundle".to_owned(),
             false => format!("version {from} to {to}"),
         };
-        let publishes = || {
-            changes.parts().iter().filter_map(|part| match &part.change.action {
-                Action::Publish(publish) => Some(publish),
-                Action::Retire(_) | Action::Govern(..) => None,
-            })
-        };
-        let entries = publishes().flat_map(|part| part.puts.iter().map(|(k, v)| (k, v)));
+        let entries = changes.publishes().flat_map(|part| part.puts.iter().map(|(k, v)| (k, v)));
         self.warnings.extend(hazards(entries));
         if let Some(base) = self.base(bundle, from, present) {
-            let mut tree = base.clone();
-            for part in publishes() {
-                part.puts.iter().for_each(|(key, value)| {
-                    tree.insert(key, value.clone());
-                });
-                part.deletes.iter().for_each(|key| {
-                    tree.remove(key);
-                });
-            }
-            if tree.root() != last.root {
-                self.warnings.push(
-                    "the content does not have the root that the change names; the validators will \
-                     refuse it by rule V7"
-                        .to_owned(),
-                );
-            }
-            let difference = Difference::between(base, &tree);
-            if difference.is_mass_deletion(base.len()) {
-                let (removed, before) = (difference.removed.len(), base.len());
-                self.warnings.push(format!("it removes {removed} of {before} entries"));
-            }
-            self.difference = Some(difference);
+            let tree = self.steps(changes, base);
+            self.difference = Some(Difference::between(base, &tree));
         }
         let sizes = match &self.difference {
             Some(difference) => difference.sizes(),
             None => {
-                let puts = publishes().map(|part| part.puts.len()).sum();
-                let deletes: usize = publishes().map(|part| part.deletes.len()).sum();
+                let puts = changes.publishes().map(|part| part.puts.len()).sum();
+                let deletes: usize = changes.publishes().map(|part| part.deletes.len()).sum();
                 format!("{} put, {deletes} removed", count(puts, "entry", "entries"))
             }
         };
@@ -179,6 +161,41 @@ impl Review {
             n => format!(", as {n} versions one after the other"),
         };
         self.action = format!("publish `{bundle}` {versions}: {sizes}{parts}");
+    }
+
+    /// Goes through the versions that the parts of a publish make of `base`, and returns the last.
+    fn steps(&mut self, changes: &Changes, base: &BundleTree) -> BundleTree {
+        let mut tree = base.clone();
+        for (n, part) in changes.publishes().enumerate() {
+            let before = tree.clone();
+            apply(&mut tree, part);
+            let what = match self.parts {
+                1 => "it".to_owned(),
+                all => format!("part {} of {all}", n + 1),
+            };
+            let difference = Difference::between(&before, &tree);
+            if difference.is_mass_deletion(before.len()) {
+                let (removed, before) = (difference.removed.len(), before.len());
+                self.warnings.push(format!("{what} removes {removed} of {before} entries"));
+            }
+            if self.parts > 1 {
+                self.steps.push(difference);
+            }
+            if tree.root() != part.root && self.wrong_part.is_none() {
+                self.wrong_part = Some(n + 1);
+                self.warnings.push(format!(
+                    "the content after part {} does not have the root that the change names; the \
+                     validators will refuse it by rule V7",
+                    n + 1
+                ));
+            }
+        }
+        let whole = Difference::between(base, &tree);
+        if self.parts > 1 && whole.is_mass_deletion(base.len()) {
+            let (removed, before) = (whole.removed.len(), base.len());
+            self.warnings.push(format!("all parts remove {removed} of {before} entries"));
+        }
+        tree
     }
 
     /// The content that a change of `bundle` at `version` applies to, if it is the present one.
@@ -221,6 +238,15 @@ impl Review {
         }
         self.approved_by.sort();
     }
+}
+
+fn apply(tree: &mut BundleTree, publish: &Publish) {
+    publish.puts.iter().for_each(|(key, value)| {
+        tree.insert(key, value.clone());
+    });
+    publish.deletes.iter().for_each(|key| {
+        tree.remove(key);
+    });
 }
 
 /// Approvals on `changes` that the validators refuse. Without certified state, a key that the genesis
@@ -279,8 +305,11 @@ impl fmt::Display for Review {
         if let Some(root) = &self.root {
             writeln!(f, "  resulting root  {root}")?;
         }
-        for digest in &self.digests {
-            writeln!(f, "  change          {digest}")?;
+        for (n, digest) in self.digests.iter().enumerate() {
+            match self.steps.get(n) {
+                Some(step) => writeln!(f, "  part {:<10} {digest}: {}", n + 1, step.sizes())?,
+                None => writeln!(f, "  change          {digest}")?,
+            }
         }
         writeln!(f, "  realm genesis   {}", self.genesis_hash)?;
         let have = self.approved_by.len();
@@ -294,5 +323,56 @@ impl fmt::Display for Review {
             writeln!(f, "  void approval   key {key}: {why}")?;
         }
         self.warnings.iter().try_for_each(|w| writeln!(f, "  warning         {}", one_line(w)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use satrap_certify::{Key, SignedChange, limits::VALUE_BYTES_MAX};
+    use satrap_sim::SimRealm;
+
+    use super::*;
+    use crate::changes::split;
+
+    /// `n` entries, so large that few of them fit one part.
+    fn large(prefix: &str, n: usize) -> BundleTree {
+        let mut tree = BundleTree::default();
+        for i in 0..n {
+            let key = Key::new(format!("{prefix}{i}").as_bytes()).unwrap();
+            tree.insert(&key, Arc::from(vec![1; VALUE_BYTES_MAX]));
+        }
+        tree
+    }
+
+    #[test]
+    fn each_part_is_shown_and_its_root_checked() {
+        let realm = SimRealm::new("test", 1);
+        let name = BundleName::new("config/x").unwrap();
+        let (from, to) = (large("a", 4), large("b", 8));
+        let made = split::publish(realm.genesis.realm(), &name, 6, (&from, &to)).unwrap();
+        let present = Present {
+            governance: &realm.genesis.governance,
+            is_certified: true,
+            base: Some((6, &from)),
+        };
+        let review = Review::of(&made, &present);
+        let parts = made.parts().len();
+        assert!(parts > 2, "{parts} parts");
+        assert_eq!((review.steps.len(), review.wrong_part), (parts, None));
+        let added: usize = review.steps.iter().map(|step| step.added.len()).sum();
+        assert_eq!(added, 8);
+        assert!(review.warnings.contains(&"all parts remove 4 of 4 entries".into()), "{review}");
+        assert!(review.to_string().contains("\n  part 1          "), "{review}");
+
+        // The last part has the root that was promised; the one in the middle does not.
+        let mut forged = made.parts().to_vec();
+        let Action::Publish(publish) = &mut forged[1].change.action else { panic!("a publish") };
+        publish.root = [9; 32];
+        forged[1] = SignedChange::unsigned(forged[1].change.clone());
+        let review = Review::of(&Changes { parts: forged }, &present);
+        assert_eq!(review.wrong_part, Some(2));
+        assert!(review.warnings.iter().any(|w| w.contains("after part 2")), "{review}");
     }
 }

@@ -8,6 +8,9 @@
 //! - an entry goes earlier only if there is no room for what must come, since every version has to
 //!   respect the limits of a bundle.
 //!
+//! - no two parts name the same key (G1): every entry of a version between is one of the first or of
+//!   the last.
+//!
 //! All parts are built and signed at once. Each names the version it expects and the root that
 //! results, so they can be decided in this order only, and nothing can be put between them.
 
@@ -128,6 +131,7 @@ fn has_room(tree: &BundleTree, key: &Key, bytes: usize) -> bool {
 mod tests {
     use std::sync::Arc;
 
+    use proptest::prelude::*;
     use satrap_certify::limits::VALUE_BYTES_MAX;
     use satrap_sim::SimRealm;
 
@@ -164,6 +168,11 @@ mod tests {
             states.push(tree.clone());
         }
         assert_eq!(states.last().unwrap().root(), to.root());
+        let bytes = changes.encode().unwrap();
+        assert_eq!(Changes::decode(&bytes).unwrap(), changes, "approvers can read it (G1)");
+        for (key, value) in states.iter().flat_map(BundleTree::iter) {
+            assert!(from.get(key) == Some(value) || to.get(key) == Some(value), "{key}");
+        }
         states
     }
 
@@ -207,5 +216,28 @@ mod tests {
     fn a_bundle_of_as_many_entries_as_there_may_be_is_divided() {
         let full = many("", BUNDLE_ENTRIES_MAX, 1, 1);
         states(&BundleTree::default(), &full);
+    }
+    /// Up to 40 entries under few keys, so that two contents share many of them.
+    fn contents() -> impl Strategy<Value = BundleTree> {
+        let entry = (0..60u8, 1..120_000usize, 0..3u8);
+        proptest::collection::vec(entry, 0..40).prop_map(|entries| {
+            let mut made = BundleTree::default();
+            for (key, bytes, fill) in entries {
+                let key = Key::new(format!("k{key}").as_bytes()).unwrap();
+                if has_room(&made, &key, key.as_bytes().len() + bytes) {
+                    made.insert(&key, Arc::from(vec![fill; bytes]));
+                }
+            }
+            made
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn no_two_parts_name_the_same_key(from in contents(), to in contents()) {
+            states(&from, &to);
+        }
     }
 }

@@ -16,10 +16,10 @@ use crate::{
         review::{Present, Review, void},
     },
     client::{Client, Connection, version_of},
-    content::{self, Links},
+    content::{self, Links, key_text},
     error::CliError,
     operator,
-    output::Output,
+    output::{Output, one_line},
     verbs::{block_on, publish::Saved},
 };
 
@@ -81,8 +81,18 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
         ));
     }
     let present = known.present();
+    let review = Review::of(&changes, &present);
     if keys.is_empty() {
-        return output.show(&Review::of(&changes, &present));
+        return output.show(&review);
+    }
+    if let Some(part) = review.wrong_part {
+        return Err(CliError::rule(
+            "V7",
+            format!(
+                "the content after part {part} of the change does not have the root that it names, \
+                 so the validators would refuse it, but not those before it; do not sign it"
+            ),
+        ));
     }
     if present.is_certified {
         check_keys(&keys, present.governance)?;
@@ -132,28 +142,43 @@ pub(super) fn check_realm(changes: &Changes, genesis: &Genesis) -> Result<(), Cl
     ))
 }
 
-/// V7, against the content that the approver reviewed.
+/// V7, against the content that the approver reviewed. Every part has to lead there, since it is a
+/// valid change without those after it.
 fn check_outcome(args: &Args, changes: &Changes) -> Result<(), CliError> {
     let Some(path) = &args.matches else { return Ok(()) };
     let links = if args.follow_links { Links::Follow } else { Links::Refuse };
-    let reviewed = content::read(path, links)?.root();
     let Action::Publish(publish) = &changes.last().change.action else {
         return Err(CliError::usage(
             "--matches is for changes that publish; this one leaves no content to compare",
         ));
     };
-    if publish.root == reviewed {
-        return Ok(());
+    let tree = content::read(path, links)?;
+    let (reviewed, path) = (tree.root(), path.display());
+    if publish.root != reviewed {
+        return Err(CliError::rule(
+            "V7",
+            format!(
+                "the change results in root {}, {path} has {}; do not sign it",
+                hex::encode(publish.root),
+                hex::encode(reviewed)
+            ),
+        ));
     }
-    Err(CliError::rule(
-        "V7",
-        format!(
-            "the change results in root {}, {} has {}; do not sign it",
-            hex::encode(publish.root),
-            path.display(),
-            hex::encode(reviewed)
-        ),
-    ))
+    for (n, part) in changes.publishes().enumerate() {
+        let put = part.puts.iter().find(|(key, value)| tree.get(key) != Some(value));
+        let deleted = part.deletes.iter().find(|key| tree.get(key).is_some());
+        let Some(key) = put.map(|(key, _)| key).or(deleted) else { continue };
+        return Err(CliError::rule(
+            "V7",
+            format!(
+                "part {} of the change makes the key {} something else than it is in {path}; do not \
+                 sign it",
+                n + 1,
+                one_line(&key_text(key))
+            ),
+        ));
+    }
+    Ok(())
 }
 
 fn known(args: &Args, genesis: &Genesis, changes: &Changes) -> Known {
