@@ -107,10 +107,33 @@ pub fn one_line(text: &str) -> String {
     line
 }
 
+/// Characters of the widest cell; a key, which may be the longest of what is listed, has at most 512 bytes.
+const CELL_CHARS_MAX: usize = 1_024;
+
+/// A cell of a table: one line, and not longer than a table can be.
+fn cell_text(cell: &str) -> String {
+    let line = one_line(cell);
+    match line.char_indices().nth(CELL_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+/// The first few of a list, and how many more there are.
+#[must_use]
+pub fn few(list: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown = list[..list.len().min(SHOWN)].join(", ");
+    match list.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
 /// Rows with aligned columns; the first row is the heading. Each row is one line.
 #[must_use]
 pub fn table(rows: &[Vec<String>]) -> String {
-    let line = |row: &Vec<String>| row.iter().map(|cell| one_line(cell)).collect::<Vec<_>>();
+    let line = |row: &Vec<String>| row.iter().map(|cell| cell_text(cell)).collect::<Vec<_>>();
     let rows: Vec<_> = rows.iter().map(line).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
@@ -119,8 +142,10 @@ pub fn table(rows: &[Vec<String>]) -> String {
     let widths: Vec<_> = (0..columns).map(width).collect();
     let mut text = String::new();
     for row in &rows {
-        let cells: Vec<_> =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let pad = |(cell, width): (&String, &usize)| {
+            format!("{cell}{}", " ".repeat(width.saturating_sub(cell.chars().count())))
+        };
+        let cells: Vec<_> = row.iter().zip(&widths).map(pad).collect();
         text.push_str("  ");
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');
@@ -166,6 +191,15 @@ mod tests {
         assert_eq!(one_line("a\nb\\n\u{202e}c ü"), "a\\nb\\\\n\\u{202e}c ü");
         let row = |cell: &str| vec![cell.to_owned()];
         assert_eq!(table(&[row("KEY"), row("a\n  forged")]), "  KEY\n  a\\n  forged\n");
+    }
+
+    #[test]
+    fn what_an_edge_reports_is_cut_to_fit() {
+        let names: Vec<_> = (0..3_000).map(|n| format!("config/some-long-name v{n}")).collect();
+        let text = table(&[vec![names.join(", "), "end".to_owned()]]);
+        assert!(text.chars().count() < CELL_CHARS_MAX + 16 && text.ends_with("…  end\n"));
+        assert!(few(&names).ends_with("v4 and 2995 more"), "{}", few(&names));
+        assert_eq!(few(&names[..2]), names[..2].join(", "));
     }
 
     #[test]

@@ -22,7 +22,7 @@
 //! its edges late.
 
 use super::view::{AlarmView, EdgeView, MemberView, Realm, RegionView, ValidatorView};
-use crate::output::span;
+use crate::output::{few, span};
 
 /// Edges with one kind of trouble that are listed; the others are counted.
 const LISTED_MAX: usize = 5;
@@ -156,7 +156,7 @@ fn of_edges(realm: &Realm, lines: &mut Vec<String>) {
     list("failed to activate a version", &|edge| {
         let failed: Vec<_> =
             edge.failed.iter().map(|f| format!("{} v{}", f.bundle, f.version)).collect();
-        let failed = failed.join(", ");
+        let failed = few(&failed);
         (!failed.is_empty()).then(|| {
             format!(
                 "failed to activate {failed}: its log says why; publish a version that it takes"

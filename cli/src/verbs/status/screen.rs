@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use super::view::{EdgeView, MemberView, Realm, RegionView, ValidatorView};
-use crate::output::{count, span, table};
+use crate::output::{count, few, span, table};
 
 /// Edges listed one by one; of a larger fleet only those with trouble are.
 const EDGES_LISTED_MAX: usize = 20;
@@ -88,7 +88,7 @@ impl Realm {
             let edges: Vec<_> = versions.map(|((_, v), n)| format!("v{v}: {n}")).collect();
             let [version, entries, bytes] = [b.version, b.entries, b.bytes].map(|n| n.to_string());
             let root: String = b.root.chars().take(16).collect();
-            rows.push(row(&[&b.name, &version, &entries, &bytes, &root, &edges.join(", ")]));
+            rows.push(row(&[&b.name, &version, &entries, &bytes, &root, &few(&edges)]));
         }
         write!(f, "\n{}", table(&rows))
     }
@@ -105,9 +105,10 @@ impl Realm {
                 .any(|r| current.get(r.bundle.as_str()).is_some_and(|v| *v > r.version))
         };
         let trouble = |edge: &EdgeView| edge.error.is_some() || !edge.connected || behind(edge);
-        let few = self.edges.len() <= EDGES_LISTED_MAX;
+        let is_small = self.edges.len() <= EDGES_LISTED_MAX;
         let mut rows = vec![row(&["EDGE", "RUNS", "HEIGHT", "REPORT", ""])];
-        let shown = self.edges.iter().filter(|edge| few || trouble(edge)).take(EDGES_LISTED_MAX);
+        let shown =
+            self.edges.iter().filter(|edge| is_small || trouble(edge)).take(EDGES_LISTED_MAX);
         rows.extend(shown.map(edge_row));
         let listed = rows.len() - 1;
         if listed > 0 {
@@ -171,5 +172,5 @@ fn edge_row(edge: &EdgeView) -> Vec<String> {
         notes.push(format!("refused {times} by {rule}"));
     }
     let (height, age) = (edge.height.to_string(), span(edge.report_age_ms));
-    row(&[&name, &runs.join(", "), &height, &format!("{age} ago"), &notes.join(", ")])
+    row(&[&name, &few(&runs), &height, &format!("{age} ago"), &few(&notes)])
 }
