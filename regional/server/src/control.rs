@@ -48,7 +48,7 @@ use crate::{
     },
     raft::Ring,
     refusals::Refusals,
-    reports::{EdgeKey, Held, Kept, Reports, merge},
+    reports::{EdgeKey, Held, Kept, Reports, fitting, merge},
     snapshots::Watched,
     status,
     upstream::validator_rule,
@@ -347,7 +347,7 @@ fn merge_status(own: RegionStatus, others: &[RegionStatus]) -> RegionStatus {
             }
         }
     }
-    let reports = reports.into_values().flat_map(Held::into_reports);
+    let reports = fitting(reports.into_values()).into_iter();
     merged.reports = reports.map(|kept| kept.bytes.into()).collect();
     merged.connected_edges = connected.into_iter().collect();
     merged

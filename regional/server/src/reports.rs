@@ -13,7 +13,7 @@ use satrap_certify::{Digest, PublicKey, Rejection, Report, SignedReport, Timesta
 use satrap_host::pki::{PeerIdentity, Role};
 use satrap_merkle::codec::Canonical as _;
 
-use crate::limits::{REPORTS_MAX, STATUS_EDGES_MAX, STATUS_REPORT_BYTES_MAX};
+use crate::limits::{REPORT_BYTES_MAX, REPORTS_MAX, STATUS_EDGES_MAX, STATUS_REPORT_BYTES_MAX};
 
 /// Region and name of an edge.
 pub type EdgeKey = (String, String);
@@ -65,11 +65,6 @@ impl Held {
             self.other = Some(report);
         }
     }
-
-    /// One or two.
-    pub fn into_reports(self) -> impl Iterator<Item = Kept> {
-        [self.newest].into_iter().chain(self.other)
-    }
 }
 
 /// The edges known to this member. Clones share them.
@@ -110,6 +105,9 @@ pub fn judge(
     let Some(edge) = edge_key(peer) else {
         return Err(Rejection::Report("only edges report"));
     };
+    if bytes.len() > REPORT_BYTES_MAX {
+        return Err(Rejection::Report("it is larger than a report may be"));
+    }
     let report = SignedReport::from_canonical(bytes)?;
     if report.certificate[..] != peer.leaf_der[..] {
         return Err(Rejection::Report("it does not carry the certificate of this connection"));
@@ -143,16 +141,10 @@ impl Reports {
         Connected { reports: self.clone(), edge }
     }
 
-    /// The newest reports, as many as fit one status reply.
+    /// The newest reports, as many as fit one status reply: that of each edge first.
     #[must_use]
     pub fn newest(&self) -> Vec<Kept> {
-        let state = self.state();
-        let mut bytes = 0;
-        let fits = |kept: &Kept| {
-            bytes += kept.bytes.len();
-            bytes <= STATUS_REPORT_BYTES_MAX
-        };
-        state.newest.values().cloned().flat_map(Held::into_reports).take_while(fits).collect()
+        fitting(self.state().newest.values().cloned())
     }
 
     /// Names of connected edges, as many as fit one status reply; edges of other regions with
@@ -166,6 +158,21 @@ impl Reports {
         };
         names.map(name).collect()
     }
+}
+
+/// The reports that fit one status reply. The newest of each edge comes before any other, and one that
+/// does not fit keeps no smaller one out: an edge must not hide the others.
+pub fn fitting(edges: impl Iterator<Item = Held>) -> Vec<Kept> {
+    let (newest, others): (Vec<_>, Vec<_>) = edges.map(|held| (held.newest, held.other)).unzip();
+    let mut left = STATUS_REPORT_BYTES_MAX;
+    let fits = |kept: &Kept| match left.checked_sub(kept.bytes.len()) {
+        Some(rest) => {
+            left = rest;
+            true
+        }
+        None => false,
+    };
+    newest.into_iter().chain(others.into_iter().flatten()).filter(fits).collect()
 }
 
 /// Keeps the newest reports of each edge.
@@ -184,5 +191,26 @@ impl Drop for Connected {
         if *streams == 0 {
             state.connected.remove(&self.edge);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(started: u64, bytes: usize) -> Kept {
+        Kept { time: Timestamp(started), started: Timestamp(started), bytes: vec![0; bytes] }
+    }
+
+    #[test]
+    fn the_reports_of_one_edge_leave_room_for_those_of_others() {
+        let reports = Reports::default();
+        let large = STATUS_REPORT_BYTES_MAX - 100;
+        for (edge, started, bytes) in [("a", 1, large), ("a", 2, large), ("b", 1, 60), ("c", 1, 30)]
+        {
+            assert!(reports.keep(("eu".into(), edge.into()), kept(started, bytes)));
+        }
+        let sizes: Vec<_> = reports.newest().iter().map(|kept| kept.bytes.len()).collect();
+        assert_eq!(sizes, [large, 60, 30]);
     }
 }
