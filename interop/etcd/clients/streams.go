@@ -83,19 +83,28 @@ func (w *world) queued(count int64) {
 	}
 }
 
-// manyStreams opens a stream for each watch, as other clients than etcd's do, all on one connection.
+// manyStreams opens a stream for each watch, as other clients than etcd's do, all at once on one connection.
 // Everything else on it goes on.
 func manyStreams(w *world) {
-	const streams = 3000
+	const streams = 10_000
 	watches := pb.NewWatchClient(w.bare)
-	var open []pb.Watch_WatchClient
+	open := make([]pb.Watch_WatchClient, streams)
 	ctx, cancel := context.WithCancel(w)
 	defer cancel()
-	for i := range streams {
-		stream := get(watches.Watch(ctx))
-		must(stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{
-			CreateRequest: &pb.WatchCreateRequest{Key: fmt.Append(nil, "stream/", i%10)}}}))
-		open = append(open, stream)
+	sent := make(chan error, streams)
+	for i := range open {
+		go func() {
+			stream, err := watches.Watch(ctx)
+			if err == nil {
+				open[i] = stream
+				err = stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{
+					CreateRequest: &pb.WatchCreateRequest{Key: fmt.Append(nil, "stream/", i%10)}}})
+			}
+			sent <- err
+		}()
+	}
+	for range open {
+		must(<-sent)
 	}
 	for _, stream := range open {
 		hold(get(stream.Recv()).Created, "the first answer tells of no watch")

@@ -81,6 +81,11 @@ pub const CONNECTION_STREAMS_BYTES_MAX: usize = STREAMS_BYTES_MAX / 2;
 /// of reach: one over [`CONNECTION_STREAMS_BYTES_MAX`] is answered with a refusal. Only a client that
 /// does not read its refusals meets it.
 pub const STREAMS_ANNOUNCED_MAX: u32 = 128 * 1024;
+/// What HTTP/2 counts a small frame of data for, less the bytes in it, until it was read.
+const SMALL_FRAME_BYTES: usize = 256;
+/// Small frames of one connection that are not read yet: each stream may open with one. The
+/// connection ends beyond that, and half its window, the library's own bound, is 2 000 watches.
+pub const SMALL_FRAMES_BUDGET: usize = SMALL_FRAME_BYTES * STREAMS_ANNOUNCED_MAX as usize;
 /// Calls of the JSON gateway at one time. They share one connection of its own, and each may hold a
 /// window of 64 KiB if its client does not read.
 pub const GATEWAY_CALLS_MAX: u32 = 4096;

@@ -128,7 +128,10 @@ pub struct Raw(SendRequest<Bytes>);
 impl Raw {
     /// A client, and what carries it.
     pub async fn over(tcp: TcpStream) -> (Self, impl Future<Output = ()> + use<>) {
-        let (link, connection) = h2::client::handshake(tcp).await.unwrap();
+        let mut builder = h2::client::Builder::new();
+        // Its own bounds are not what is tested.
+        builder.data_frame_budget(usize::MAX).initial_connection_window_size(1 << 30);
+        let (link, connection) = builder.handshake(tcp).await.unwrap();
         (Self(link), async { drop(connection.await) })
     }
 
@@ -151,6 +154,16 @@ impl Raw {
         let mut link = self.0.clone().ready().await.unwrap();
         let (response, requests) = link.send_request(request, false).unwrap();
         Begun { response, requests }
+    }
+
+    /// Opens a stream with these bytes as the start of its body, without a turn for another task.
+    pub fn open(&mut self, path: &str, body: Bytes) -> (ResponseFuture, SendStream<Bytes>) {
+        let request = Request::post(format!("http://test{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        let (response, mut stream) = self.0.send_request(request.body(()).unwrap(), false).unwrap();
+        stream.send_data(body, false).unwrap();
+        (response, stream)
     }
 
     /// Makes a unary call with this message.

@@ -8,6 +8,7 @@ use satrap_proto::etcdserverpb::request_op::Request as Op;
 use satrap_proto::etcdserverpb::{self as pb};
 use satrap_regional_api::api::{Api, Rate, RequestLimits};
 use satrap_regional_api::front::{BindError, Front, Security};
+use satrap_regional_api::grpc;
 use satrap_regional_api::limits::{
     CONNECTION_STREAMS_BYTES_MAX, REQUEST_BYTES_MAX, REQUEST_OVERHEAD_BYTES_MAX, STREAM_BYTES,
     TXN_DEPTH_MAX, TXN_ELEMENTS_MAX, TXN_OPS_MAX,
@@ -222,6 +223,27 @@ async fn more_streams_are_announced_than_a_connection_may_have() {
     let mut raw = member.raw().await;
     raw.ask(PUT, &put("k", "v")).await.unwrap();
     assert!(raw.streams_max().await > CONNECTION_STREAMS_BYTES_MAX / STREAM_BYTES);
+}
+
+/// L4: HTTP/2's own bound on small frames would end the whole connection of a client that opens all
+/// its watches at once.
+#[tokio::test]
+async fn ten_thousand_watches_may_be_opened_in_one_burst() {
+    const WATCHES: usize = 10_000;
+    let mut member = Member::start().await;
+    let mut raw = member.raw().await;
+    raw.ask(PUT, &put("k", "v")).await.expect("the member's settings arrived with this answer");
+    let watch = pb::WatchCreateRequest { key: "k".into(), ..Default::default() };
+    let union = Some(pb::watch_request::RequestUnion::CreateRequest(watch));
+    let create = grpc::frame(&pb::WatchRequest { request_union: union });
+    assert!(raw.streams_max().await > WATCHES);
+    let opened = |_| raw.open("/etcdserverpb.Watch/Watch", create.clone());
+    let streams: Vec<_> = (0..WATCHES).map(opened).collect();
+    for (response, _open) in streams {
+        let mut answers = response.await.unwrap().into_body();
+        let created = answers.data().await.expect("the watch was created").unwrap();
+        assert!(!created.is_empty());
+    }
 }
 
 #[tokio::test]
