@@ -88,11 +88,12 @@ pub fn run(seed: u64, bug: Option<Bug>) -> Report {
         let broken = live(&world, &mut nemesis).await.err();
         let operations = world.operations();
         let answered = operations.iter().filter(|operation| operation.answer().is_some()).count();
+        let (fingerprint, story) = world.trace().told();
         Report {
             seed,
-            fingerprint: world.trace().fingerprint(),
+            fingerprint,
             broken,
-            story: world.trace().story(),
+            story,
             operations: (operations.len(), answered),
             blows: nemesis.done.values().sum(),
             simulated: Duration::from_nanos(world.now_ns()),

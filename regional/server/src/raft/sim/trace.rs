@@ -34,16 +34,12 @@ impl Trace {
         self.last.push_back(format!("{ms:>7} ms  {what}"));
     }
 
-    /// Everything that happened, as one number, and how much that was.
-    pub fn fingerprint(&self) -> (u64, u64) {
-        (self.hash, self.lines)
-    }
-
-    /// The end of the story.
-    pub fn story(&self) -> String {
-        self.last.iter().fold(String::new(), |mut all, line| {
+    /// Everything that happened, as one number, and how much that was; and the end of the story.
+    pub fn told(&self) -> ((u64, u64), String) {
+        let story = self.last.iter().fold(String::new(), |mut all, line| {
             let _ = writeln!(all, "{line}");
             all
-        })
+        });
+        ((self.hash, self.lines), story)
     }
 }
