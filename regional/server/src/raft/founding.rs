@@ -67,17 +67,17 @@ pub async fn enter<P: Platform>(ring: &Ring<P>, setup: &RingSetup) -> Result<(),
         let may_found = !ring.raft.is_initialized().await?;
         let quiet = !attempt.is_multiple_of(QUIET_ATTEMPTS);
         let survey = survey(ring).await;
-        if let Some(why) = &survey.refused {
-            quorum_since = None;
-            if !quiet {
-                tracing::warn!("this member cannot join: {why}");
-            }
-        } else if let Some(by) = &survey.founded {
+        if let Some(by) = &survey.founded {
             quorum_since = None;
             if let Err(why) = join(ring, setup, by).await
                 && !quiet
             {
                 tracing::warn!("`{by}` belongs to a founded ring; this member cannot join: {why}");
+            }
+        } else if let Some(why) = &survey.refused {
+            quorum_since = None;
+            if !quiet {
+                tracing::warn!("this member cannot join: {why}");
             }
         } else if !may_found || survey.agree.len() < ring.configured.len() / 2 {
             quorum_since = None;
