@@ -136,7 +136,7 @@ impl Changes {
     ///
     /// # Errors
     ///
-    /// If it is not one.
+    /// A [`CliError`] names the file that cannot be read or is no change file.
     pub fn read(path: &Path) -> Result<Self, CliError> {
         let bytes = files::read(path, FILE_BYTES_MAX);
         let bytes = bytes.map_err(|e| CliError::file("change", path, &e))?;

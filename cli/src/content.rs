@@ -86,7 +86,7 @@ const ALTERNATIVE: &str = "a single file must be PEM with certificates and nothi
 ///
 /// # Errors
 ///
-/// What is wrong, and what to do (P1).
+/// The fault of the file and its remedy, as text (P1).
 pub fn split_pem(bytes: &[u8]) -> Result<BundleTree, String> {
     let blocks =
         pem::parse_many(bytes).map_err(|e| format!("it is not PEM ({e}); {ALTERNATIVE}"))?;

@@ -208,7 +208,7 @@ fn a_daemon_ends_with_its_parent() {
         realm.read(&client).await;
         for process in realm.processes.drain(..) {
             let name = process.name.clone();
-            // What the kernel does when the parent is gone.
+            // Closes the pipe, as the kernel does when the parent ends.
             let mut orphan = process.orphan();
             let status = timeout(WAIT, orphan.wait()).await;
             let status = status.unwrap_or_else(|_| panic!("{name} outlived its parent")).unwrap();

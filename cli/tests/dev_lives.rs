@@ -27,7 +27,7 @@ use common::{Ran, command, satrap};
 
 /// Generous, because the machine may be busy; reaching it is a failure.
 const WAIT: Duration = Duration::from_secs(120);
-/// What the README promises.
+/// The README states this bound.
 const DISK_BYTES_MAX: u64 = 150 * 1000 * 1000;
 /// The bundle of every edge.
 const BUNDLE: &str = "pki/edge-trust";

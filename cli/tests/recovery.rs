@@ -18,7 +18,7 @@ use self::realm::ring::{LOOK, Ring, etcd_plan};
 const WITHIN: Duration = Duration::from_secs(60);
 /// How long a member is refused for want of its disk; errors come with every heartbeat.
 const REFUSED_FOR: Duration = Duration::from_secs(6);
-/// What each member may say about all of that.
+/// Warnings and errors that each member may log meanwhile.
 const TROUBLES_MAX: usize = 12;
 
 /// Runs a verb beside the tasks of the test.

@@ -60,7 +60,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// If there is none, or it is not one.
+    /// If the file is no description of a realm.
     pub fn description(&self) -> Result<Option<Description>, CliError> {
         let files = [&self.genesis, &self.cert, &self.key, &self.trust];
         if !self.endpoints.is_empty() && files.iter().all(|file| file.is_some()) {
@@ -96,7 +96,7 @@ impl Connection {
 ///
 /// # Errors
 ///
-/// If there is none, or it is not one.
+/// If the file is missing or is no genesis.
 pub fn read_genesis(path: &Path) -> Result<Genesis, CliError> {
     let json =
         files::read(path, GENESIS_BYTES_MAX).map_err(|e| CliError::file("genesis", path, &e))?;

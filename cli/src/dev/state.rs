@@ -35,7 +35,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// The directory of a realm, held.
 #[derive(Debug)]
 pub struct Held {
-    /// What the realm consists of.
+    /// The realm's processes and their addresses.
     pub plan: RealmPlan,
     _ports: Reserved,
     _lock: DirectoryLock,

@@ -108,7 +108,7 @@ impl Description {
     ///
     /// # Errors
     ///
-    /// If there is none, or it is not one.
+    /// If the file is missing or is no description of a realm.
     pub fn load(dir: &Path) -> io::Result<Self> {
         let bytes = files::read(&Self::path(dir), BYTES_MAX)?;
         let mut found: Self = serde_json::from_slice(&bytes)

@@ -1,6 +1,7 @@
 package ring
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -47,8 +48,13 @@ func (f Folder) Kill(endpoint string) error {
 	if err := unix.PidfdSendSignal(process, unix.SIGKILL, nil, 0); err != nil {
 		return err
 	}
-	_, err = unix.Poll([]unix.PollFd{{Fd: int32(process), Events: unix.POLLIN}}, -1)
-	return err
+	for {
+		// Go's runtime interrupts system calls with signals of its own.
+		_, err = unix.Poll([]unix.PollFd{{Fd: int32(process), Events: unix.POLLIN}}, -1)
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 // Start implements Members. The member goes on after this process has ended.
