@@ -1,4 +1,5 @@
-//! Bounds the requests of a scope that have not been answered, before anything of them is read.
+//! Bounds the requests of a scope that have not been answered to their end, before anything of them
+//! is read.
 //!
 //! A handler runs only when its request was read whole, so no check in it sees a request whose last
 //! byte never comes. On all streams of all connections of a scope those are a gigabyte.
@@ -9,6 +10,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use http_body_util::BodyExt as _;
 use satrap_pressure::{Quota, Seats};
 use tonic::{Status, body::Body, codegen::http};
 use tower::{Layer, Service};
@@ -20,8 +22,8 @@ use crate::pki::{PeerIdentity, Role};
 /// edges from their configuration.
 const FOLLOW: &str = "/satrap.v1.Sync/";
 
-/// For `Server::layer`: requests in progress, from their headers to the answer's (U3). A stream that
-/// has been answered counts no more. An edge follows and calls nothing else.
+/// For `Server::layer`: requests in progress, from their headers to the end of the answer (U3), also of
+/// one that is a stream. An edge follows and calls nothing else.
 #[derive(Clone)]
 pub struct RequestSeats {
     seats: PeerSeats,
@@ -84,9 +86,11 @@ where
         };
         let answer = self.inner.call(request);
         Box::pin(async move {
-            let answer = answer.await;
-            drop(seat);
-            answer
+            let hold = move |frame| {
+                let _ = &seat;
+                frame
+            };
+            answer.await.map(|answer| answer.map(|body| Body::new(body.map_frame(hold))))
         })
     }
 }
@@ -95,6 +99,8 @@ where
 mod tests {
     use std::{convert::Infallible, sync::Arc};
 
+    use bytes::Bytes;
+    use http_body_util::Full;
     use tokio::sync::Semaphore;
     use tower::service_fn;
 
@@ -116,7 +122,8 @@ mod tests {
             let waits = waits.clone();
             async move {
                 waits.acquire().await.unwrap().forget();
-                Ok::<_, Infallible>(http::Response::new(Body::empty()))
+                let answer = Body::new(Full::new(Bytes::from_static(b"answer")));
+                Ok::<_, Infallible>(http::Response::new(answer))
             }
         });
         let quota = Quota { group_max: 3, holder_max: 2 };
@@ -131,6 +138,14 @@ mod tests {
         // The inner service answers one request for each permit, and none before.
         answers.add_permits(1);
         assert!(!refused(request("operator/alice")).await);
+        // An answer that is not read to its end keeps its seat.
+        answers.add_permits(2);
+        let unread = [service.call(request("operator/bob")), service.call(request("operator/bob"))];
+        let unread = futures::future::join_all(unread).await;
+        assert!(refused(request("operator/bob")).await, "two answers are under way");
+        drop(unread);
+        answers.add_permits(1);
+        assert!(!refused(request("operator/bob")).await);
         let mut held = Vec::new();
         for id in ["region/eu/member/a", "region/eu/member/a", "region/eu/member/b"] {
             held.push(service.call(request(id)));
