@@ -12,11 +12,11 @@
 //! - **F2** Only members whose configurations name the same first members count for that majority.
 //! - **F3** The first entry is a function of the configuration. Two members that both found the ring
 //!   write the same entry, and the election decides between them. So it names no disks; the first
-//!   leader has them recorded (P4 of `peers`).
+//!   leader has them recorded, and that of a member which comes later once it has come.
 //!
 //! # What this does not cover
 //!
-//! Until a first member has come for the first time, it is indistinguishable from one that lost its
+//! Until an entry has reached a first member, it is indistinguishable from one that lost its
 //! disk. If another one loses its disk meanwhile, and the rest of the ring is away, these two found
 //! the ring again. docs/adr/0013 says why that is accepted and what prevents it.
 
@@ -163,39 +163,27 @@ impl<P: Platform> Ring<P> {
         std::future::pending().await
     }
 
-    /// Records a majority at once, because from then on only those on record count (P4 of `peers`).
     async fn identify(&self) -> Result<(), OrderReply> {
         let is_unknown = |(_, node): &(MemberName, MemberNode)| node.instance == ANY_INSTANCE;
-        let unknown: Vec<_> = self.nodes().into_iter().filter(is_unknown).collect();
-        if unknown.is_empty() {
+        if !self.nodes().iter().any(is_unknown) {
             return Ok(());
         }
-        let away = unknown.into_iter().map(|(name, _)| name).filter(|name| *name != self.name);
-        // The answer tells the roll who is there.
-        let greet = |name| async move { self.network.sender(name).hello(HELLO_TIMEOUT).await };
-        let _ = join_all(away.map(greet)).await;
-        let mut met = self.network.peers.identified();
-        met.insert(self.name.clone(), self.network.peers.own().instance);
-
         // From here on, the membership does not change.
         let _turn = self.turn().await?;
         let before = *self.membership().log_id();
-        let (unknown, recorded): (Vec<_>, Vec<_>) = self.nodes().into_iter().partition(is_unknown);
-        let known: BTreeMap<_, _> = unknown
-            .into_iter()
-            .filter_map(|(name, node)| {
-                let instance = *met.get(&name)?;
-                Some((name, MemberNode { instance, ..node }))
-            })
-            .collect();
-        let voters = self.voters();
-        let names = recorded.iter().map(|(name, _)| name).chain(known.keys());
-        let on_record = names.filter(|name| voters.contains(*name)).count();
-        if known.is_empty() || on_record * 2 <= voters.len() {
+        let mut met = self.network.peers.identified();
+        met.insert(self.name.clone(), self.network.peers.own().instance);
+        let known = |(name, node): (MemberName, MemberNode)| {
+            let instance = *met.get(&name)?;
+            Some((name, MemberNode { instance, ..node }))
+        };
+        let unknown = self.nodes().into_iter().filter(is_unknown);
+        let known: BTreeMap<_, _> = unknown.filter_map(known).collect();
+        if known.is_empty() {
             return Ok(());
         }
         let names: Vec<_> = known.keys().map(MemberName::as_str).collect();
-        tracing::info!(?names, "records which disks members have");
+        tracing::info!(?names, "this leader records the disks of members");
         let named = ChangeMembers::SetNodes(known);
         let unchanged = Precondition::LastMembershipLogId { last_membership_log_id: before };
         change(self.raft.change_membership_if(named, true, [unchanged]).await).map(drop)

@@ -138,14 +138,6 @@ impl PeerSender {
         self.peers.link(&self.target).ok_or_else(missing)
     }
 
-    /// P4 of `peers`
-    fn counts(&self) -> Result<(), Status> {
-        if self.peers.counts(&self.target) {
-            return Ok(());
-        }
-        Err(Status::failed_precondition("its disk is not on record yet"))
-    }
-
     fn pack(&self, kind: Kind, request: &impl Serialize) -> Vec<u8> {
         // Its disk may have come on record since this sender was made.
         let to = match self.instance {
@@ -363,7 +355,6 @@ impl<P: Platform> RaftNetworkV2<Types<P>> for PeerSender {
         request: AppendEntriesRequest<Types<P>>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types<P>>, RPCError<Types<P>>> {
-        self.counts().map_err(|status| rpc_error(&status))?;
         let body = (self.touch.age(), &request);
         let reply = if request.entries.is_empty() {
             let began = P::monotonic();
@@ -384,7 +375,6 @@ impl<P: Platform> RaftNetworkV2<Types<P>> for PeerSender {
         request: VoteRequest<Types<P>>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types<P>>, RPCError<Types<P>>> {
-        self.counts().map_err(|status| rpc_error(&status))?;
         let reply = self.ask(Kind::Vote, &request, option.soft_ttl()).await;
         reply.map_err(|status| rpc_error(&status))
     }
@@ -394,7 +384,6 @@ impl<P: Platform> RaftNetworkV2<Types<P>> for PeerSender {
         request: VoteRequest<Types<P>>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types<P>>, RPCError<Types<P>>> {
-        self.counts().map_err(|status| rpc_error(&status))?;
         let reply = self.ask(Kind::PreVote, &request, option.soft_ttl()).await;
         reply.map_err(|status| rpc_error(&status))
     }
@@ -410,7 +399,6 @@ impl<P: Platform> RaftNetworkV2<Types<P>> for PeerSender {
             let why = "a snapshot that arrived is sent on from the disk only";
             return Err(NetworkError::from_string(why).into());
         };
-        self.counts().map_err(|status| rpc_error(&status))?;
         let head = SnapshotHead { vote, meta: snapshot.meta };
         let began = P::monotonic();
         tokio::select! {

@@ -22,8 +22,6 @@
 //! - **P2** A name in the membership is let in with the instance that stands there, or if the ring has
 //!   taken it in later than all that is agreed here.
 //! - **P3** A name that was removed, as far as is agreed here, is not let in.
-//! - **P4** Once this member's disk is on record, it counts nobody whose disk is not: a member that
-//!   comes for the first time is put on record before it is asked for its vote or sent an entry.
 //!
 //! # What this covers, and what not
 //!
@@ -163,13 +161,6 @@ impl Roll {
         let agreed = self.agreed.iter().flat_map(|(_, seats)| seats.values());
         let seats = self.logged.values().chain(agreed).filter(|seat| seat.instance == *instance);
         seats.map(|seat| seat.since).max().unwrap_or(0)
-    }
-
-    /// P4
-    fn counts(&self, name: &MemberName, own: &InstanceId) -> bool {
-        let agreed = self.agreed.iter().flat_map(|(_, seats)| seats.values());
-        let is_founding = !self.logged.values().chain(agreed).any(|seat| seat.instance == *own);
-        is_founding || self.seats(name).any(|seat| seat.instance != ANY_INSTANCE)
     }
 
     /// Whom a message to `name` is for.
@@ -324,12 +315,6 @@ impl Peers {
     #[must_use]
     pub fn instance_of(&self, name: &MemberName) -> InstanceId {
         lock(&self.0.roll).instance_of(name)
-    }
-
-    /// Whether votes and acknowledgements of `name` count (P4).
-    #[must_use]
-    pub fn counts(&self, name: &MemberName) -> bool {
-        lock(&self.0.roll).counts(name, &self.0.instance)
     }
 
     /// Lets `name` in, which presents itself as `sender`.

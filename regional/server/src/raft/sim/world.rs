@@ -330,13 +330,15 @@ impl World {
         }
     }
 
-    /// Whether the leader has the disks of all members on record, and all founders came.
+    /// Whether all founders came, and every member that runs has the disks of all on record.
     pub fn all_on_record(&self) -> bool {
         let came = self.hosts().values().all(|host| host.boots > 0);
-        let known = |live: &Live| {
-            live.ring.nodes().into_iter().all(|(_, node)| node.instance != ANY_INSTANCE)
+        let knows = |live: &Live| {
+            let nodes = live.ring.nodes();
+            !nodes.is_empty() && nodes.iter().all(|(_, node)| node.instance != ANY_INSTANCE)
         };
-        came && self.running().iter().any(|(_, live)| live.ring.leads() && known(live))
+        let running = self.running();
+        came && 2 * running.len() > self.founders.len() && running.iter().all(|(_, r)| knows(r))
     }
 
     fn setup(&self, name: &MemberName) -> RingSetup {
