@@ -108,7 +108,9 @@ impl Visit {
     }
 
     /// Goes into the queue by `txn`, whose `success` creates `key` and whose `failure` starts by
-    /// reading it. Whatever happens to this call, its key does not stay behind.
+    /// reading it. A call that ends without its turn takes its key back, once the ring has said that
+    /// it made the key. Where the ring says nothing within its time limit, the key lives as long as
+    /// its lease: a later deletion could take the key of the same client's next try.
     pub async fn enter(
         &self,
         departures: &Departures,
