@@ -1,8 +1,11 @@
 package main
 
 import (
+	"bytes"
+
 	"go.etcd.io/etcd/api/v3/authpb"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"satrap.invalid/interop/etcd/internal/ring"
 )
@@ -89,9 +92,35 @@ func (g *generator) asSomebody(steps ...step) []step {
 		}
 		if one.kind != kindBarrier {
 			steps[i] = one.by(who)
+			if who != "root" {
+				straighten(one.request.ProtoReflect())
+			}
 		}
 	}
 	return steps
+}
+
+// straighten leaves out the ends of ranges that end before they start. Whether etcd permits such a
+// range depends on the shape of the tree that holds the permissions of the user.
+func straighten(message protoreflect.Message) {
+	fields := message.Descriptor().Fields()
+	if key, end := fields.ByName("key"), fields.ByName("range_end"); key != nil && end != nil {
+		last := message.Get(end).Bytes()
+		if !bytes.Equal(last, []byte{0}) && bytes.Compare(last, message.Get(key).Bytes()) < 0 {
+			message.Clear(end)
+		}
+	}
+	message.Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
+		switch {
+		case field.Kind() == protoreflect.MessageKind && field.IsList():
+			for i := range value.List().Len() {
+				straighten(value.List().Get(i).Message())
+			}
+		case field.Kind() == protoreflect.MessageKind:
+			straighten(value.Message())
+		}
+		return true
+	})
 }
 
 func (g *generator) password() string { return pick(g, "one", "one", "two", "") }
