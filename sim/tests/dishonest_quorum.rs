@@ -224,9 +224,13 @@ fn r1_a_report_holds_for_one_realm_one_edge_and_one_content() {
     let signed = report.sign(&identity, vec![1, 2, 3]);
     let genesis_hash = realm.genesis.realm().genesis_hash();
     let (public, stranger) = (PublicKey::of(&identity), PublicKey::of(&other));
-    assert_eq!(rule(signed.verify(genesis_hash, &public)), Ok(()));
-    assert_eq!(rule(signed.verify(&[9; 32], &public)), Err("R1"), "another realm's");
-    assert_eq!(rule(signed.verify(genesis_hash, &stranger)), Err("R1"), "another edge's");
+    assert_eq!(rule(signed.verify(genesis_hash, &public, realm.now)), Ok(()));
+    assert_eq!(rule(signed.verify(&[9; 32], &public, realm.now)), Err("R1"), "another realm's");
+    assert_eq!(
+        rule(signed.verify(genesis_hash, &stranger, realm.now)),
+        Err("R1"),
+        "another edge's"
+    );
     let alterations: [fn(&mut Report); 7] = [
         |r| r.time = r.time.plus(Duration::from_nanos(1)),
         |r| r.edge = "edge-2".parse().unwrap(),
@@ -239,7 +243,34 @@ fn r1_a_report_holds_for_one_realm_one_edge_and_one_content() {
     for alter in alterations {
         let mut altered = signed.clone();
         alter(&mut altered.report);
-        assert_eq!(rule(altered.verify(genesis_hash, &public)), Err("R1"));
+        assert_eq!(rule(altered.verify(genesis_hash, &public, realm.now)), Err("R1"));
     }
     assert!(signed.report.certified_time > Timestamp(0));
+}
+
+#[test]
+fn r2_a_report_of_the_future_or_from_before_its_process_started_is_refused() {
+    let World { realm, .. } = world();
+    let identity = key("edge-1");
+    let latest = realm.now.plus(realm.genesis.policy.clock_drift);
+    let judged = |time: Timestamp, started: Timestamp| {
+        let report = Report {
+            genesis_hash: *realm.genesis.realm().genesis_hash(),
+            region: "eu".parse().unwrap(),
+            edge: "edge-1".parse().unwrap(),
+            time,
+            started,
+            height: 2,
+            certified_time: realm.now,
+            running: Vec::new(),
+            failed: Vec::new(),
+            refusals: Vec::new(),
+        };
+        let signed = report.sign(&identity, Vec::new());
+        rule(signed.verify(realm.genesis.realm().genesis_hash(), &PublicKey::of(&identity), latest))
+    };
+    assert_eq!(judged(latest, latest), Ok(()), "at both limits");
+    assert_eq!(judged(latest.plus(Duration::from_nanos(1)), realm.now), Err("R2"));
+    assert_eq!(judged(Timestamp::MAX, realm.now), Err("R2"));
+    assert_eq!(judged(realm.now, realm.now.plus(Duration::from_nanos(1))), Err("R2"));
 }

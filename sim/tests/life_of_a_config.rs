@@ -133,7 +133,7 @@ fn one_config_travels_from_an_operator_to_an_edge() {
     };
     let signed = report.sign(&identity, Vec::new());
     let public = satrap_certify::PublicKey::of(&identity);
-    signed.verify(genesis.realm().genesis_hash(), &public).unwrap();
+    signed.verify(genesis.realm().genesis_hash(), &public, now).unwrap();
 
     // With every server gone, a restart goes on from what the edge verified itself, and comes up
     // with the same config: edge-agent/core/src/kept.rs.

@@ -107,6 +107,11 @@ pub const FLOORS_MAX: usize = HEADS_MAX;
 pub const CERTIFICATE_BYTES_MAX: usize = 4 * 1024;
 /// Rules named in one status report.
 pub const REPORT_REFUSALS_MAX: usize = 64;
+/// Running versions in one status report, and as many failed ones: all bundles that an edge can ask
+/// for, and as many that it ran before.
+pub const REPORT_VERSIONS_MAX: usize = 2 * INTEREST_MAX;
+/// Canonical bytes of one signed status report.
+pub const REPORT_BYTES_MAX: usize = 64 * 1024;
 
 const _: () = assert!(BUNDLE_BYTES_MAX <= REALM_BYTES_MAX);
 // A new relay completes its first state within the parts that are kept.
@@ -154,6 +159,14 @@ const _: () = assert!(WHOLE_REALM <= SNAPSHOT_BYTES_MAX);
 const _: () = assert!(
     REALM_BYTES_MAX + (ENTRY_HELD_BYTES * REALM_ENTRIES_MAX) as u64 <= REALM_HELD_BYTES_MAX
 );
+
+/// Canonical bytes of the largest signed status report.
+const REPORT: usize = {
+    let versions = 4 + REPORT_VERSIONS_MAX * (NAME + 8 + 32);
+    let refusals = 4 + REPORT_REFUSALS_MAX * (LABEL + 8);
+    32 + 2 * LABEL + 4 * 8 + 2 * versions + refusals + 4 + CERTIFICATE_BYTES_MAX + 64
+};
+const _: () = assert!(REPORT <= REPORT_BYTES_MAX);
 
 /// Canonical bytes of the largest governance state.
 const GOVERNANCE: usize = {

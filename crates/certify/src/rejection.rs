@@ -122,6 +122,18 @@ pub enum Rejection {
     /// R1
     #[error("status report: {0}")]
     Report(&'static str),
+    /// R2
+    #[error(
+        "status report: its time {time} is after {latest}, which is the time here and the permitted \
+         drift; check NTP here and there"
+    )]
+    ReportFuture { time: Timestamp, latest: Timestamp },
+    /// R2
+    #[error(
+        "status report: made at {time}, before its process started at {started}; check the clock of \
+         the edge"
+    )]
+    ReportStart { time: Timestamp, started: Timestamp },
 }
 
 impl Rejection {
@@ -154,6 +166,7 @@ impl Rejection {
             Self::Unasked(_) => "B6",
             Self::Limit { .. } => "B7",
             Self::Report(_) => "R1",
+            Self::ReportFuture { .. } | Self::ReportStart { .. } => "R2",
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What an edge says it runs, signed with its identity key.
 //!
 //! A report travels through a region that may lie, so it carries the edge's own certificate and
-//! signature; whoever counts reports verifies both. The signature covers the realm and a time, so
-//! an old report cannot pass for a new one.
+//! signature, and each program that counts reports verifies both. The signature covers the realm and a
+//! time, so an old report cannot pass for a new one.
 
 use ed25519_dalek::SigningKey;
 use satrap_merkle::{
@@ -12,7 +12,7 @@ use satrap_merkle::{
 
 use crate::{
     keys::{PublicKey, SignatureBytes, sign},
-    limits::{CERTIFICATE_BYTES_MAX, HEADS_MAX, LABEL_BYTES_MAX, REPORT_REFUSALS_MAX},
+    limits::{CERTIFICATE_BYTES_MAX, LABEL_BYTES_MAX, REPORT_REFUSALS_MAX, REPORT_VERSIONS_MAX},
     names::{BundleName, Label},
     rejection::Rejection,
     timestamp::Timestamp,
@@ -35,9 +35,9 @@ pub struct Report {
     pub height: u64,
     /// See `height`.
     pub certified_time: Timestamp,
-    /// What its workload runs: name, version, root.
+    /// What its workload runs: name, version, root; at most [`REPORT_VERSIONS_MAX`].
     pub running: Vec<(BundleName, u64, Digest)>,
-    /// Versions that failed here, by a hook that refused them or for what they hold.
+    /// Versions that failed here, by a hook that refused them or for what they hold; as many.
     pub failed: Vec<(BundleName, u64, Digest)>,
     /// How often it refused an offer since it started, by rule.
     pub refusals: Vec<(String, u64)>,
@@ -67,22 +67,46 @@ impl Report {
         let signature = sign(key, &self.signed_bytes());
         SignedReport { report: self, certificate, signature }
     }
+
+    /// Checks that the report can have been made by `latest`, the time here plus the permitted drift
+    /// of clocks. The newest report of an edge counts, so one of the future would never be replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejection::ReportFuture`] and [`Rejection::ReportStart`].
+    pub fn check_time(&self, latest: Timestamp) -> Result<(), Rejection> {
+        let Self { time, started, .. } = *self;
+        if time > latest {
+            return Err(Rejection::ReportFuture { time, latest });
+        }
+        if started > time {
+            return Err(Rejection::ReportStart { time, started });
+        }
+        Ok(())
+    }
 }
 
 impl SignedReport {
     /// Checks the signature under `public`, the key of the certificate (which the caller has
-    /// verified and matched with the report's region and edge name).
+    /// verified and matched with the report's region and edge name), and the times as
+    /// [`Report::check_time`] does.
     ///
     /// # Errors
     ///
-    /// [`Rejection::Report`].
-    pub fn verify(&self, genesis_hash: &Digest, public: &PublicKey) -> Result<&Report, Rejection> {
+    /// [`Rejection::Report`], and those of [`Report::check_time`].
+    pub fn verify(
+        &self,
+        genesis_hash: &Digest,
+        public: &PublicKey,
+        latest: Timestamp,
+    ) -> Result<&Report, Rejection> {
         if self.report.genesis_hash != *genesis_hash {
             return Err(Rejection::Report("made for another realm"));
         }
         if !public.verifies(&self.report.signed_bytes(), &self.signature) {
             return Err(Rejection::Report("signature does not verify under its certificate"));
         }
+        self.report.check_time(latest)?;
         Ok(&self.report)
     }
 }
@@ -118,7 +142,7 @@ impl Canonical for Report {
         let (height, certified_time) = (r.u64()?, Timestamp::decode(r)?);
         let [mut running, mut failed] = [Vec::new(), Vec::new()];
         for versions in [&mut running, &mut failed] {
-            for _ in 0..r.count(HEADS_MAX)? {
+            for _ in 0..r.count(REPORT_VERSIONS_MAX)? {
                 versions.push((BundleName::decode(r)?, r.u64()?, r.array()?));
             }
         }

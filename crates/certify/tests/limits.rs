@@ -1,11 +1,12 @@
 //! The largest values there can be, encoded: what the sums in `limits.rs` are made of.
 
 use satrap_certify::{
-    BundleName, Class, ClassKind, Delta, Governance, Head, Key, Label, Operator, PublicKey,
-    ValidatorInfo,
+    BundleName, Class, ClassKind, Delta, Governance, Head, Key, Label, Operator, PublicKey, Report,
+    SignedReport, Timestamp, ValidatorInfo,
     limits::{
-        BUNDLE_NAME_BYTES_MAX, CLASSES_MAX, ENTRY_WIRE_BYTES, GOVERNANCE_BYTES_MAX,
-        GOVERNANCE_ITEMS_MAX, LABEL_BYTES_MAX, URL_BYTES_MAX, VALIDATORS_MAX,
+        BUNDLE_NAME_BYTES_MAX, CERTIFICATE_BYTES_MAX, CLASSES_MAX, ENTRY_WIRE_BYTES,
+        GOVERNANCE_BYTES_MAX, GOVERNANCE_ITEMS_MAX, LABEL_BYTES_MAX, REPORT_BYTES_MAX,
+        REPORT_REFUSALS_MAX, REPORT_VERSIONS_MAX, URL_BYTES_MAX, VALIDATORS_MAX,
     },
 };
 use satrap_merkle::codec::{Canonical as _, DecodeError};
@@ -91,10 +92,52 @@ fn an_entry_costs_on_the_wire_what_the_limits_say() {
     assert_eq!((one - empty) as u64, 2 + ENTRY_WIRE_BYTES);
 }
 
+/// A bundle's name of 128 bytes.
+fn longest_name() -> BundleName {
+    let name = ["a"; BUNDLE_NAME_BYTES_MAX / 2].join("/") + "b";
+    BundleName::new(&name).expect("128 bytes")
+}
+
+#[test]
+fn the_largest_status_report_fits_its_limit_and_one_more_item_does_not_decode() {
+    let version = (longest_name(), 1, [0; 32]);
+    let refused = ("R".repeat(LABEL_BYTES_MAX), 1);
+    let full = Report {
+        genesis_hash: [0; 32],
+        region: label(1),
+        edge: label(2),
+        time: Timestamp(2),
+        started: Timestamp(1),
+        height: 1,
+        certified_time: Timestamp(1),
+        running: vec![version.clone(); REPORT_VERSIONS_MAX],
+        failed: vec![version.clone(); REPORT_VERSIONS_MAX],
+        refusals: vec![refused.clone(); REPORT_REFUSALS_MAX],
+    };
+    let sign = |report: Report, certificate| {
+        let key = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
+        report.sign(&key, vec![0; certificate]).to_canonical()
+    };
+    let bytes = sign(full.clone(), CERTIFICATE_BYTES_MAX);
+    assert!(bytes.len() <= REPORT_BYTES_MAX, "{} bytes", bytes.len());
+    assert!(bytes.len() > REPORT_BYTES_MAX / 2, "{} bytes: the limit is far off", bytes.len());
+    assert_eq!(SignedReport::from_canonical(&bytes).expect("it decodes").report, full);
+
+    let [mut running, mut failed, mut refusals] = [(); 3].map(|()| full.clone());
+    running.running.push(version.clone());
+    failed.failed.push(version);
+    refusals.refusals.push(refused);
+    for (one_more, certificate) in
+        [(running, 0), (failed, 0), (refusals, 0), (full, CERTIFICATE_BYTES_MAX + 1)]
+    {
+        let decoded = SignedReport::from_canonical(&sign(one_more, certificate));
+        assert!(matches!(decoded, Err(DecodeError::TooLong { .. })), "{decoded:?}");
+    }
+}
+
 #[test]
 fn the_longest_head_is_as_long_as_the_limits_say() {
-    let name = ["a"; BUNDLE_NAME_BYTES_MAX / 2].join("/") + "b";
-    let name = BundleName::new(&name).expect("128 bytes");
+    let name = longest_name();
     let head = Head { name, version: 1, root: [0; 32], entries: 1, bytes: 1, height: 1 };
     let length = 4 + "satrap/head/v1".len() + 4 + BUNDLE_NAME_BYTES_MAX + 8 + 32 + 3 * 8;
     assert_eq!(head.to_canonical().len(), length);

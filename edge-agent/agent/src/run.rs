@@ -11,8 +11,8 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use satrap_certify::{BundleName, Report, Timestamp};
-use satrap_edge_core::{Ended, Pull, Refusals, pull::Attempt, refusals::Refusal};
+use satrap_certify::{BundleName, Report, Timestamp, limits::REPORT_REFUSALS_MAX};
+use satrap_edge_core::{Ended, Pull, Refusals, pull::Attempt, refusals::Refusal, report::named};
 use satrap_host::{
     Fault, RunUntil, TaskGroup, Unusable, clock, lock::DirectoryLock, mtls::Credentials, rng,
     store::StoreError,
@@ -226,17 +226,21 @@ impl Edge {
             .iter()
             .filter(|(name, version)| activator.on_disk(name, **version) == OnDisk::Current);
         let failed = self.installer.acceptor().quarantine().iter();
+        let failed = failed.map(|(name, version)| (name, version));
+        let (wanted, time) = (&self.config.bundles, now());
+        let refusals = self.refusals.counts().iter().take(REPORT_REFUSALS_MAX);
         Report {
             genesis_hash: *self.config.genesis.realm().genesis_hash(),
             region: self.config.region.clone(),
             edge: self.config.name.clone(),
-            time: now(),
-            started: self.started,
+            time,
+            // R2: the clock may have been set back since.
+            started: self.started.min(time),
             height: replica.height(),
             certified_time: replica.certified_time(),
-            running: running.map(|(name, v)| (name.clone(), v.version, v.root)).collect(),
-            failed: failed.map(|(name, v)| (name.clone(), v.version, v.root)).collect(),
-            refusals: self.refusals.counts().iter().map(|(r, n)| ((*r).to_owned(), *n)).collect(),
+            running: named(running, wanted),
+            failed: named(failed, wanted),
+            refusals: refusals.map(|(rule, n)| ((*rule).to_owned(), *n)).collect(),
         }
         .sign(&identity.signing_key, identity.leaf_der.to_vec())
     }

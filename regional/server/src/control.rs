@@ -1,4 +1,4 @@
-//! What operators ask of a member: to forward a change, and how the region is.
+//! Answers operators: a member forwards their changes, and says how the region is.
 //!
 //! A member has no say in a change: validators judge it, and their verdict is passed on word for
 //! word. Only when a validator could not answer is the next one asked.
@@ -6,8 +6,9 @@
 //! The validators charge what a member forwards to its region (U1 and U2 of [`satrap_host::charges`]),
 //! so a member charges each operator first: one that floods spends its own budget, not its region's.
 
+mod merge;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
     pin::Pin,
     sync::{
         Arc,
@@ -18,7 +19,7 @@ use std::{
 
 use futures::{Stream, future::join_all};
 use prost::Message as _;
-use satrap_certify::{SignedReport, Timestamp};
+use satrap_certify::Timestamp;
 use satrap_host::{
     charges::{
         Calls, Charges, Payer, PeerSeats, SUBMIT_FLAT_BYTES, SUBMIT_REFUSED_BYTES, take_seat,
@@ -27,7 +28,6 @@ use satrap_host::{
     mtls::{self, ConnectError, Credentials, PeerRule},
     pki::{PeerIdentity, PkiError, Role, SpiffeId},
 };
-use satrap_merkle::codec::Canonical as _;
 use satrap_proto::v1::{
     BundleStatus, GovernanceReply, GovernanceRequest, LightBlockReply, LightBlocksRequest,
     MemberInfo, RecoveryInfo, RegionStatus, RingAlarm, StatusReply, StatusRequest, SubmitReply,
@@ -48,7 +48,7 @@ use crate::{
     },
     raft::Ring,
     refusals::Refusals,
-    reports::{EdgeKey, Held, Kept, Reports, fitting, merge},
+    reports::Reports,
     snapshots::Watched,
     status,
     upstream::validator_rule,
@@ -246,6 +246,7 @@ impl ControlService {
         let certified = replica.certified_time();
         let age = Timestamp(clock::now()).since(certified);
         let refusals = inner.refusals.counts().into_iter();
+        let fitting = inner.reports.newest();
         RegionStatus {
             region: inner.region.clone(),
             member: inner.ring.name().to_string(),
@@ -259,7 +260,8 @@ impl ControlService {
             upstream_connected: inner.upstream_streams.load(Ordering::Relaxed) > 0,
             bundles: bundles.collect(),
             members: members.collect(),
-            reports: inner.reports.newest().into_iter().map(|k| k.bytes.into()).collect(),
+            reports: fitting.reports.into_iter().map(|kept| kept.bytes.into()).collect(),
+            reports_left_out: fitting.left_out as u64,
             refusals: refusals.map(|(rule, count)| (rule.to_owned(), count)).collect(),
             connected_edges: inner.reports.connected(&inner.region),
             recoveries: inner.ring.read(|keys| keys.recoveries().map(recovery).collect()),
@@ -317,42 +319,6 @@ pub fn kind_name(kind: RecoveryKind) -> &'static str {
     }
 }
 
-/// One picture of the region from what its members say.
-fn merge_status(own: RegionStatus, others: &[RegionStatus]) -> RegionStatus {
-    let mut reports: BTreeMap<EdgeKey, Held> = BTreeMap::new();
-    let mut connected: BTreeSet<String> = own.connected_edges.iter().cloned().collect();
-    let mut merged = own.clone();
-    for status in others.iter().chain([&own]) {
-        for bytes in &status.reports {
-            if let Ok(SignedReport { report, .. }) = SignedReport::from_canonical(bytes) {
-                let edge = (report.region.to_string(), report.edge.to_string());
-                merge(&mut reports, edge, Kept::of(&report, bytes));
-            }
-        }
-        connected.extend(status.connected_edges.iter().cloned());
-    }
-    for status in others {
-        for (rule, count) in &status.refusals {
-            *merged.refusals.entry(rule.clone()).or_default() += count;
-        }
-        for member in merged.members.iter_mut().filter(|member| member.name == status.member) {
-            member.reachable = true;
-        }
-        // Only the leader follows upstream and knows who lags.
-        if status.member == status.leader && status.term >= own.term {
-            merged.upstream_connected = status.upstream_connected;
-            for member in &mut merged.members {
-                let known = status.members.iter().find(|known| known.name == member.name);
-                member.lag = known.map_or(0, |known| known.lag);
-            }
-        }
-    }
-    let reports = fitting(reports.into_values()).into_iter();
-    merged.reports = reports.map(|kept| kept.bytes.into()).collect();
-    merged.connected_edges = connected.into_iter().collect();
-    merged
-}
-
 #[tonic::async_trait]
 impl control_server::Control for ControlService {
     type LightBlocksStream = Pin<Box<dyn Stream<Item = Result<LightBlockReply, Status>> + Send>>;
@@ -386,7 +352,7 @@ impl control_server::Control for ControlService {
             self.local()
         } else {
             let others = self.ask_members().await;
-            merge_status(self.local(), &others)
+            merge::merge_status(self.local(), &others)
         };
         let reply = StatusReply { tier: Some(Tier::Region(status)) };
         call.replied(reply.encoded_len());

@@ -98,8 +98,6 @@ pub const FOLLOWERS_MAX: usize =
 
 /// Edges whose newest report is kept.
 pub const REPORTS_MAX: usize = 20_000;
-/// Bytes of one report, as an edge signs it.
-pub const REPORT_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of reports in one status reply, which must stay below the common 4 MiB message limit.
 pub const STATUS_REPORT_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Names of connected edges in one status reply.

@@ -1,19 +1,21 @@
 //! What edges say they run: the newest signed report of each, and who is connected.
 //!
 //! Reports are samples, outside consensus: lost with the process, bounded, never acted upon here.
-//! An edge reports for itself only. A region could still drop a report or show an old one; whoever
-//! decides on reports checks signature and time again.
+//! An edge reports for itself only (R1), and not ahead of time (R2). A region could still drop a report
+//! or show an old one, so a client that decides on reports checks signature and time again.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use satrap_certify::{Digest, PublicKey, Rejection, Report, SignedReport, Timestamp};
+use satrap_certify::{
+    Genesis, PublicKey, Rejection, Report, SignedReport, Timestamp, limits::REPORT_BYTES_MAX,
+};
 use satrap_host::pki::{PeerIdentity, Role};
 use satrap_merkle::codec::Canonical as _;
 
-use crate::limits::{REPORT_BYTES_MAX, REPORTS_MAX, STATUS_EDGES_MAX, STATUS_REPORT_BYTES_MAX};
+use crate::limits::{REPORTS_MAX, STATUS_EDGES_MAX, STATUS_REPORT_BYTES_MAX};
 
 /// Region and name of an edge.
 pub type EdgeKey = (String, String);
@@ -92,7 +94,7 @@ pub fn edge_key(peer: &PeerIdentity) -> Option<EdgeKey> {
     }
 }
 
-/// Decodes a report and checks that `peer` made it, in this realm.
+/// Decodes a report and checks that `peer` made it, in this realm and by `now`.
 ///
 /// # Errors
 ///
@@ -100,7 +102,8 @@ pub fn edge_key(peer: &PeerIdentity) -> Option<EdgeKey> {
 pub fn judge(
     bytes: &[u8],
     peer: &PeerIdentity,
-    genesis_hash: &Digest,
+    genesis: &Genesis,
+    now: Timestamp,
 ) -> Result<(EdgeKey, Kept), Rejection> {
     let Some(edge) = edge_key(peer) else {
         return Err(Rejection::Report("only edges report"));
@@ -112,7 +115,9 @@ pub fn judge(
     if report.certificate[..] != peer.leaf_der[..] {
         return Err(Rejection::Report("it does not carry the certificate of this connection"));
     }
-    let verified = report.verify(genesis_hash, &PublicKey(peer.public_key))?;
+    let (genesis_hash, latest) =
+        (genesis.realm().genesis_hash(), now.plus(genesis.policy.clock_drift));
+    let verified = report.verify(genesis_hash, &PublicKey(peer.public_key), latest)?;
     if (verified.region.as_str(), verified.edge.as_str()) != (&*edge.0, &*edge.1) {
         return Err(Rejection::Report("it speaks for another edge than its certificate"));
     }
@@ -141,10 +146,17 @@ impl Reports {
         Connected { reports: self.clone(), edge }
     }
 
-    /// The newest reports, as many as fit one status reply: that of each edge first.
+    /// The newest reports, as many as fit one status reply: that of each edge first. An edge that is
+    /// connected and has no place here is left out too.
     #[must_use]
-    pub fn newest(&self) -> Vec<Kept> {
-        fitting(self.state().newest.values().cloned())
+    pub fn newest(&self) -> Fitting {
+        let state = self.state();
+        let mut fitting = fitting(state.newest.values().cloned());
+        if state.newest.len() >= REPORTS_MAX {
+            let has_no_place = |edge: &&EdgeKey| !state.newest.contains_key(edge);
+            fitting.left_out += state.connected.keys().filter(has_no_place).count();
+        }
+        fitting
     }
 
     /// Names of connected edges, as many as fit one status reply; edges of other regions with
@@ -160,19 +172,34 @@ impl Reports {
     }
 }
 
-/// The reports that fit one status reply. The newest of each edge comes before any other, and one that
-/// does not fit keeps no smaller one out: an edge must not hide the others.
-pub fn fitting(edges: impl Iterator<Item = Held>) -> Vec<Kept> {
-    let (newest, others): (Vec<_>, Vec<_>) = edges.map(|held| (held.newest, held.other)).unzip();
+/// What fits one status reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fitting {
+    /// The reports, the newest of each edge first.
+    pub reports: Vec<Kept>,
+    /// How many edges are not among them for want of room.
+    pub left_out: usize,
+}
+
+/// The reports that fit one status reply. The newest of each edge comes before any other, and a small
+/// one before a large one: no edge can hide many others.
+pub fn fitting(edges: impl Iterator<Item = Held>) -> Fitting {
+    let (mut newest, others): (Vec<_>, Vec<_>) =
+        edges.map(|held| (held.newest, held.other)).unzip();
+    newest.sort_by_key(|kept: &Kept| kept.bytes.len());
     let mut left = STATUS_REPORT_BYTES_MAX;
-    let fits = |kept: &Kept| match left.checked_sub(kept.bytes.len()) {
+    let mut fits = |kept: &Kept| match left.checked_sub(kept.bytes.len()) {
         Some(rest) => {
             left = rest;
             true
         }
         None => false,
     };
-    newest.into_iter().chain(others.into_iter().flatten()).filter(fits).collect()
+    let edges = newest.len();
+    let mut reports: Vec<_> = newest.into_iter().filter(&mut fits).collect();
+    let left_out = edges - reports.len();
+    reports.extend(others.into_iter().flatten().filter(fits));
+    Fitting { reports, left_out }
 }
 
 /// Keeps the newest reports of each edge.
@@ -196,7 +223,13 @@ impl Drop for Connected {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use ed25519_dalek::SigningKey;
+    use satrap_certify::Label;
+
     use super::*;
+    use crate::tests::realm::Realm;
 
     fn kept(started: u64, bytes: usize) -> Kept {
         Kept { time: Timestamp(started), started: Timestamp(started), bytes: vec![0; bytes] }
@@ -210,7 +243,76 @@ mod tests {
         {
             assert!(reports.keep(("eu".into(), edge.into()), kept(started, bytes)));
         }
-        let sizes: Vec<_> = reports.newest().iter().map(|kept| kept.bytes.len()).collect();
-        assert_eq!(sizes, [large, 60, 30]);
+        let sizes = |fitting: &Fitting| -> Vec<_> {
+            fitting.reports.iter().map(|kept| kept.bytes.len()).collect()
+        };
+        let fitting = reports.newest();
+        assert_eq!((sizes(&fitting), fitting.left_out), (vec![30, 60, large], 0));
+        // 10 bytes are left, so the largest has to give way.
+        assert!(reports.keep(("eu".into(), "d".into()), kept(1, 11)));
+        let fitting = reports.newest();
+        assert_eq!((sizes(&fitting), fitting.left_out), (vec![11, 30, 60], 1));
+        // The other report of an edge comes after the newest of every edge, whatever its size.
+        assert!(reports.keep(("eu".into(), "b".into()), kept(2, large - 1)));
+        let fitting = reports.newest();
+        assert_eq!((sizes(&fitting), fitting.left_out), (vec![11, 30, large - 1, 60], 1));
+    }
+
+    #[test]
+    fn an_edge_without_a_place_is_counted_while_it_is_connected() {
+        let reports = Reports::default();
+        let edge = |n: usize| ("eu".to_owned(), format!("e{n}"));
+        for n in 0..REPORTS_MAX {
+            assert!(reports.keep(edge(n), kept(1, 1)));
+        }
+        let _known = reports.connect(edge(0));
+        assert_eq!(reports.newest().left_out, 0);
+        let late = reports.connect(edge(REPORTS_MAX));
+        assert!(!reports.keep(edge(REPORTS_MAX), kept(1, 1)));
+        assert!(reports.keep(edge(0), kept(2, 2)), "one that has a place keeps it");
+        assert_eq!(reports.newest().left_out, 1);
+        drop(late);
+        assert_eq!(reports.newest().left_out, 0);
+    }
+
+    #[test]
+    fn a_report_of_the_future_replaces_none_that_is_kept() {
+        let (genesis, key) = (Realm::new().genesis, SigningKey::from_bytes(&[7; 32]));
+        let peer = PeerIdentity {
+            id: Arc::new("spiffe://c/region/eu/edge/web".parse().unwrap()),
+            leaf_der: Arc::from([1, 2, 3]),
+            public_key: PublicKey::of(&key).0,
+        };
+        let now = Timestamp(1_000_000_000_000);
+        let latest = now.plus(genesis.policy.clock_drift);
+        let judged = |time: Timestamp, started: Timestamp| {
+            let report = Report {
+                genesis_hash: *genesis.realm().genesis_hash(),
+                region: Label::new("eu").unwrap(),
+                edge: Label::new("web").unwrap(),
+                time,
+                started,
+                height: 1,
+                certified_time: now,
+                running: Vec::new(),
+                failed: Vec::new(),
+                refusals: Vec::new(),
+            };
+            let bytes = report.sign(&key, vec![1, 2, 3]).to_canonical();
+            let judged = judge(&bytes, &peer, &genesis, now);
+            judged.map(|(_, kept)| kept.time).map_err(|why| why.to_string())
+        };
+        assert_eq!(judged(now, now), Ok(now));
+        assert_eq!(judged(latest, latest), Ok(latest));
+        for (time, started, expected) in [
+            (latest.plus(Duration::from_nanos(1)), now, "check NTP"),
+            (Timestamp::MAX, now, "check NTP"),
+            (now, now.plus(Duration::from_nanos(1)), "check the clock of the edge"),
+        ] {
+            let refused = judged(time, started).unwrap_err();
+            assert!(refused.contains(expected), "{refused}");
+        }
+        let oversized = judge(&vec![0; REPORT_BYTES_MAX + 1], &peer, &genesis, now);
+        assert!(matches!(oversized, Err(Rejection::Report(_))));
     }
 }

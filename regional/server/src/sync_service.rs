@@ -8,9 +8,10 @@
 
 use std::sync::Arc;
 
-use satrap_certify::{Genesis, Interest, Rejection, Replica};
+use satrap_certify::{Genesis, Interest, Rejection, Replica, Timestamp};
 use satrap_host::{
     charges::{PeerSeat, PeerSeats, take_seat},
+    clock,
     follow::Followers,
     pki::{PeerIdentity, Role, Scope},
 };
@@ -74,8 +75,17 @@ impl Followers for Audience {
     }
 
     fn report(&self, peer: &PeerIdentity, bytes: &[u8]) -> Result<(), Rejection> {
-        let genesis_hash = self.genesis.realm().genesis_hash();
-        let (edge, report) = reports::judge(bytes, peer, genesis_hash)?;
+        let now = Timestamp(clock::now());
+        let (edge, report) = match reports::judge(bytes, peer, &self.genesis, now) {
+            Ok(judged) => judged,
+            // R2: an edge whose clock is wrong still gets news.
+            Err(why @ (Rejection::ReportFuture { .. } | Rejection::ReportStart { .. })) => {
+                tracing::warn!(peer = %peer.id, rule = why.rule(), "refused: {why}");
+                self.refused(&why);
+                return Ok(());
+            }
+            Err(why) => return Err(why),
+        };
         if !self.reports.keep(edge, report) {
             tracing::warn!(peer = %peer.id, "no room for the reports of another edge");
         }

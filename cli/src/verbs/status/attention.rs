@@ -14,6 +14,7 @@
 //!   member lags                 it is more than `LAG_ENTRIES_MAX` log entries behind the leader
 //!   edge has a twin             two processes report with its identity
 //!   version failed              the edge reports it
+//!   edge is not believed        no report of it verifies, or none came (unless for want of room)
 //!   edge is silent              its report is late, measured from its region's newest checkpoint
 //! ```
 //!
@@ -164,7 +165,7 @@ fn of_edges(realm: &Realm, lines: &mut Vec<String>) {
         })
     });
     list("gave no report that can be believed", &|edge| {
-        edge.error.as_ref().map(|error| {
+        edge.error.as_ref().filter(|_| !edge.left_out).map(|error| {
             format!(
                 "gave no report that can be believed: {error}; start its agent, or read its log"
             )

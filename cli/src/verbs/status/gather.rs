@@ -1,6 +1,9 @@
 //! Asks every server at once, and makes one picture of the answers.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures::future::join_all;
 use satrap_certify::{BundleName, Digest, Policy, PublicKey, Report, SignedReport, Timestamp};
@@ -64,6 +67,7 @@ pub async fn gather(client: &Client) -> Realm {
     let judge = Judge {
         genesis_hash: *client.genesis.realm().genesis_hash(),
         now,
+        clock_drift: client.genesis.policy.clock_drift,
         trust: client.credentials.current().trust.clone(),
     };
     realm.edges = edges(client.description.as_ref(), &regions, &judge);
@@ -155,6 +159,8 @@ fn member(realm: &mut Realm, endpoint: &Endpoint, r: &RegionStatus, now: Timesta
     }
     view.refusals = r.refusals.iter().map(|(rule, n)| (rule.clone(), *n)).collect();
     view.refusals.sort();
+    // Each member tells of the whole region, and none knows more than all the reports together.
+    view.reports_left_out = view.reports_left_out.max(r.reports_left_out);
     // Every member tells the alarms of its ring; a member that lags may tell other ones.
     for told in &r.alarms {
         let alarm = AlarmView { kind: told.kind.clone(), member: told.member.clone() };
@@ -212,15 +218,16 @@ struct Judge {
     genesis_hash: Digest,
     trust: TrustAnchors,
     now: Timestamp,
+    clock_drift: Duration,
 }
 
 impl Judge {
-    /// Verifies a report's certificate, name and signature.
+    /// Verifies a report's certificate, name, signature and times.
     fn report<'r>(&self, signed: &'r SignedReport) -> Result<&'r Report, String> {
         let peer = self.trust.verify(&signed.certificate, self.now.0).map_err(|e| e.to_string())?;
-        let report = signed
-            .verify(&self.genesis_hash, &PublicKey(peer.public_key))
-            .map_err(|e| e.to_string())?;
+        let (public, latest) = (PublicKey(peer.public_key), self.now.plus(self.clock_drift));
+        let report =
+            signed.verify(&self.genesis_hash, &public, latest).map_err(|e| e.to_string())?;
         let named = Role::Edge { region: report.region.to_string(), name: report.edge.to_string() };
         if *peer.id.role() != named {
             return Err(format!("its certificate names {}", peer.id));
@@ -246,6 +253,7 @@ impl Judge {
             region: report.region.to_string(),
             name: report.edge.to_string(),
             error: None,
+            left_out: false,
             report_age_ms: millis(age),
             height: report.height,
             running: report.running.iter().map(version).collect(),
@@ -257,7 +265,7 @@ impl Judge {
     }
 }
 
-/// Every edge that is known: described, reported or connected.
+/// Every edge that is described or reported.
 fn edges(
     description: Option<&Description>,
     regions: &[&RegionStatus],
@@ -286,29 +294,51 @@ fn edges(
             Some((key, EdgeView { has_twin, ..judge.view(newest) }))
         })
         .collect();
-    let silent = |(region, name): &EdgeKey, error: String| EdgeView {
-        region: region.clone(),
-        name: name.clone(),
-        error: Some(error),
-        ..EdgeView::default()
-    };
-    for (key, why) in doubtful {
-        views.entry(key.clone()).or_insert_with(|| silent(&key, why));
+    for (edge, why) in doubtful {
+        views.entry(edge.clone()).or_insert_with(|| unreported(&edge, why));
     }
+    let connected = connected(regions);
     let described = description.iter().flat_map(|d| &d.edges);
     for edge in described.filter_map(|e| Some((e.region.clone()?, e.name.clone()))) {
-        views.entry(edge.clone()).or_insert_with(|| silent(&edge, "no report yet".into()));
+        let view = || absent(&edge, connected.contains(&edge), regions);
+        views.entry(edge.clone()).or_insert_with(view);
     }
+    for (_, view) in views.iter_mut().filter(|(edge, _)| connected.contains(edge)) {
+        view.connected = true;
+    }
+    views.into_values().collect()
+}
+
+fn unreported((region, name): &EdgeKey, error: String) -> EdgeView {
+    let (region, name) = (region.clone(), name.clone());
+    EdgeView { region, name, error: Some(error), ..EdgeView::default() }
+}
+
+/// An edge of which no member showed a report.
+fn absent(edge: &EdgeKey, is_connected: bool, regions: &[&RegionStatus]) -> EdgeView {
+    let of_region = regions.iter().filter(|r| r.region == edge.0);
+    let left_out = of_region.map(|r| r.reports_left_out).max().unwrap_or(0);
+    let why = match (is_connected, left_out) {
+        (false, _) => "no report yet",
+        (true, 0) => {
+            "it is connected, and no member has a report of it; one that refuses its reports says so \
+             in its log"
+        }
+        (true, _) => "its region had no room for its report",
+    };
+    EdgeView { left_out: is_connected && left_out > 0, ..unreported(edge, why.to_owned()) }
+}
+
+/// The edges that some member has a stream from.
+fn connected(regions: &[&RegionStatus]) -> BTreeSet<EdgeKey> {
+    let mut keys = BTreeSet::new();
     for region in regions {
         for name in &region.connected_edges {
             let full = name.split_once('/').map(|(r, n)| (r.to_owned(), n.to_owned()));
-            let key = full.unwrap_or_else(|| (region.region.clone(), name.clone()));
-            if let Some(view) = views.get_mut(&key) {
-                view.connected = true;
-            }
+            keys.insert(full.unwrap_or_else(|| (region.region.clone(), name.clone())));
         }
     }
-    views.into_values().collect()
+    keys
 }
 
 #[cfg(test)]

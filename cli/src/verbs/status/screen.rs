@@ -59,7 +59,14 @@ impl Realm {
         for region in &self.regions {
             for (rule, times) in &region.refusals {
                 let name = &region.name;
-                writeln!(f, "  {name} refused {times} from upstream by rule {rule}")?;
+                writeln!(f, "  {name} refused {times} messages by rule {rule}")?;
+            }
+            if region.reports_left_out > 0 {
+                let (name, edges) = (&region.name, region.reports_left_out);
+                writeln!(
+                    f,
+                    "  {name} left out the reports of up to {edges} edges, for want of room"
+                )?;
             }
             for member in &region.members {
                 if let Some(snapshots) = &member.snapshots {
@@ -104,7 +111,9 @@ impl Realm {
                 .iter()
                 .any(|r| current.get(r.bundle.as_str()).is_some_and(|v| *v > r.version))
         };
-        let trouble = |edge: &EdgeView| edge.error.is_some() || !edge.connected || behind(edge);
+        let trouble = |edge: &EdgeView| {
+            edge.error.is_some() && !edge.left_out || !edge.connected || behind(edge)
+        };
         let is_small = self.edges.len() <= EDGES_LISTED_MAX;
         let mut rows = vec![row(&["EDGE", "RUNS", "HEIGHT", "REPORT", ""])];
         let shown =

@@ -79,8 +79,11 @@ pub struct RegionView {
     pub upstream_connected: bool,
     /// Its ring.
     pub members: Vec<MemberView>,
-    /// Updates from upstream that members refused, by rule.
+    /// How many messages its members refused, of validators and of edges, by rule.
     pub refusals: Vec<(String, u64)>,
+    /// How many edges at most are missing in [`Realm::edges`], or have no report there, because a
+    /// status reply of the region had no room for theirs.
+    pub reports_left_out: u64,
     /// Alarms that are raised in its ring.
     pub alarms: Vec<AlarmView>,
     /// Every time the history of its keys was cut, oldest first.
@@ -239,6 +242,8 @@ pub struct EdgeView {
     pub name: String,
     /// The reason why no report of it can be believed, or that there is none.
     pub error: Option<String>,
+    /// Whether there is none because its region had no room for it in its status reply.
+    pub left_out: bool,
     /// Since its newest report, by its own clock.
     pub report_age_ms: u64,
     /// Its newest verified checkpoint.

@@ -1,4 +1,6 @@
-//! What edges and operators get from a member.
+//! Edges and operators ask a member, and get what their roles allow.
+
+use std::time::Duration;
 
 use satrap_certify::{
     BundleName, Interest, Replica, Report, Timestamp, Update, limits::EDGE_UPDATE_BYTES_MAX,
@@ -71,12 +73,23 @@ impl Edge {
     }
 
     async fn report(&self, world: &World, as_edge: &str, credentials: &Credentials) {
+        let now = Timestamp(clock::now());
+        self.report_at(now, world, as_edge, credentials).await;
+    }
+
+    async fn report_at(
+        &self,
+        time: Timestamp,
+        world: &World,
+        as_edge: &str,
+        credentials: &Credentials,
+    ) {
         let identity = credentials.current();
         let report = Report {
             genesis_hash: *world.realm.lock().unwrap().genesis.realm().genesis_hash(),
             region: label(REGION),
             edge: label(as_edge),
-            time: Timestamp(clock::now()),
+            time,
             started: Timestamp(1),
             height: self.replica.height(),
             certified_time: self.replica.certified_time(),
@@ -128,6 +141,14 @@ fn an_edge_follows_reports_and_shows_up_in_the_status_of_every_member() {
         assert!(status.upstream_connected, "whoever leads has a stream");
         assert!(!status.leader.is_empty());
         assert!(status.members.iter().all(|member| member.reachable));
+
+        // With a clock that is an hour ahead: the report is refused, and the edge gets news.
+        let ahead = Timestamp(clock::now()).plus(Duration::from_secs(3_600));
+        edge.report_at(ahead, &world, "e1", &credentials).await;
+        let height = world.decide(Realm::heartbeat);
+        edge.reaches(height).await;
+        let later = status_of(&members[0], &operator).await;
+        assert_eq!((later.refusals["R2"], later.reports), (1, status.reports));
 
         // In the name of another edge: refused by rule, and the stream ends.
         edge.report(&world, "e2", &credentials).await;

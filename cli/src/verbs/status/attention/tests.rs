@@ -180,7 +180,9 @@ fn faults_of_edges() {
         let error = Some("no report yet".to_owned());
         let unheard = EdgeView { error, report_age_ms: 0, ..edge("unheard") };
         let report_age_ms = FRESH_MS + LATE_AFTER_MS + 1;
-        realm.edges.extend([twin, unheard, EdgeView { report_age_ms, ..edge("quiet") }]);
+        let left_out =
+            EdgeView { left_out: true, error: unheard.error.clone(), ..edge("left-out") };
+        realm.edges.extend([twin, unheard, left_out, EdgeView { report_age_ms, ..edge("quiet") }]);
     });
     assert_eq!(
         lines,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::*;
 
 const DAY: Duration = Duration::from_secs(86_400);
+const DRIFT: Duration = Duration::from_secs(10);
 const GENESIS_HASH: [u8; 32] = [7; 32];
 
 struct Edge {
@@ -52,6 +53,7 @@ fn only_the_edge_itself_can_report() {
         genesis_hash: GENESIS_HASH,
         trust: TrustAnchors::from_pem(eu.certificate_pem().as_bytes()).unwrap(),
         now: Timestamp(clock::now()),
+        clock_drift: DRIFT,
     };
     let (web, evil) = (edge(&eu, "eu", "web"), edge(&eu, "eu", "evil"));
     let sign = |r: Report, by: &Edge| r.sign(&by.key, by.certificate.clone());
@@ -81,17 +83,92 @@ fn only_the_edge_itself_can_report() {
 }
 
 #[test]
+fn r2_a_report_of_the_future_or_from_before_its_process_started_is_not_believed() {
+    let eu = authority("eu");
+    let now = Timestamp(clock::now());
+    let judge = Judge {
+        genesis_hash: GENESIS_HASH,
+        trust: TrustAnchors::from_pem(eu.certificate_pem().as_bytes()).unwrap(),
+        now,
+        clock_drift: DRIFT,
+    };
+    let web = edge(&eu, "eu", "web");
+    let judged = |time: Timestamp, started: Timestamp| {
+        let mut r = report("eu", "web");
+        (r.time, r.started) = (time, started);
+        judge.report(&r.sign(&web.key, web.certificate.clone())).map(drop)
+    };
+    let latest = now.plus(DRIFT);
+    assert_eq!(judged(latest, latest), Ok(()));
+    for (time, started, expected) in [
+        (latest.plus(Duration::from_nanos(1)), now, "check NTP"),
+        (now, now.plus(Duration::from_nanos(1)), "check the clock of the edge"),
+    ] {
+        let error = judged(time, started).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn edges_without_a_report_are_told_apart_and_those_left_out_are_counted() {
+    let eu = authority("eu");
+    let judge = Judge {
+        genesis_hash: GENESIS_HASH,
+        trust: TrustAnchors::from_pem(eu.certificate_pem().as_bytes()).unwrap(),
+        now: Timestamp(clock::now()),
+        clock_drift: DRIFT,
+    };
+    let described = |name: &str| serde_json::json!({ "region": "eu", "name": name, "pid": null, "active_dir": "active" });
+    let description = serde_json::from_value(serde_json::json!({
+        "chain_id": "acme",
+        "genesis": "genesis.json",
+        "validators": [],
+        "regions": [],
+        "edges": [described("away"), described("here")],
+        "client": { "ca": "ca", "cert": "cert", "key": "key" },
+    }))
+    .unwrap();
+    let shown = |left_out: [u64; 2]| {
+        let statuses = left_out.map(|reports_left_out| RegionStatus {
+            region: "eu".into(),
+            connected_edges: vec!["here".into()],
+            reports_left_out,
+            ..RegionStatus::default()
+        });
+        let mut realm = Realm::default();
+        let endpoint = Endpoint { label: "eu/a".into(), url: "https://127.0.0.1:1".into() };
+        for status in &statuses {
+            member(&mut realm, &endpoint, status, judge.now);
+        }
+        realm.edges = edges(Some(&description), &statuses.each_ref(), &judge);
+        realm.attention = attention(&realm);
+        let errors: Vec<_> = realm.edges.iter().map(|e| e.error.clone().unwrap()).collect();
+        let lines = realm.attention.iter().filter(|line| line.contains("`eu/here`")).count();
+        let json = serde_json::to_value(&realm).unwrap();
+        assert_eq!(json["regions"][0]["reports_left_out"], left_out[0].max(left_out[1]));
+        assert_eq!(json["edges"][1]["left_out"], left_out != [0, 0]);
+        (errors, lines, realm.to_string().contains("left out the reports of up to 7 edges"))
+    };
+    let refuses = "it is connected, and no member has a report of it; one that refuses its reports \
+                   says so in its log";
+    assert_eq!(shown([0, 0]), (vec!["no report yet".to_owned(), refuses.to_owned()], 1, false));
+    let no_room = "its region had no room for its report";
+    assert_eq!(shown([2, 7]), (vec!["no report yet".to_owned(), no_room.to_owned()], 0, true));
+}
+
+#[test]
 fn the_newest_verified_report_wins_over_what_cannot_be_verified() {
     let eu = authority("eu");
     let judge = Judge {
         genesis_hash: GENESIS_HASH,
         trust: TrustAnchors::from_pem(eu.certificate_pem().as_bytes()).unwrap(),
         now: Timestamp(clock::now()),
+        clock_drift: DRIFT,
     };
     let web = edge(&eu, "eu", "web");
     let at = |ns, height| {
         let mut r = report("eu", "web");
-        (r.time, r.height) = (Timestamp(ns), height);
+        (r.time, r.started, r.height) = (Timestamp(ns), Timestamp(ns), height);
         r.sign(&web.key, web.certificate.clone()).to_canonical()
     };
     let mut forged = SignedReport::from_canonical(&at(3, 3)).unwrap();
@@ -107,6 +184,11 @@ fn the_newest_verified_report_wins_over_what_cannot_be_verified() {
     let views = edges(None, &[&first, &second], &judge);
     let web = views.iter().find(|v| v.name == "web").unwrap();
     assert_eq!((web.height, web.connected, web.error.as_deref()), (2, true, None));
+    // R2: one of the future would win for good.
+    let now = judge.now.0;
+    let ahead = status(vec![at(now + 3_600_000_000_000, 9), at(now, 5)]);
+    let views_with_ahead = edges(None, &[&first, &ahead], &judge);
+    assert_eq!(views_with_ahead.iter().find(|v| v.name == "web").unwrap().height, 5);
     let garbage = views.iter().find(|v| v.name == "?").unwrap();
     assert!(garbage.error.as_ref().unwrap().contains("no report"));
     let alone = edges(None, &[&status(vec![forged.to_canonical()])], &judge);
@@ -121,6 +203,7 @@ fn two_processes_with_one_identity_are_told_from_one_that_was_started_again() {
         genesis_hash: GENESIS_HASH,
         trust: TrustAnchors::from_pem(eu.certificate_pem().as_bytes()).unwrap(),
         now: Timestamp(now),
+        clock_drift: DRIFT,
     };
     let web = edge(&eu, "eu", "web");
     let second = 1_000_000_000;
