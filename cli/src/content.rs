@@ -10,13 +10,15 @@
 //!   be copied to every edge.
 //! - **P2** Sizes are checked while reading, so a wrong path cannot fill memory.
 //! - **P3** Nothing is read through a link unless the caller asked for that: a link may lead to any
-//!   file that the caller can read, and what it leads to would be copied to every edge.
+//!   file that the caller can read, which would be copied to every edge. This holds for a link that
+//!   takes the place of a file or directory while it is read, too.
 //! - **P4** Every key is a name that each edge can make a file of, and that prints as one line.
 
 mod difference;
+mod directory;
 mod hazards;
 
-use std::{fs, os::unix::ffi::OsStrExt as _, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc};
 
 pub use difference::{Difference, key_text};
 pub use hazards::hazards;
@@ -24,7 +26,7 @@ pub use hazards::hazards;
 use pem::{EncodeConfig, LineEnding, Pem};
 use satrap_certify::{
     Key,
-    limits::{BUNDLE_BYTES_MAX, BUNDLE_ENTRIES_MAX, VALUE_BYTES_MAX},
+    limits::{BUNDLE_BYTES_MAX, BUNDLE_ENTRIES_MAX},
 };
 use satrap_edge_agent::paths;
 use satrap_host::files;
@@ -35,8 +37,6 @@ use crate::{error::CliError, output::one_line};
 
 /// A trust store with comments is larger than what is published of it.
 const PEM_FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// Keys have at most 512 bytes, so deeper files could not be published anyway.
-const DEPTH_MAX: usize = 64;
 /// Hex digits of a certificate's SHA-256 in its key.
 const KEY_DIGITS: usize = 16;
 
@@ -44,9 +44,24 @@ const KEY_DIGITS: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Links {
     /// A link is an error, because it may lead to any file.
-    Refuse,
+    Refuse {
+        /// The remedy, which depends on the flags of the command.
+        advice: &'static str,
+    },
     /// A link to a file is read as that file, wherever it is.
     Follow,
+}
+
+impl Links {
+    /// For a command without a flag for links.
+    pub const REFUSE: Self = Self::Refuse { advice: "put the file itself there" };
+
+    /// As the flag `--follow-links` says.
+    #[must_use]
+    pub fn by_flag(follow: bool) -> Self {
+        let advice = "put the file itself there, or give --follow-links";
+        if follow { Self::Follow } else { Self::Refuse { advice } }
+    }
 }
 
 /// Reads the bundle at `path`, which may itself be a link.
@@ -60,9 +75,7 @@ pub fn read(path: &Path, links: Links) -> Result<BundleTree, CliError> {
         Err(_) => CliError::file("content", path, &e),
     })?;
     if kind.is_dir() {
-        let mut reader = DirectoryReader { root: path, tree: BundleTree::default(), links };
-        reader.read(path, 0)?;
-        return Ok(reader.tree);
+        return directory::read(path, links);
     }
     if !kind.is_file() {
         let path = path.display();
@@ -157,72 +170,6 @@ fn check_name(name: &[u8]) -> Result<Key, String> {
     Ok(key)
 }
 
-struct DirectoryReader<'a> {
-    root: &'a Path,
-    tree: BundleTree,
-    links: Links,
-}
-
-impl DirectoryReader<'_> {
-    fn read(&mut self, dir: &Path, depth: usize) -> Result<(), CliError> {
-        if depth > DEPTH_MAX {
-            let path = dir.display();
-            return Err(CliError::refused(format!("{path} is more than {DEPTH_MAX} levels deep")));
-        }
-        let unreadable = |e| CliError::file("content", dir, &e);
-        for entry in fs::read_dir(dir).map_err(unreadable)? {
-            let entry = entry.map_err(unreadable)?;
-            let path = entry.path();
-            let kind = entry.file_type().map_err(unreadable)?;
-            if kind.is_dir() {
-                self.read(&path, depth + 1)?;
-                continue;
-            }
-            if kind.is_symlink() {
-                self.check_link(&path)?;
-            }
-            self.entry(&path)?;
-        }
-        Ok(())
-    }
-
-    /// P3
-    fn check_link(&self, path: &Path) -> Result<(), CliError> {
-        let target = fs::read_link(path).map_err(|e| CliError::file("content", path, &e))?;
-        if fs::metadata(path).is_err() {
-            return Err(dangling(path, &target));
-        }
-        if self.links == Links::Follow {
-            return Ok(());
-        }
-        let (path, target) = (path.display().to_string(), target.display().to_string());
-        Err(CliError::refused(format!(
-            "{} is a link to {}, and a link may lead to any file: put the file itself there, or, \
-             with `publish`, `approve` and `verify`, give --follow-links",
-            one_line(&path),
-            one_line(&target)
-        )))
-    }
-
-    fn entry(&mut self, path: &Path) -> Result<(), CliError> {
-        let unreadable = |e| CliError::file("content", path, &e);
-        let refuse = |why: &str| {
-            let path = path.display().to_string();
-            CliError::refused(format!("{}: {why}", one_line(&path)))
-        };
-        // A link to a directory could be a loop; a device never ends.
-        if !fs::metadata(path).map_err(unreadable)?.is_file() {
-            return Err(refuse("neither a file nor a directory; only those can be published"));
-        }
-        let name = path.strip_prefix(self.root).expect("read_dir stays below its directory");
-        let key = check_name(name.as_os_str().as_bytes()).map_err(|why| refuse(&why))?;
-        let value = files::read(path, VALUE_BYTES_MAX as u64).map_err(unreadable)?;
-        self.tree.insert(&key, Arc::from(value));
-        check_size(&self.tree)
-            .map_err(|why| CliError::refused(format!("{}: {why}", self.root.display())))
-    }
-}
-
 /// Writes the entries of `tree` below `dir`, which must not exist or be empty.
 ///
 /// # Errors
@@ -302,29 +249,12 @@ mod tests {
         fs::create_dir_all(from.join("routes")).unwrap();
         fs::write(from.join("a.json"), b"1").unwrap();
         fs::write(from.join("routes/b"), b"").unwrap();
-        let tree = read(&from, Links::Refuse).unwrap();
+        let tree = read(&from, Links::REFUSE).unwrap();
         assert_eq!(keys(&tree), ["a.json", "routes/b"]);
         let to = dir.path().join("to");
         write(&tree, &to).unwrap();
-        assert_eq!(read(&to, Links::Refuse).unwrap().root(), tree.root());
+        assert_eq!(read(&to, Links::REFUSE).unwrap().root(), tree.root());
         assert!(write(&tree, &to).unwrap_err().message.contains("is not empty"));
-    }
-
-    #[test]
-    fn what_cannot_be_published_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        for (target, name) in [("/dev/null", "device"), (".", "loop")] {
-            std::os::unix::fs::symlink(target, dir.path().join(name)).unwrap();
-            let error = read(dir.path(), Links::Follow).unwrap_err();
-            assert!(error.message.contains("neither a file nor a directory"), "{error}");
-            fs::remove_file(dir.path().join(name)).unwrap();
-        }
-        let file = dir.path().join("value");
-        fs::write(&file, vec![0; VALUE_BYTES_MAX]).unwrap();
-        assert_eq!(read(dir.path(), Links::Refuse).unwrap().len(), 1);
-        fs::write(&file, vec![0; VALUE_BYTES_MAX + 1]).unwrap();
-        let error = read(dir.path(), Links::Refuse).unwrap_err();
-        assert!(error.message.contains("is larger than"), "{error}");
     }
 
     #[test]
@@ -349,33 +279,9 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let name = std::ffi::OsString::from_vec(name.to_vec());
             fs::write(dir.path().join(name), "1").unwrap();
-            let error = read(dir.path(), Links::Refuse).unwrap_err();
+            let error = read(dir.path(), Links::REFUSE).unwrap_err();
             assert!(error.message.contains(expected), "{error}");
             assert!(!error.message.chars().any(char::is_control), "{error}");
         }
-    }
-
-    #[test]
-    fn a_link_is_read_only_if_asked_for() {
-        let dir = tempfile::tempdir().unwrap();
-        let outside = dir.path().join("outside");
-        fs::write(&outside, "secret").unwrap();
-        let from = dir.path().join("from");
-        fs::create_dir(&from).unwrap();
-        std::os::unix::fs::symlink(&outside, from.join("link")).unwrap();
-        let error = read(&from, Links::Refuse).unwrap_err();
-        assert!(error.message.contains("link is a link to") && error.message.contains("outside"));
-        assert!(error.message.contains("--follow-links"), "{error}");
-        assert_eq!(keys(&read(&from, Links::Follow).unwrap()), ["link"]);
-        fs::remove_file(&outside).unwrap();
-        for links in [Links::Refuse, Links::Follow] {
-            let error = read(&from, links).unwrap_err();
-            assert!(error.message.contains("which does not exist"), "{error}");
-        }
-        // The directory itself may be a link: the active version of an edge is one.
-        fs::remove_file(from.join("link")).unwrap();
-        fs::write(from.join("a"), "1").unwrap();
-        std::os::unix::fs::symlink(&from, dir.path().join("current")).unwrap();
-        assert_eq!(keys(&read(&dir.path().join("current"), Links::Refuse).unwrap()), ["a"]);
     }
 }

@@ -57,7 +57,7 @@ fn content_behind_links_is_compared_if_asked_for() {
     let (entry, moved) = (entry.unwrap(), dir.path().join("moved"));
     fs::rename(&entry, &moved).unwrap();
     std::os::unix::fs::symlink(&moved, &entry).unwrap();
-    verify_content(dir.path(), &[]).fails(65, "`verify`, give --follow-links");
+    verify_content(dir.path(), &[]).fails(65, "or give --follow-links");
     verify_content(dir.path(), &["--follow-links"]).succeeds();
 }
 

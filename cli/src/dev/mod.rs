@@ -118,7 +118,7 @@ pub async fn run(args: Args, json: bool) -> Result<(), DevError> {
         .map_err(|e| CliError::file("state directory", state_dir, &e))?;
     if let Some(file) = &args.trust_bundle {
         // A mistake in it is found before anything is started.
-        crate::content::read(file, crate::content::Links::Refuse)?;
+        crate::content::read(file, crate::content::Links::REFUSE)?;
     }
     let held = state::open_or_create(&state_dir, args.evil_region, |line| say(line, json)).await?;
     let tasks = TaskGroup::new();

@@ -51,7 +51,7 @@ pub fn wanted(file: Option<&Path>, base: &Base) -> Result<Option<BundleTree>, De
             SYSTEM_BUNDLES.join(", ")
         ))
     })?;
-    let content = content::read(path, Links::Refuse)?;
+    let content = content::read(path, Links::REFUSE)?;
     Ok((base.version == 0 || content.root() != base.tree.root()).then_some(content))
 }
 

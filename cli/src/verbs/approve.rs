@@ -146,7 +146,7 @@ pub(super) fn check_realm(changes: &Changes, genesis: &Genesis) -> Result<(), Cl
 /// valid change without those after it.
 fn check_outcome(args: &Args, changes: &Changes) -> Result<(), CliError> {
     let Some(path) = &args.matches else { return Ok(()) };
-    let links = if args.follow_links { Links::Follow } else { Links::Refuse };
+    let links = Links::by_flag(args.follow_links);
     let Action::Publish(publish) = &changes.last().change.action else {
         return Err(CliError::usage(
             "--matches is for changes that publish; this one leaves no content to compare",

@@ -103,7 +103,7 @@ struct Planned {
 pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
     let Signing { operators, out, patience, connection } = &args.signing;
     out.as_deref().map_or(Ok(()), changes::check_absent)?;
-    let links = if args.follow_links { Links::Follow } else { Links::Refuse };
+    let links = Links::by_flag(args.follow_links);
     let to = content::read(&args.path, links)?;
     let client = Client::open(connection)?;
     check_combined(&client, &args.bundle, &to)?;

@@ -132,7 +132,7 @@ fn check_content(args: &Args, replica: &Replica, bundle: &BundleName) -> Result<
         return Err(CliError::refused(why));
     };
     let Some(path) = &args.dir else { return Ok(()) };
-    let links = if args.follow_links { Links::Follow } else { Links::Refuse };
+    let links = Links::by_flag(args.follow_links);
     let mut found = content::read(path, links)?;
     for key in &args.ignore {
         let key =

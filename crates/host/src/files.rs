@@ -45,7 +45,7 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
 ///
 /// From the file system, or [`io::ErrorKind::FileTooLarge`].
 pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
-    read_limited(File::open(path)?, path, bytes_max)
+    read_from(File::open(path)?, path, bytes_max)
 }
 
 /// Reads a secret of at most `bytes_max` bytes, wiped from memory when dropped.
@@ -64,7 +64,7 @@ pub fn read_secret(path: &Path, bytes_max: u64) -> io::Result<Zeroizing<Vec<u8>>
             format!("{path} has mode {mode:04o}, expected 0600: run `chmod 600 {path}`"),
         ));
     }
-    read_limited(file, path, bytes_max).map(Zeroizing::new)
+    read_from(file, path, bytes_max).map(Zeroizing::new)
 }
 
 /// Makes renames and new files in `directory` survive a power cut.
@@ -82,7 +82,12 @@ pub fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn read_limited(file: File, path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+/// Reads a file that is open, of at most `bytes_max` bytes (F3); an error names it by `path`.
+///
+/// # Errors
+///
+/// As for [`read`].
+pub fn read_from(file: File, path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > bytes_max {
