@@ -18,7 +18,8 @@ use std::{collections::BTreeSet, io::ErrorKind, path::Path};
 
 use ed25519_dalek::SigningKey;
 use satrap_certify::{
-    Action, Approval, Change, PublicKey, Publish, SignedChange, limits::CHANGE_BYTES_MAX,
+    Action, Approval, Change, PublicKey, Publish, SignedChange,
+    limits::{APPROVALS_MAX, CHANGE_BYTES_MAX},
 };
 use satrap_host::files;
 use satrap_merkle::{
@@ -98,11 +99,10 @@ impl Changes {
     /// If there are too many approvals already.
     pub fn approve(&mut self, key: &SigningKey) -> Result<(), CliError> {
         self.parts.iter_mut().for_each(|part| part.approve(key));
-        let limit = satrap_certify::limits::APPROVALS_MAX;
         let have = self.first().approvals.len();
-        if have > limit {
+        if have > APPROVALS_MAX {
             return Err(CliError::refused(format!(
-                "the change would have {have} approvals, at most {limit} are allowed; those of so \
+                "the change would have {have} approvals, at most {APPROVALS_MAX} are allowed; those of so \
                  many are enough for every class"
             )));
         }
@@ -288,6 +288,11 @@ mod tests {
         assert!(found.contains(&(PublicKey::of(&bob), false)), "{found:?}");
         changes.drop_approvals(&[PublicKey::of(&bob)]);
         assert_eq!(changes.approvals().len(), 1);
+        for n in 2..=APPROVALS_MAX {
+            changes.approve(&SigningKey::from_bytes(&[u8::try_from(n).unwrap(); 32])).unwrap();
+        }
+        let error = changes.approve(&SigningKey::from_bytes(&[99; 32])).unwrap_err();
+        assert!(error.message.contains("would have 17 approvals, at most 16"), "{error}");
 
         for parts in [vec![part(3, "a"), part(5, "b")], vec![part(3, "a"), part(3, "b")]] {
             let bytes = Changes { parts }.encode().unwrap();

@@ -14,9 +14,9 @@ use common::satrap;
 use ed25519_dalek::SigningKey;
 use live_realm::Live;
 use realm::{BUNDLE, plan};
-use satrap_certify::Key;
+use satrap_certify::{Action, BundleName, Change, Key, Publish, SignedChange};
 use satrap_cli::changes::Changes;
-use satrap_merkle::BundleTree;
+use satrap_merkle::{BundleTree, codec::Canonical as _};
 use serde_json::json;
 
 #[test]
@@ -158,6 +158,93 @@ fn approvals_are_shown_by_name_and_those_that_count_nothing_are_dropped() {
         satrap(live.dir(), &["approve", "change", "--genesis", &genesis, "--realm", "none"]);
     assert!(offline.err.contains("the realm could not be asked"), "{}", offline.err);
     assert!(offline.out.contains("as a new bundle: 1 entry put, 0 removed"), "{}", offline.out);
+}
+
+fn publish_of(change: &mut Change) -> &mut Publish {
+    let Action::Publish(publish) = &mut change.action else { panic!("it publishes") };
+    publish
+}
+
+#[test]
+fn approve_signs_no_change_that_is_not_what_it_says() {
+    let live = Live::start();
+    let bob = live.key(1);
+    live.write("content/a", "1");
+    live.write("content/b", "2");
+    live.run(&["publish", BUNDLE, "content", "--out", "change"]).succeeds();
+    let path = live.dir().join("change");
+    let honest = Changes::read(&path).unwrap().first().change.clone();
+    let approve = ["approve", "change", "--operator", &bob];
+    let refused = |bytes: &[u8], more: &[&str], expected: &str| {
+        fs::write(&path, bytes).unwrap();
+        live.run(&[&approve[..], more].concat()).fails(65, expected);
+        assert_eq!(fs::read(&path).unwrap(), bytes, "nothing was signed: {expected}");
+    };
+    let forged = |alter: &dyn Fn(&mut Change)| {
+        let mut change = honest.clone();
+        alter(&mut change);
+        SignedChange::unsigned(change).to_canonical()
+    };
+
+    refused(b"words", &[], "change is not a change file");
+    let other_realm = forged(&|change| change.genesis_hash = [9; 32]);
+    refused(&other_realm, &[], "refused by rule V1: the change is for the realm with genesis 0909");
+    let root = forged(&|change| publish_of(change).root = [9; 32]);
+    refused(
+        &root,
+        &[],
+        "refused by rule V7: the content after part 1 of the change does not have the root that it \
+         names",
+    );
+    refused(
+        &root,
+        &["--matches", "content"],
+        "refused by rule V7: the change results in root 0909",
+    );
+
+    // The root is the one that was reviewed, and the entries are not.
+    let evil = || Arc::from(&b"evil"[..]);
+    let key = |name: &str| Key::new(name.as_bytes()).unwrap();
+    for (forged, named) in [
+        (forged(&|change| publish_of(change).puts[0].1 = evil()), "a"),
+        (forged(&|change| publish_of(change).puts.push((key("z"), evil()))), "z"),
+        (
+            forged(&|change| {
+                let (key, _) = publish_of(change).puts.remove(1);
+                publish_of(change).deletes.push(key);
+            }),
+            "b",
+        ),
+    ] {
+        let expected = format!(
+            "refused by rule V7: part 1 of the change makes the key {named} something else than it \
+             is in content"
+        );
+        refused(&forged, &["--matches", "content"], &expected);
+        refused(&forged, &[], "refused by rule V7: the content after part 1");
+    }
+
+    // Of two parts the first is whole, and would be decided alone.
+    let bundle = BundleName::new(BUNDLE).unwrap();
+    let (empty, mut one) = (BundleTree::default(), BundleTree::default());
+    one.insert(&key("a"), evil());
+    let mut two = one.clone();
+    two.insert(&key("b"), evil());
+    let first = Publish::between(bundle.clone(), 0, &empty, &one);
+    let mut second = Publish::between(bundle, 1, &one, &two);
+    second.root = [9; 32];
+    let parts = [first, second].map(|publish| {
+        let (genesis_hash, action) = (honest.genesis_hash, Action::Publish(publish));
+        SignedChange::unsigned(Change { genesis_hash, action }).to_canonical()
+    });
+    refused(&parts.concat(), &[], "the content after part 2 of the change does not have the root");
+
+    // As it was, it is signed.
+    fs::write(&path, forged(&|_| ())).unwrap();
+    let follow = [&approve[..], &["--follow-links"]].concat();
+    live.run(&follow).fails(64, "--matches <PATH>");
+    let signed = live.run(&[&approve[..], &["--matches", "content"]].concat()).succeeds();
+    assert!(signed.contains("approvals       1 of 1: bob"), "{signed}");
 }
 
 #[test]
