@@ -1,8 +1,8 @@
 //! An operator's connections: asks servers, and verifies what they answer.
 //!
-//! Any validator or member may be asked, and any may lie. What is certified is read as an edge
+//! Any validator or member may be asked, and any may lie. Certified state is read as an edge
 //! reads it, by a [`Replica`] that starts at the genesis; a server whose answer does not verify is
-//! named and the next one is asked. What only a server knows (its own status) is reported as its
+//! named and the next one is asked. State that only a server knows (its own status) is reported as its
 //! word.
 //!
 //! # Invariants
@@ -73,7 +73,7 @@ pub struct Client {
     pub credentials: Credentials,
     /// The servers to ask, in this order.
     pub endpoints: Vec<Endpoint>,
-    /// What is known of the realm, if it was described.
+    /// The description of the realm, if there is one.
     pub description: Option<Description>,
     /// Where the client's signing key lies by convention: beside its TLS key.
     pub operator_key: PathBuf,
@@ -104,7 +104,7 @@ pub struct Decided {
 
 /// Why one server has no answer; another may do better.
 enum Ended {
-    /// This process does not believe who it is.
+    /// This process does not accept the identity of the server.
     Untrusted(String),
     /// Anything else.
     AskNext(String),
@@ -181,7 +181,7 @@ impl Client {
         mtls::connect(&endpoint.url, &self.credentials, rule).await
     }
 
-    /// What one server says about itself.
+    /// The status of one server, by its own word.
     ///
     /// # Errors
     ///

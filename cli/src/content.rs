@@ -1,4 +1,4 @@
-//! Content on disk: what an operator publishes and what an edge activates.
+//! Reads and writes content on disk: the files that an operator publishes and an edge activates.
 //!
 //! A directory is a bundle: every file below it is an entry, its relative path the key. A PEM file
 //! is a bundle of certificates: each becomes an entry named after its own hash, so that adding,

@@ -62,7 +62,7 @@ pub struct CliError {
     pub kind: Kind,
     /// The rule of `docs/spec/` that refused, if one did.
     pub rule: Option<String>,
-    /// What was wrong, what was expected, what to do.
+    /// The fault, what was expected instead, and what to do.
     pub message: String,
 }
 

@@ -1,8 +1,8 @@
 //! The `satrap` command: operators' verbs, the three daemons, and `dev`.
 //!
 //! A verb trusts the network no more than an edge does: whatever it prints as certified was
-//! verified here, against the genesis file (see [`client`]). What it prints as reported is marked
-//! so, because a server said it.
+//! verified here, against the genesis file (see [`client`]). Output that a server reported is
+//! marked so.
 //!
 //! Reading order: [`verbs`] (one file per verb), [`client`], [`changes`], [`realm`], [`content`].
 

@@ -67,7 +67,7 @@ pub fn new_key(path: &Path) -> Result<PublicKey, CliError> {
 ///
 /// # Errors
 ///
-/// What was expected.
+/// The expected form.
 pub fn parse_public_key(text: &str) -> Result<PublicKey, String> {
     let bytes = hex::decode(text).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
     match bytes.map(PublicKey) {

@@ -92,8 +92,8 @@ fn steers(c: char) -> bool {
     c.is_control() || turns
 }
 
-/// A name or message of somebody else as part of one line. Whatever it holds, it makes no line of
-/// its own, and two different texts stay different.
+/// A name or message of another party as part of one line. It makes no line of its own, and two
+/// different texts stay different.
 #[must_use]
 pub fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
@@ -107,7 +107,7 @@ pub fn one_line(text: &str) -> String {
     line
 }
 
-/// Characters of the widest cell; a key, which may be the longest of what is listed, has at most 512 bytes.
+/// Characters of the widest cell. A key, the longest of what is listed, has at most 512 bytes.
 const CELL_CHARS_MAX: usize = 1_024;
 
 /// A cell of a table: one line, and not longer than a table can be.

@@ -90,7 +90,7 @@ fn everything_that_an_operator_must_act_on_is_on_the_first_screen() {
     assert_eq!(status["regions"][0]["alarms"][0]["kind"], "NOSPACE", "{status}");
     assert_eq!(status["regions"][0]["members"][0]["errors"], serde_json::json!([]), "{status}");
 
-    // A copy of the edge, on another machine as it were.
+    // A copy of the edge, as if on another machine.
     let edge = &live.realm.files.edges[0];
     let twin = live.dir().join("twin");
     fs::create_dir(&twin).unwrap();

@@ -1,4 +1,4 @@
-//! What a person sees when the command line is wrong: what it is, what was expected, what to do.
+//! A person whose command line is wrong sees the fault, what was expected, and what to do.
 
 mod common;
 

@@ -84,7 +84,7 @@ impl Ring {
         }
     }
 
-    /// What every member holds, once all of them answer the same.
+    /// Waits until every member holds all of `keys`.
     async fn until_all_hold(&self, keys: &[String]) {
         for member in 0..3 {
             let holds = async || {

@@ -15,7 +15,7 @@ use crate::{error::CliError, realm::Description};
 /// A genesis of more bytes was not written by `satrap init`.
 const GENESIS_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// Which realm to talk to, and as whom.
+/// The realm to talk to, and the identity to use.
 #[derive(Args, Clone, Debug)]
 pub struct Connection {
     /// Directory with `realm.json`, as `satrap dev` and `satrap init` write it

@@ -26,7 +26,7 @@ use crate::{error::CliError, output::one_line, realm::description::Client as Fil
 /// Name resolution, TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Who asks, and how servers prove who they are.
+/// The identity of the client, and how servers prove theirs.
 #[derive(Clone)]
 pub struct EtcdClient {
     tls: TlsConnector,
@@ -116,7 +116,7 @@ impl EtcdClient {
         Err(CliError::unavailable(format!("no member of the ring answers\n{reasons}")))
     }
 
-    /// The service for members, at whoever answers.
+    /// The service for members, at the first member that answers.
     ///
     /// # Errors
     ///
@@ -125,7 +125,7 @@ impl EtcdClient {
         Ok(ClusterClient::new(self.any().await?))
     }
 
-    /// The service for upkeep, at whoever answers.
+    /// The service for upkeep, at the first member that answers.
     ///
     /// # Errors
     ///
@@ -139,13 +139,13 @@ impl EtcdClient {
 ///
 /// # Errors
 ///
-/// What the ring answered.
+/// The members of the ring, by its own answer.
 pub async fn members(cluster: &mut ClusterClient<Channel>) -> Result<Vec<Member>, CliError> {
     let list = cluster.member_list(MemberListRequest { linearizable: true }).await;
     list.map(|reply| reply.into_inner().members).map_err(|status| answer(&status))
 }
 
-/// What a server refused, or that it cannot answer.
+/// The error for a server that refused, or could not answer.
 #[must_use]
 pub fn answer(status: &Status) -> CliError {
     // A member marks its own refusals as etcd does, for clients of etcd; this program does so, too.

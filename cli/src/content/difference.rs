@@ -8,7 +8,7 @@ use crate::output::one_line;
 
 /// Keys listed for people, of each kind; `--json` lists all.
 const KEYS_SHOWN: usize = 16;
-/// Without the operator's word, a change may remove one entry of so many.
+/// Without the operator's consent, a change may remove one entry of so many.
 const REMOVABLE_SHARE: usize = 4;
 
 /// How one content differs from another, by key.

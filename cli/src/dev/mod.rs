@@ -1,7 +1,7 @@
 //! `satrap dev`: a whole realm on this machine, and one real config on its way through it.
 //!
 //! Everything is the production code: separate processes of this very binary, real consensus, real
-//! mTLS, real disks. What is added is a supervisor, a publisher, and eyes.
+//! mTLS, real disks. `dev` adds a supervisor, a publisher and a screen.
 
 mod evil;
 mod plan;
@@ -175,7 +175,7 @@ impl Dev {
         .map_err(|e| DevError::Realm(e.to_string()))?;
         let conspiracy = roster::start_liars(tasks, plan, &files, &genesis, &bundle).await?;
         for edge in &description.edges {
-            // What an edge said in an earlier run must not pass for what it runs in this one.
+            // The status of an earlier run must not pass for that of this one.
             let _ = std::fs::remove_file(roster::status_file(edge));
         }
         let logs = state_dir.join("logs");
@@ -409,7 +409,7 @@ impl Dev {
         }
     }
 
-    /// Every process, by the name it is sighted under.
+    /// Every process, by the name under which progress shows it.
     fn expected(&self) -> Expected {
         let d = &self.description;
         let validators = d.validators.iter().map(|v| (Tier::Validator, v.name.clone()));

@@ -21,14 +21,14 @@ use tokio::{
 const STARTED_AFTER: Duration = Duration::from_secs(3);
 /// How long a process may take to stop before it is killed.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
-/// A short rest before a dead process is started again, doubled after each failed start.
+/// The pause before a dead process is started again, doubled after each failed start.
 const RESTART_AFTER: Duration = Duration::from_millis(500);
-/// The longest rest.
+/// The longest pause.
 const RESTART_AFTER_MAX: Duration = Duration::from_secs(32);
 /// Events that wait for the console.
 const EVENTS_MAX: usize = 256;
 
-/// What to run.
+/// One process to run.
 #[derive(Clone, Debug)]
 pub struct Spec {
     /// Name for people, log file and realm.json.
@@ -37,7 +37,7 @@ pub struct Spec {
     pub daemon: Daemon,
 }
 
-/// What happened to a process.
+/// A start or end of a process.
 #[derive(Debug)]
 pub enum ProcessEvent {
     /// It runs.
@@ -68,7 +68,7 @@ pub struct Death {
 #[derive(Debug)]
 pub struct Processes {
     stop: watch::Sender<bool>,
-    /// What happens to them.
+    /// Their starts and ends.
     pub events: mpsc::Receiver<ProcessEvent>,
     running: mpsc::Receiver<()>,
 }

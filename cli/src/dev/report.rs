@@ -1,4 +1,4 @@
-//! What `dev` says at the end: what to try next, or what became of the lies.
+//! Prints the last lines of `dev`: commands to try next, or what became of the lies.
 
 use std::path::Path;
 

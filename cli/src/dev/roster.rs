@@ -1,4 +1,4 @@
-//! Who takes part in a `dev` realm: what to run, whom to follow, and who lies.
+//! Lists the processes of a `dev` realm: what each runs, which servers it follows, and which of them lie.
 
 use std::{
     path::{Path, PathBuf},
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::realm::{Description, RealmFiles, RealmPlan, description};
 
-/// Where an edge says what it runs.
+/// The file in which an edge says what it runs.
 pub fn status_file(edge: &description::Edge) -> PathBuf {
     edge.active_dir.with_file_name("data").join("status.json")
 }

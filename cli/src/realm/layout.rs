@@ -1,4 +1,4 @@
-//! What lies where in a realm's directory.
+//! Names the files in a realm's directory.
 //!
 //! ```text
 //!   genesis.json                  the root of trust; every process gets a copy
@@ -51,12 +51,12 @@ pub struct ProcessFiles {
     pub name: Label,
     /// Its directory.
     pub dir: PathBuf,
-    /// What `--config` takes.
+    /// The file for `--config`.
     pub config: PathBuf,
 }
 
 impl ProcessFiles {
-    /// What an edge hands to its workload: one symlink per bundle.
+    /// The directory that an edge hands to its workload: one symlink per bundle.
     #[must_use]
     pub fn active_dir(&self) -> PathBuf {
         self.dir.join("active")

@@ -1,4 +1,4 @@
-//! What a realm shall consist of, before anything of it exists.
+//! Plans a realm before anything of it exists.
 //!
 //! The plan comes from a person (`satrap init realm.toml`) or from `satrap dev`. It is checked as
 //! a whole before a single key is made, so that `create` can fail only for reasons of the disk.
@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 pub struct RealmPlan {
     /// Its name; part of every signature and every SPIFFE id.
     pub chain_id: ChainId,
-    /// What all its processes must agree on.
+    /// The settings that all its processes must agree on.
     pub policy: Policy,
     /// Principals that must approve a governance change.
     pub governance_approvals: u32,
@@ -37,7 +37,7 @@ pub struct RealmPlan {
     pub regions: Vec<RegionPlan>,
     /// The agents beside workloads.
     pub edges: Vec<EdgePlan>,
-    /// Who may sign changes. The first one's credentials are the default of the other verbs.
+    /// The operators who may sign changes. The first one's credentials are the default of the other verbs.
     pub operators: Vec<Label>,
     /// The rules for bundles.
     pub classes: Vec<Class>,
@@ -142,7 +142,7 @@ pub struct EdgePlan {
     pub region: Label,
     /// Name within the region.
     pub name: Label,
-    /// What it runs.
+    /// The bundles that it runs.
     pub bundles: Vec<BundleName>,
     /// Regions it may ask when its own does not answer or lies.
     pub fallback_regions: Vec<Label>,
@@ -163,7 +163,7 @@ pub enum PlanError {
     Value {
         /// Which field.
         field: &'static str,
-        /// What is wrong and what is expected.
+        /// The fault, and what is expected.
         why: String,
     },
 }
@@ -230,7 +230,10 @@ impl RealmPlan {
             return Err(value("validators", why));
         }
         if self.operators.is_empty() {
-            return Err(value("operators", "expected at least one, or nobody could publish"));
+            return Err(value(
+                "operators",
+                "expected at least one, because a realm without operators takes no change",
+            ));
         }
         if let Some(region) = self.regions.iter().find(|r| r.members.is_empty()) {
             let why = format!("region `{}` has none; 3 survive one failure", region.name);
@@ -267,7 +270,7 @@ impl RealmPlan {
             |b: &BundleName| self.classes.iter().any(|class| b.as_str().starts_with(&class.prefix));
         if let Some(bundle) = bundles.iter().find(|b| !covered(b)) {
             let why = format!(
-                "no class covers `{bundle}` of edge `{name}`, so nobody could publish it; add one \
+                "no class covers `{bundle}` of edge `{name}`, so no operator could publish it; add one \
                  to [[classes]]"
             );
             return Err(value("edges.bundles", why));

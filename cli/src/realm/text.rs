@@ -1,4 +1,4 @@
-//! The plan as TOML: what `satrap init` reads, and what is kept beside a realm it made.
+//! The plan as TOML: `satrap init` reads it, and keeps it beside the realm that it made.
 
 use std::time::Duration;
 

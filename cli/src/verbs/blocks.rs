@@ -1,7 +1,7 @@
 //! `satrap blocks`: exports decided blocks for light clients that are not ours.
 //!
 //! The file is a sequence of `length (u32, big-endian) | tendermint.types.LightBlock (protobuf)`.
-//! Nothing in it is believed or needs to be: whoever reads it verifies the signatures.
+//! Nothing in it is believed or needs to be: its reader verifies the signatures.
 
 use std::{fmt, path::PathBuf, time::Duration};
 

@@ -19,7 +19,7 @@ use crate::{
     realm::{Description, description::Client},
 };
 
-/// What to do.
+/// The subcommand.
 #[derive(clap::Subcommand, Debug)]
 pub enum Verb {
     /// Print the environment of etcdctl for a region: `eval "$(satrap etcd env)"`
@@ -59,7 +59,7 @@ impl Args {
     }
 }
 
-/// What a client of etcd needs.
+/// The addresses and files that a client of etcd needs.
 #[derive(Serialize)]
 struct Environment {
     region: String,

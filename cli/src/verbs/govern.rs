@@ -30,7 +30,7 @@ use crate::{
 /// A list of more bytes has more validators than a set may.
 const LIST_BYTES_MAX: u64 = 256 * 1024;
 
-/// What to govern.
+/// The subcommand.
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
     /// Show operators, classes, region keys and validators, verified
@@ -86,7 +86,7 @@ pub struct Signing {
 /// Arguments of `authorize-operator`.
 #[derive(clap::Args, Debug)]
 pub struct AuthorizeOperator {
-    /// Who holds the key; several keys of one principal count once
+    /// The holder of the key; several keys of one principal count once
     principal: Label,
     /// The public key, hex
     #[arg(value_parser = parse_public_key)]

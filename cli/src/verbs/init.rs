@@ -115,7 +115,7 @@ impl fmt::Display for Created {
             self.examples.join(", ")
         )?;
         writeln!(f, "  2. hand operators/<name>/ to {} in person", self.operators.join(", "))?;
-        writeln!(f, "  3. take ca/*.key offline: whoever holds them makes identities")?;
+        writeln!(f, "  3. take ca/*.key offline: each holder of one can make identities")?;
         writeln!(f, "  4. start them in the directory of the realm, one command for each:")?;
         self.commands.iter().try_for_each(|command| writeln!(f, "       {command}"))
     }

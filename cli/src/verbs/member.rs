@@ -19,7 +19,7 @@ use crate::{
     verbs::{block_on, etcd},
 };
 
-/// What to do.
+/// The subcommand.
 #[derive(clap::Subcommand, Debug)]
 pub enum Verb {
     /// Show the members
@@ -42,7 +42,7 @@ pub struct List {
 /// Arguments of `add`.
 #[derive(clap::Args, Debug)]
 pub struct Add {
-    /// What its certificate calls it
+    /// The name in its certificate
     name: String,
     /// Where the other members reach it
     #[arg(long, value_name = "URL", value_parser = peer_url)]

@@ -56,7 +56,7 @@ pub struct Args {
 /// The result of a publish that is decided.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Published {
-    /// What was published.
+    /// The bundle.
     pub bundle: String,
     /// The version before.
     pub from_version: u64,

@@ -14,7 +14,7 @@ use crate::{
     verbs::{block_on, etcd},
 };
 
-/// What to do.
+/// The subcommand.
 #[derive(clap::Subcommand, Debug)]
 pub enum Verb {
     /// Show every limit and what is in use
@@ -100,7 +100,7 @@ impl Keys {
 ///
 /// # Errors
 ///
-/// If nobody answers, or the ring refuses: once authentication is on, whoever asks must be an
+/// If no member answers, or the ring refuses: once authentication is on, the user must be an
 /// administrator of the keyspace.
 pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
     let region = match verb {

@@ -1,6 +1,6 @@
-//! `satrap recover`: what to do when a majority of a ring is gone for good.
+//! `satrap recover`: brings a ring back whose majority is gone for good.
 //!
-//! Nobody can tell what the lost members acknowledged, so nothing here is automatic: `plan` shows what
+//! No survivor knows what the lost members acknowledged, so nothing here is automatic: `plan` shows what
 //! each survivor has, `apply` does what one operator chose and others can see, and `status` shows that
 //! it was done.
 
@@ -34,7 +34,7 @@ use crate::{
 /// How long a member that is said to be lost may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
-/// What to do.
+/// The subcommand.
 #[derive(clap::Subcommand, Debug)]
 pub enum Verb {
     /// Compare what survivors have on their disks; none of them may run
@@ -65,7 +65,7 @@ pub struct Apply {
     /// The members that are gone for good, separated by commas
     #[arg(long, value_name = "MEMBERS", value_delimiter = ',', required = true)]
     lost: Vec<String>,
-    /// What happened, for whoever reads the record later
+    /// The cause, for later readers of the record
     #[arg(long, value_name = "TEXT")]
     reason: String,
     /// Sign with this key (repeatable), as often as governance changes are approved
@@ -197,7 +197,7 @@ fn status(args: &Status, output: &Output) -> Result<(), CliError> {
     output.show(&CutsView { regions: realm.regions.into_iter().map(of).collect() })
 }
 
-/// What each survivor has.
+/// The state of each survivor.
 #[derive(Serialize)]
 struct PlanView {
     survivors: Vec<Row>,
@@ -316,7 +316,7 @@ impl fmt::Display for PlanView {
         writeln!(
             f,
             "  the others ({gone}) may have acknowledged writes behind the end of every log here; \
-             those are lost, and nobody can say how many\n\
+             those are lost, and no survivor knows how many\n\
              `{furthest}` has everything that a survivor acknowledged. If {gone} are gone for good:\n  \
              satrap recover apply --config ... --trust {furthest} --lost {gone} --reason ... \
              --operator-key ..."

@@ -33,7 +33,7 @@ use crate::{
 /// etcd's digest behind the snapshot.
 const DIGEST_BYTES: usize = 32;
 
-/// What to do.
+/// The subcommand.
 #[derive(clap::Subcommand, Debug)]
 pub enum Verb {
     /// Save the state of a running ring to a file
@@ -85,7 +85,7 @@ pub struct Restore {
 ///
 /// # Errors
 ///
-/// If the file cannot be used or written, or nobody serves one.
+/// If the file cannot be used or written, or no member serves one.
 pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
     match verb {
         Verb::Save(args) => save(args, output),
@@ -108,7 +108,7 @@ fn described_genesis(realm: &Path) -> Result<Genesis, CliError> {
     read_genesis(&description.genesis)
 }
 
-/// Whose fault it is that an offline verb did nothing.
+/// The party at fault when an offline verb did nothing.
 pub(super) fn blame(error: &OfflineError) -> CliError {
     use satrap_regional_server::raft::rebuild::RebuildError;
     match error {
@@ -217,7 +217,7 @@ fn restore(args: &Restore, output: &Output) -> Result<(), CliError> {
     output.show(&Restored { epoch, kept: facts.revision, members, missing })
 }
 
-/// What is in a file, for people and scripts.
+/// The content of a file, for people and scripts.
 #[derive(Serialize)]
 struct View {
     file: PathBuf,

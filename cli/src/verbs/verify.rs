@@ -111,8 +111,8 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
     output.show(&describe(&genesis, update, &replica, args.dir.clone()))
 }
 
-/// What a certificate is about: what its maker asked for. A maker that leaves content out only
-/// makes it certify less, and `--bundle` says what it must certify.
+/// The bundles that a certificate is about, which its maker asked for. A maker that leaves content out
+/// only makes it certify less, and `--bundle` says what it must certify.
 fn interest(update: &Update, wanted: Option<&BundleName>) -> Interest {
     if let Some(HistoryUpdate::Leaves(_)) = update.history {
         return Interest::Everything;

@@ -242,7 +242,7 @@ impl TestRealm {
         }
     }
 
-    /// What an edge says of itself.
+    /// The status file of an edge.
     pub fn edge_status(&self, index: usize) -> Option<Status> {
         let path = self.files.edges[index].dir.join("data").join("status.json");
         serde_json::from_slice(&fs::read(path).ok()?).ok()

@@ -1,4 +1,4 @@
-//! Performs on disk what the [`Acceptor`] decides: what is offered becomes durable, then active.
+//! Performs on disk what the [`Acceptor`] decides: an offer becomes durable, then active.
 //!
 //! ```text
 //!   start:  open the cache ─▶ make links and files right ─▶ go on where a crash interrupted
@@ -139,7 +139,7 @@ impl Installer {
         &self.activator
     }
 
-    /// Takes one update from offer to activation. The inner error blames whoever sent it.
+    /// Takes one update from offer to activation. The inner error blames its sender.
     ///
     /// # Errors
     ///

@@ -45,7 +45,7 @@ pub enum EdgeError {
 }
 
 impl EdgeError {
-    /// Whose fault it is.
+    /// The party at fault.
     #[must_use]
     pub fn fault(&self) -> Fault {
         match self {

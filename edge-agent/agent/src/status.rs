@@ -1,4 +1,4 @@
-//! What an edge tells its operator: a file that is replaced whenever something changes.
+//! Tells the operator the state of an edge: a file that is replaced whenever something changes.
 //!
 //! An edge listens on nothing, so this file is where a person or a probe looks. It is written for
 //! people and scripts and read by no part of Satrap as truth.
@@ -30,9 +30,9 @@ pub struct Status {
     pub age_ms: u64,
     /// Whether everything that is certified there, and wanted, is held.
     pub complete: bool,
-    /// Whom it follows at the moment.
+    /// The server that it follows at the moment.
     pub server: Option<String>,
-    /// What the workload runs.
+    /// The versions that the workload runs.
     pub active: Vec<ActiveBundle>,
     /// Bundles of the configuration that are proven not to exist at this height: not published yet,
     /// mistyped, or retired.
@@ -106,11 +106,11 @@ pub struct View<'a> {
 pub struct Refused {
     /// When, by this edge's clock (Unix nanoseconds).
     pub time_unix_ns: u64,
-    /// Who made the offer: `region/member`.
+    /// The maker of the offer: `region/member`.
     pub peer: String,
     /// Rule of the specification.
     pub rule: String,
-    /// What was wrong.
+    /// The fault.
     pub detail: String,
 }
 

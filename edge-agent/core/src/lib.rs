@@ -1,6 +1,6 @@
 //! Every decision an edge agent takes, without a socket or a file.
 //!
-//! [`pull`] decides whom to ask and when, [`accept`] whether an answer may become the active
+//! [`pull`] decides which server to ask and when, [`accept`] whether an answer may become the active
 //! config, [`kept`] what of it must survive everything, [`report`] what a status report names. The
 //! caller is `agent/src/run.rs` in production and `sim` in tests.
 

@@ -278,6 +278,6 @@ pub struct EvidenceView {
     pub validator: String,
     /// At which height.
     pub height: u64,
-    /// What.
+    /// The kind of misbehavior.
     pub kind: String,
 }
