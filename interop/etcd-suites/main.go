@@ -1,10 +1,9 @@
 // Command etcd-suites runs etcd's own integration tests, those that need only endpoints, on rings of
 // Satrap.
 //
-// The tests come from the module go.etcd.io/etcd/tests/v3 as they are. A build overlay puts
-// overlay/cluster.go in the place of the one file that starts etcd in the process of the test. The go
-// command takes no overlay for what it has downloaded, so the module is copied to the output folder
-// first.
+// The tests come from the module go.etcd.io/etcd/tests/v3 as they are. A build overlay puts the files
+// of overlay/ in the place of the one that starts etcd in the process of the test. The go command takes
+// no overlay for what it has downloaded, so the module is copied to the output folder first.
 //
 // The file `exceptions` names each test that is not run, that fails or that may fail, and why. A line
 // about a test that is not there is an error, and so is one about a failure that did not happen.
@@ -123,8 +122,9 @@ func (s *settings) build(ctx context.Context, exceptions []exception) error {
 	if err := os.CopyFS(s.tests(), os.DirFS(downloaded.Dir)); err != nil {
 		return err
 	}
-	replaced := map[string]string{
-		filepath.Join(s.tests(), "framework/integration/cluster.go"): filepath.Join(s.source, "overlay/cluster.go"),
+	replaced := map[string]string{}
+	for _, name := range []string{"cluster.go", "member.go"} {
+		replaced[filepath.Join(s.tests(), "framework/integration", name)] = filepath.Join(s.source, "overlay", name)
 	}
 	for _, one := range exceptions {
 		if one.kind == leftOut {
