@@ -7,10 +7,10 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::Status;
 
 use crate::backend::Backend;
-use crate::grpc::BUDGET_UNIT_BYTES;
+use crate::grpc::{BUDGET_UNIT_BYTES, LongAnswers};
 use crate::limits::{
-    CONNECTION_RATE, CONNECTION_STREAMS_BYTES_MAX, LONG_MESSAGES_BYTES_MAX, LONG_READS_MAX,
-    REQUEST_BYTES_MAX, REQUEST_OVERHEAD_BYTES_MAX, STREAMS_BYTES_MAX, TXN_OPS_MAX,
+    CONNECTION_RATE, CONNECTION_STREAMS_BYTES_MAX, LONG_ANSWERS_BYTES_MAX, LONG_MESSAGES_BYTES_MAX,
+    LONG_READS_MAX, REQUEST_BYTES_MAX, REQUEST_OVERHEAD_BYTES_MAX, STREAMS_BYTES_MAX, TXN_OPS_MAX,
 };
 use crate::meters::Meters;
 use crate::status::refused;
@@ -25,7 +25,9 @@ pub struct Rate {
 }
 
 /// How much memory open requests and streams may hold; each counts for
-/// [`STREAM_BYTES`](crate::limits::STREAM_BYTES) and its headers.
+/// [`STREAM_BYTES`](crate::limits::STREAM_BYTES) or
+/// [`GENERIC_STREAM_BYTES`](crate::limits::GENERIC_STREAM_BYTES), for its headers, and for the messages
+/// that it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamBytes {
     /// Of all connections.
@@ -64,6 +66,8 @@ pub struct Api {
     pub backend: Backend,
     /// For messages that do not fit into a window; in units of [`BUDGET_UNIT_BYTES`].
     pub long_messages: Arc<Semaphore>,
+    /// For answers that clients have not read.
+    pub long_answers: LongAnswers,
     /// How watch streams are carried.
     pub watching: crate::watch::Settings,
     /// Bounds of one request.
@@ -98,6 +102,7 @@ impl Api {
         Self {
             backend,
             long_messages,
+            long_answers: LongAnswers::of(LONG_ANSWERS_BYTES_MAX),
             watching: Default::default(),
             requests: RequestLimits::default(),
             connection_rate: CONNECTION_RATE,

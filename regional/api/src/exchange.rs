@@ -7,7 +7,6 @@ use http::{HeaderMap, HeaderValue};
 use tonic::Status;
 
 use crate::backend::{Backend, ReadMode, Unavailable};
-use crate::front::Place;
 use crate::grpc::{Replies, Requests};
 use crate::peer::{Credentials, Peer};
 use crate::status::unavailable;
@@ -23,8 +22,6 @@ pub struct Exchange {
     pub requests: Requests,
     /// What we send.
     pub replies: Replies,
-    /// Held until the stream ends.
-    pub place: Place,
 }
 
 impl Exchange {

@@ -241,10 +241,10 @@ impl Client {
 
 /// What comes in HTTP/1.1 is for the gateway.
 async fn json<T: AsyncRead + AsyncWrite + Unpin>(io: T, serving: Serving) {
-    let Serving { gateway, stopped, .. } = serving;
+    let Serving { api, gateway, stopped, .. } = serving;
     let answer = move |request| {
-        let gateway = gateway.clone();
-        async move { gateway.handle(request).await }
+        let (gateway, long) = (gateway.clone(), api.long_answers.clone());
+        async move { gateway.handle(request).await.map(|body| bridge::counted(body, long)) }
     };
     http1::serve(io, stopped, answer).await;
 }

@@ -5,6 +5,7 @@
 
 mod inflate;
 mod requests;
+mod room;
 
 use std::future::poll_fn;
 use std::task::{Context, Poll};
@@ -18,11 +19,11 @@ use tonic::{Code, Status};
 
 use crate::meters::Counted;
 pub use requests::{BUDGET_UNIT_BYTES, ENCODING, Requests};
+pub use room::{LongAnswers, Room};
+pub(crate) use room::{SHORT_ANSWER_BYTES_MAX, deliver, held, hold_until_written};
 
 /// One flag byte and the length.
 pub const PREFIX_BYTES: usize = 5;
-/// An answer up to here is handed over at once; the window then paces it below us.
-const SEND_AT_ONCE_BYTES_MAX: usize = 64 * 1024;
 
 /// The peer went away, or reset the stream. No answer reaches it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,28 +52,42 @@ pub struct Replies {
     respond: SendResponse<Bytes>,
     stream: Option<SendStream<Bytes>>,
     counted: Option<Counted>,
+    room: Room,
 }
 
 impl Replies {
-    /// Nothing has been sent yet; `counted` gets the code with which the call ends.
+    /// Nothing has been sent yet; `counted` gets the code with which the call ends, and `room` is given
+    /// back when HTTP/2 has written the end of the stream (F5).
     #[must_use]
-    pub fn new(respond: SendResponse<Bytes>, counted: Option<Counted>) -> Self {
-        Self { respond, stream: None, counted }
+    pub fn new(respond: SendResponse<Bytes>, counted: Option<Counted>, room: Room) -> Self {
+        Self { respond, stream: None, counted, room }
     }
 
     /// What it was made of, for those who answer in another way.
     #[must_use]
-    pub fn into_parts(self) -> (SendResponse<Bytes>, Option<Counted>) {
-        (self.respond, self.counted)
+    pub fn into_parts(self) -> (SendResponse<Bytes>, Option<Counted>, Room) {
+        (self.respond, self.counted, self.room)
     }
 
-    /// Sends the one answer of a unary request and ends the stream.
+    /// Where answers are counted.
+    pub fn room(&mut self) -> &mut Room {
+        &mut self.room
+    }
+
+    /// Sends the one answer of a unary request and ends the stream. The room counts for it.
     ///
     /// # Errors
     ///
     /// [`Gone`].
     pub async fn unary(mut self, frame: Bytes) -> Result<(), Gone> {
-        self.send(frame).await?;
+        let stream = self.started()?;
+        stream.reserve_capacity(frame.len());
+        if frame.len() <= SHORT_ANSWER_BYTES_MAX && stream.capacity() >= frame.len() {
+            // Once it is handed over, the window paces it below us.
+            stream.send_data(frame, false).map_err(|_| Gone)?;
+        } else {
+            Box::pin(deliver(stream, frame)).await?;
+        }
         self.finish(&Status::ok(""))
     }
 
@@ -82,25 +97,27 @@ impl Replies {
     ///
     /// [`Gone`].
     pub fn start(&mut self) -> Result<(), Gone> {
-        if self.stream.is_none() {
-            let stream = self.respond.send_response(response(), false).map_err(|_| Gone)?;
-            self.stream = Some(stream);
-        }
-        Ok(())
+        self.started().map(drop)
     }
 
-    /// Sends one message with its prefix, as fast as the client reads.
+    fn started(&mut self) -> Result<&mut SendStream<Bytes>, Gone> {
+        match &mut self.stream {
+            Some(stream) => Ok(stream),
+            none => {
+                let stream = self.respond.send_response(response(), false).map_err(|_| Gone)?;
+                Ok(none.insert(stream))
+            }
+        }
+    }
+
+    /// Sends one message of several with its prefix, and waits until HTTP/2 has written it. The room
+    /// counts for it.
     ///
     /// # Errors
     ///
     /// [`Gone`].
     pub async fn send(&mut self, frame: Bytes) -> Result<(), Gone> {
-        self.start()?;
-        let stream = self.stream.as_mut().expect("started above");
-        if frame.len() <= SEND_AT_ONCE_BYTES_MAX && stream.capacity() >= frame.len() {
-            return stream.send_data(frame, false).map_err(|_| Gone);
-        }
-        send_data(stream, frame).await
+        deliver(self.started()?, frame).await
     }
 
     /// Ends the stream with a status.
@@ -112,14 +129,12 @@ impl Replies {
         if let Some(counted) = &mut self.counted {
             counted.ended(status.code());
         }
-        match &mut self.stream {
-            Some(stream) => stream.send_trailers(trailers(status)).map_err(|_| Gone),
-            None => {
-                let mut response = response();
-                response.headers_mut().extend(trailers(status));
-                self.respond.send_response(response, true).map(drop).map_err(|_| Gone)
-            }
-        }
+        let Some(stream) = &mut self.stream else {
+            return refuse(self.respond, status, self.room);
+        };
+        let mut trailers = trailers(status);
+        hold_until_written(&mut trailers, self.room);
+        stream.send_trailers(trailers).map_err(|_| Gone)
     }
 
     /// Completes when the client gives up on the stream.
@@ -157,6 +172,22 @@ pub async fn send_data(stream: &mut SendStream<Bytes>, mut data: Bytes) -> Resul
         }
     }
     Ok(())
+}
+
+/// Answers a request with a status alone, and drops `held` when HTTP/2 has written that.
+///
+/// # Errors
+///
+/// [`Gone`].
+pub(crate) fn refuse(
+    mut respond: SendResponse<Bytes>,
+    status: &Status,
+    held: impl Send + 'static,
+) -> Result<(), Gone> {
+    let mut response = response();
+    response.headers_mut().extend(trailers(status));
+    hold_until_written(response.headers_mut(), held);
+    respond.send_response(response, true).map(drop).map_err(|_| Gone)
 }
 
 fn response() -> Response<()> {

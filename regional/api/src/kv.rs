@@ -21,14 +21,16 @@ use satrap_regional_core::kv::request::{RangeRequest, SortOrder};
 use satrap_regional_core::kv::response::{KeysOnly, RangeResponse};
 use satrap_regional_core::kv::{Budget, Progress, Scan};
 use satrap_regional_core::{Refusal, Request, Response};
+use tokio::sync::SemaphorePermit;
 use tonic::Status;
 
 use crate::api::Api;
 use crate::backend::{Applied, Backend, Failure, ReadMode, Unavailable};
 use crate::convert::{kv, prescan, txn};
-use crate::grpc::{self, Gone, Replies};
+use crate::grpc::{self, Gone, Replies, Room};
 use crate::limits::{READ_BYTES_AT_ONCE, READ_KEYS_AT_ONCE, READ_RESTARTS_MAX};
 use crate::peer::Credentials;
+use crate::status::unavailable;
 
 /// What became of a call: an answer with its prefix, or why there is none.
 pub type Answer = Result<Bytes, Status>;
@@ -40,7 +42,13 @@ const READ_AT_ONCE: Budget = Budget { keys: READ_KEYS_AT_ONCE, bytes: READ_BYTES
 /// # Errors
 ///
 /// As etcd.
-pub async fn range(api: &Api, credentials: &Credentials, message: Bytes, mode: ReadMode) -> Answer {
+pub async fn range(
+    api: &Api,
+    credentials: &Credentials,
+    message: Bytes,
+    mode: ReadMode,
+    room: &mut Room,
+) -> Answer {
     let request: pb::RangeRequest = decode(message)?;
     let serializable = request.serializable;
     let request = kv::range_request(request).map_err(Failure::from)?;
@@ -48,9 +56,11 @@ pub async fn range(api: &Api, credentials: &Credentials, message: Bytes, mode: R
         api.check_voter()?;
         api.backend.fresh(mode).await.map_err(Failure::from)?;
     }
-    let response = read(api, credentials, &request).await?;
+    // Held until there is room for the answer: long ones are references to many keys.
+    let (response, _turn) = read(api, credentials, &request).await?;
     let header = Some(api.backend.header_at(response.revision));
-    Ok(grpc::frame(&kv::range_response(header, &response, request.shape())))
+    let framed = room.frame(|| kv::range_response(header, &response, request.shape())).await;
+    framed.map_err(unavailable)
 }
 
 /// Reads a range that may be larger than memory allows, in parts of one revision.
@@ -77,20 +87,22 @@ pub async fn range_stream(
     if !serializable {
         api.backend.linearizable().await.map_err(Failure::from)?;
     }
-    let _turn = api.turn_to_read().await;
     let mut scan = begin(api, credentials, &request)?;
     loop {
+        // Not while a part is on its way: its client may be slow.
+        let turn = api.turn_to_read().await;
         let progress = step(api, &mut scan)?;
+        drop(turn);
         let (header, part) = match progress {
             Progress::More => (None, RangeResponse { kvs: scan.take(), ..Default::default() }),
             Progress::Done => {
                 // The last part counts what all of them hold.
                 let part = scan.finish();
                 let header = Some(api.backend.header_at(part.revision));
-                return Ok(send_part(replies, header, &part, request.shape()).await);
+                return send_part(replies, header, &part, request.shape()).await;
             }
         };
-        if let Err(Gone) = send_part(replies, header, &part, request.shape()).await {
+        if let Err(Gone) = send_part(replies, header, &part, request.shape()).await? {
             return Ok(Err(Gone));
         }
     }
@@ -101,9 +113,13 @@ async fn send_part(
     header: Option<pb::ResponseHeader>,
     part: &RangeResponse,
     shape: KeysOnly,
-) -> Result<(), Gone> {
-    let range_response = Some(kv::range_response(header, part, shape));
-    replies.send(grpc::frame(&pb::RangeStreamResponse { range_response })).await
+) -> Result<Result<(), Gone>, Status> {
+    let framed = replies.room().frame(|| {
+        let range_response = Some(kv::range_response(header, part, shape));
+        pb::RangeStreamResponse { range_response }
+    });
+    let framed = framed.await.map_err(unavailable)?;
+    Ok(replies.send(framed).await)
 }
 
 /// Writes one key.
@@ -111,12 +127,13 @@ async fn send_part(
 /// # Errors
 ///
 /// As etcd.
-pub async fn put(api: &Api, credentials: &Credentials, message: Bytes) -> Answer {
+pub async fn put(api: &Api, credentials: &Credentials, message: Bytes, room: &mut Room) -> Answer {
     let bytes = message.len();
     let request = kv::put_request(decode(message)?).map_err(Failure::from)?;
     let answer = propose(api, credentials, bytes, Request::Put(request)).await?;
     let Response::Put(put) = &answer.response else { return Err(answer.mismatch()) };
-    Ok(grpc::frame(&kv::put_response(Some(answer.header(api)), put)))
+    let header = Some(answer.header(api));
+    written(room.frame(|| kv::put_response(header, put)).await)
 }
 
 /// Deletes keys.
@@ -124,12 +141,18 @@ pub async fn put(api: &Api, credentials: &Credentials, message: Bytes) -> Answer
 /// # Errors
 ///
 /// As etcd.
-pub async fn delete_range(api: &Api, credentials: &Credentials, message: Bytes) -> Answer {
+pub async fn delete_range(
+    api: &Api,
+    credentials: &Credentials,
+    message: Bytes,
+    room: &mut Room,
+) -> Answer {
     let bytes = message.len();
     let request = kv::delete_range_request(decode(message)?).map_err(Failure::from)?;
     let answer = propose(api, credentials, bytes, Request::DeleteRange(request)).await?;
     let Response::DeleteRange(delete) = &answer.response else { return Err(answer.mismatch()) };
-    Ok(grpc::frame(&kv::delete_range_response(Some(answer.header(api)), delete)))
+    let header = Some(answer.header(api));
+    written(room.frame(|| kv::delete_range_response(header, delete)).await)
 }
 
 /// Compares, then reads or writes, at one revision.
@@ -137,7 +160,7 @@ pub async fn delete_range(api: &Api, credentials: &Credentials, message: Bytes) 
 /// # Errors
 ///
 /// As etcd.
-pub async fn txn(api: &Api, credentials: &Credentials, message: Bytes) -> Answer {
+pub async fn txn(api: &Api, credentials: &Credentials, message: Bytes, room: &mut Room) -> Answer {
     prescan::txn(&message).map_err(Failure::from)?;
     let bytes = message.len();
     let request: pb::TxnRequest = decode(message)?;
@@ -148,7 +171,8 @@ pub async fn txn(api: &Api, credentials: &Credentials, message: Bytes) -> Answer
     if !request.is_read_only() {
         let answer = propose(api, credentials, bytes, Request::Txn(request)).await?;
         let Response::Txn(txn) = &answer.response else { return Err(answer.mismatch()) };
-        return Ok(grpc::frame(&txn::txn_response(Some(answer.header(api)), txn)));
+        let header = Some(answer.header(api));
+        return written(room.frame(|| txn::txn_response(header, txn)).await);
     }
     if !serializable {
         api.backend.linearizable().await.map_err(Failure::from)?;
@@ -157,7 +181,7 @@ pub async fn txn(api: &Api, credentials: &Credentials, message: Bytes) -> Answer
     let response = api.backend.read_keys(|keyspace| keyspace.read_txn(&caller, &request));
     let response = response.map_err(Failure::from)?;
     let header = Some(api.backend.header_at(response.revision));
-    Ok(grpc::frame(&txn::txn_response(header, &response)))
+    room.frame(|| txn::txn_response(header, &response)).await.map_err(unavailable)
 }
 
 /// Forgets old versions. They are gone for readers when this returns, whether or not the client
@@ -176,6 +200,12 @@ pub async fn compact(api: &Api, credentials: &Credentials, message: Bytes) -> An
     let request = Request::Compact { revision: request.revision };
     let answer = propose(api, credentials, bytes, request).await?;
     Ok(grpc::frame(&pb::CompactionResponse { header: Some(answer.header(api)) }))
+}
+
+/// The answer to a write. If there is no room for it, the client must hear that the write may have
+/// happened.
+pub(crate) fn written(framed: Result<Bytes, Unavailable>) -> Answer {
+    framed.map_err(|_| unavailable(Unavailable::Timeout))
 }
 
 /// What the ring applied.
@@ -257,12 +287,13 @@ fn entry_bytes(backend: &Backend, user: Option<(&str, u64)>, message_bytes: usiz
     1 + field(header) + field(message_bytes)
 }
 
-/// Reads a range at one revision without holding the lock for long (K2).
-async fn read(
-    api: &Api,
+/// Reads a range at one revision without holding the lock for long (K2). A range of more than one step
+/// comes with the turn in which it was read.
+async fn read<'a>(
+    api: &'a Api,
     credentials: &Credentials,
     request: &RangeRequest,
-) -> Result<RangeResponse, Status> {
+) -> Result<(RangeResponse, Option<SemaphorePermit<'a>>), Status> {
     let mut restarts_left = READ_RESTARTS_MAX;
     let mut turn = None;
     'restart: loop {
@@ -270,7 +301,7 @@ async fn read(
         loop {
             let at_once = if restarts_left == 0 { Budget::UNLIMITED } else { READ_AT_ONCE };
             match api.backend.read(|keyspace| scan.step(keyspace.store(), at_once)) {
-                Ok(Progress::Done) => return Ok(scan.finish()),
+                Ok(Progress::Done) => return Ok((scan.finish(), turn)),
                 Ok(Progress::More) if turn.is_none() => turn = Some(api.turn_to_read().await),
                 Ok(Progress::More) => tokio::task::yield_now().await,
                 // Whoever asked for "now" must not hear that "now" was compacted meanwhile.

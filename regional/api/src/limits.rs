@@ -69,8 +69,12 @@ pub const SNAPSHOT_MESSAGE_BYTES_MAX: usize = 256 * 1024;
 
 /// Connections of everybody together.
 pub const CONNECTIONS_MAX: usize = 20_000;
-/// Memory that a request or a watch stream counts for besides its headers.
+/// Memory that a stream counts for besides its headers and messages, if it is a watch or a call that the
+/// member answers straight on HTTP/2.
 pub const STREAM_BYTES: usize = 4 * 1024;
+/// The same of a stream that takes the way through the generic stack: of all other calls, and of JSON.
+/// One that keeps leases alive takes 14.4 KiB while nothing happens.
+pub const GENERIC_STREAM_BYTES: usize = 16 * 1024;
 /// Memory for the requests and streams of all connections that are open at one time: 131 072 of them
 /// with few headers.
 pub const STREAMS_BYTES_MAX: usize = 512 * 1024 * 1024;
@@ -116,6 +120,14 @@ pub const LOCAL_ERROR_RESETS_MAX: usize = 256;
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 /// Messages that do not fit into a window, of all requests together.
 pub const LONG_MESSAGES_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Answers of more than 64 KiB that clients have not read yet, of all requests together.
+pub const LONG_ANSWERS_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// How long a client may take to read an answer of more than 64 KiB; see [`ANSWER_BYTES_PER_S_MIN`].
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// A second more for each of these.
+pub const ANSWER_BYTES_PER_S_MIN: usize = 1024 * 1024;
+/// Refusals of streams that a client has not read; its connection is cut beyond that.
+pub const REFUSALS_UNREAD_MAX: usize = 4096;
 /// Ranges of more than one step, of all requests together.
 pub const LONG_READS_MAX: usize = 16;
 /// Connections of monitoring; beyond these, the oldest gives way.
@@ -145,8 +157,11 @@ const _: () = {
 };
 const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
 const _: () = assert!(CONNECTION_STREAMS_BYTES_MAX / STREAM_BYTES < STREAMS_ANNOUNCED_MAX as usize);
+const _: () = assert!(STREAM_BYTES <= GENERIC_STREAM_BYTES);
+// The gateway's own connection is never cut for the refusals of its calls.
+const _: () = assert!(GATEWAY_CALLS_MAX as usize <= REFUSALS_UNREAD_MAX);
 const _: () =
-    assert!(GATEWAY_CALLS_MAX as usize <= CONNECTION_STREAMS_BYTES_MAX / STREAM_BYTES / 2);
+    assert!(GATEWAY_CALLS_MAX as usize <= CONNECTION_STREAMS_BYTES_MAX / GENERIC_STREAM_BYTES / 2);
 const _: () = assert!(FRAME_BYTES_MAX <= STREAM_WINDOW_BYTES);
 const _: () = assert!(TXN_OPS_MAX <= *TXN_OPS.end() && *TXN_OPS.end() <= TXN_ELEMENTS_MAX);
 const _: () = assert!(TXN_DEPTH_MAX <= satrap_regional_core::limits::TXN_DEPTH_MAX);

@@ -21,8 +21,8 @@ pub use roles::{grant_role, release_role, renew_role, role_status};
 
 use crate::api::Api;
 use crate::backend::Failure;
-use crate::grpc;
-use crate::kv::{Answer, Answered, decode, propose, try_propose};
+use crate::grpc::{self, Room};
+use crate::kv::{Answer, Answered, decode, propose, try_propose, written};
 use crate::peer::Credentials;
 
 /// Writes a key if its last write is the one the caller knows of.
@@ -30,7 +30,12 @@ use crate::peer::Credentials;
 /// # Errors
 ///
 /// What etcd would answer to a put.
-pub async fn put_if_revision(api: &Api, credentials: &Credentials, message: Bytes) -> Answer {
+pub async fn put_if_revision(
+    api: &Api,
+    credentials: &Credentials,
+    message: Bytes,
+    room: &mut Room,
+) -> Answer {
     let bytes = message.len();
     let wanted: v1::PutIfRevisionRequest = decode(message)?;
     if wanted.key.is_empty() {
@@ -58,7 +63,7 @@ pub async fn put_if_revision(api: &Api, credentials: &Credentials, message: Byte
         },
         Err(refusal) => return Err(Failure::from(refusal).into()),
     };
-    Ok(grpc::frame(&response))
+    written(room.frame(|| response.clone()).await)
 }
 
 /// Writes a key whose name the ring chooses.

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails the test that called it")]
 
+#[path = "front/answers.rs"]
+mod answers;
 #[path = "front/begun.rs"]
 mod begun;
 #[allow(dead_code, reason = "each test binary uses its share of it")]

@@ -5,13 +5,19 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, BodyStream};
 use tonic::Status;
 
-use crate::grpc::{Gone, PREFIX_BYTES, Requests, put_prefix, send_data};
+use crate::gateway::GatewayBody;
+use crate::grpc::{
+    Gone, LongAnswers, PREFIX_BYTES, Requests, Room, SHORT_ANSWER_BYTES_MAX, deliver, held,
+    hold_until_written, put_prefix,
+};
 use crate::meters::Counted;
 
 /// What a client sends, as a body.
@@ -69,11 +75,27 @@ impl Body for MessageBody {
     }
 }
 
+/// The same body, whose long frames count while they are held (F5). It ends early without room.
+pub(super) fn counted(body: GatewayBody, long: LongAnswers) -> GatewayBody {
+    if body.size_hint().upper().is_some_and(|bytes| bytes <= SHORT_ANSWER_BYTES_MAX as u64) {
+        return body;
+    }
+    let frames = BodyStream::new(body).map(move |frame| {
+        let frame = frame?;
+        match frame.into_data() {
+            Ok(data) => long.try_count(data).map(Frame::data).ok_or(Gone),
+            Err(trailers) => Ok(trailers),
+        }
+    });
+    BodyExt::boxed_unsync(http_body_util::StreamBody::new(frames))
+}
+
 /// Sends a response as fast as the client reads. Stops early if the client resets the stream.
 pub(super) async fn send<B>(
     response: http::Response<B>,
     mut respond: SendResponse<Bytes>,
     mut counted: Option<Counted>,
+    mut room: Room,
 ) -> Result<(), Gone>
 where
     B: Body<Data = Bytes>,
@@ -83,14 +105,15 @@ where
             counted.ended(status.code());
         }
     };
-    let (head, body) = response.into_parts();
+    let (mut head, body) = response.into_parts();
     ends_with(&head.headers);
-    let ends = body.is_end_stream();
-    let response = http::Response::from_parts(head, ());
-    let mut stream = respond.send_response(response, ends).map_err(|_| Gone)?;
-    if ends {
-        return Ok(());
+    if body.is_end_stream() {
+        hold_until_written(&mut head.headers, room);
+        let response = http::Response::from_parts(head, ());
+        return respond.send_response(response, true).map(drop).map_err(|_| Gone);
     }
+    let response = http::Response::from_parts(head, ());
+    let mut stream = respond.send_response(response, false).map_err(|_| Gone)?;
     let mut body = pin!(body);
     loop {
         let frame = poll_fn(|cx| {
@@ -101,17 +124,25 @@ where
             body.as_mut().poll_frame(cx).map(Ok)
         });
         let Some(frame) = frame.await? else {
-            return stream.send_data(Bytes::new(), true).map_err(|_| Gone);
+            return stream.send_data(held([], room), true).map_err(|_| Gone);
         };
         let Ok(frame) = frame else {
             stream.send_reset(Reason::INTERNAL_ERROR);
             return Err(Gone);
         };
         match frame.into_data() {
-            Ok(data) => send_data(&mut stream, data).await?,
+            Ok(data) => match room.count(data).await {
+                Ok(data) => deliver(&mut stream, data).await?,
+                Err(_) => {
+                    // Clients of gRPC take it for `ResourceExhausted`.
+                    stream.send_reset(Reason::ENHANCE_YOUR_CALM);
+                    return Err(Gone);
+                }
+            },
             Err(frame) => {
-                if let Ok(trailers) = frame.into_trailers() {
+                if let Ok(mut trailers) = frame.into_trailers() {
                     ends_with(&trailers);
+                    hold_until_written(&mut trailers, room);
                     return stream.send_trailers(trailers).map_err(|_| Gone);
                 }
             }

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, interval, timeout};
 use tonic::service::Routes;
 
-use super::dispatch::handle;
+use super::dispatch::{handle, reject, stream_bytes};
 use super::metered::Metered;
 use super::streams::Streams;
 use crate::api::{Api, Rate};
@@ -87,15 +87,25 @@ where
     let mut stop = pin!(async move { drop(stopped.wait_for(|stopped| *stopped).await) });
     let mut begin = |request: Request<RecvStream>, respond: SendResponse<Bytes>| {
         let paid = bucket.take(1, clock::monotonic()).map_err(|_| Unavailable::TooManyRequests);
-        let place = paid.and_then(|()| streams.open(request.headers())).map_err(unavailable);
-        handle(serving.clone(), place, request, respond)
+        let opened = paid.and_then(|()| streams.open(stream_bytes(&request), request.headers()));
+        match opened {
+            Ok(place) => Ok(Some(handle(serving.clone(), place, request, respond))),
+            Err(error) => {
+                let unread = streams.refusal().ok_or(Ended::Flooded)?;
+                reject(&serving, &unavailable(error), &request, respond, unread);
+                Ok(None)
+            }
+        }
     };
     loop {
         tokio::select! {
             biased;
             ended = poll_fn(|cx| turn(cx, &mut connection, &mut under_way, &mut begin)) => match ended {
-                Ok(()) => return,
-                Err(error) => return tracing::debug!(%error, "a connection broke"),
+                Ended::Closed => return,
+                Ended::Broken(error) => return tracing::debug!(%error, "a connection broke"),
+                Ended::Flooded => {
+                    return tracing::debug!("cut a connection that does not read refusals");
+                }
             },
             now = rounds.tick() => match watchman.round(now) {
                 Verdict::Fine => {}
@@ -110,24 +120,36 @@ where
     }
 }
 
+/// Why a connection is over.
+enum Ended {
+    Closed,
+    Broken(h2::Error),
+    /// L5: too many of its refusals are unread.
+    Flooded,
+}
+
 /// Takes all requests that have arrived, and then all answers that are ready, so that one write
 /// carries them. Ready when the connection has ended.
 fn turn<T, F>(
     cx: &mut Context<'_>,
     connection: &mut h2::server::Connection<T, Bytes>,
     under_way: &mut FuturesUnordered<F>,
-    begin: &mut impl FnMut(Request<RecvStream>, SendResponse<Bytes>) -> F,
-) -> Poll<Result<(), h2::Error>>
+    begin: &mut impl FnMut(Request<RecvStream>, SendResponse<Bytes>) -> Result<Option<F>, Ended>,
+) -> Poll<Ended>
 where
     T: AsyncRead + AsyncWrite + Unpin,
     F: Future<Output = ()>,
 {
     loop {
-        // Writes, too, what the answers of the last round left.
+        // Writes, too, what the answers of the last round left, and refusals.
         while let Poll::Ready(accepted) = connection.poll_accept(cx) {
-            match accepted.transpose()? {
-                Some((request, respond)) => under_way.push(begin(request, respond)),
-                None => return Poll::Ready(Ok(())),
+            match accepted {
+                Some(Ok((request, respond))) => match begin(request, respond) {
+                    Ok(handled) => under_way.extend(handled),
+                    Err(ended) => return Poll::Ready(ended),
+                },
+                Some(Err(error)) => return Poll::Ready(Ended::Broken(error)),
+                None => return Poll::Ready(Ended::Closed),
             }
         }
         let mut answered = false;

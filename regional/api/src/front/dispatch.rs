@@ -19,8 +19,9 @@ use super::connection::Serving;
 use super::streams::Place;
 use crate::api::Api;
 use crate::exchange::{Exchange, check_leader, read_mode, timeout_of};
-use crate::grpc::{ENCODING, Gone, Replies, Requests};
-use crate::limits::{BODY_TIMEOUT, SMALL_REQUEST_BYTES_MAX};
+use crate::grpc::{ENCODING, Gone, Replies, Requests, Room, refuse};
+use crate::limits::{BODY_TIMEOUT, GENERIC_STREAM_BYTES, SMALL_REQUEST_BYTES_MAX, STREAM_BYTES};
+use crate::meters::Counted;
 use crate::peer::Credentials;
 use crate::watch::Dialect;
 use crate::{kv, store};
@@ -87,32 +88,59 @@ fn route(path: &str) -> Route {
     }
 }
 
+/// What a stream takes while nothing happens, besides its headers.
+pub(super) fn stream_bytes(request: &Request<RecvStream>) -> usize {
+    match is_grpc(request) && !matches!(route(request.uri().path()), Route::Generic) {
+        true => STREAM_BYTES,
+        false => GENERIC_STREAM_BYTES,
+    }
+}
+
+/// Refuses one request, and drops `held` when its client has been sent that.
+pub(super) fn reject(
+    serving: &Serving,
+    status: &Status,
+    request: &Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+    held: impl Send + 'static,
+) {
+    if let Some(mut counted) = counted(serving, request) {
+        counted.ended(status.code());
+    }
+    // With `Gone` there is no client to answer.
+    let _: Result<(), Gone> = refuse(respond, status, held);
+}
+
+fn counted(serving: &Serving, request: &Request<RecvStream>) -> Option<Counted> {
+    is_grpc(request).then(|| serving.api.meters.begin(request.uri().path())).flatten()
+}
+
 /// Answers one request. To drop this is to give up on the stream.
 ///
 /// Thousands of these are under way and each is moved before it begins, so it is kept small: what
 /// few requests need is boxed.
 pub(super) fn handle(
     serving: Arc<Serving>,
-    place: Result<Place, Status>,
+    place: Place,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
 ) -> impl Future<Output = ()> + Send {
-    let is_grpc = is_grpc(&request);
-    let counted = is_grpc.then(|| serving.api.meters.begin(request.uri().path())).flatten();
-    let replies = Replies::new(respond, counted);
-    let handled = match place {
-        Ok(place) if is_grpc => match route(request.uri().path()) {
-            Route::Unary(call) => Handled::Unary(call, exchange(&serving, request, replies, place)),
-            route => Handled::Rare(Box::pin(rare(serving.clone(), route, request, replies, place))),
+    let room = Room::new(place, serving.api.long_answers.clone());
+    let replies = Replies::new(respond, counted(&serving, &request), room);
+    let handled = match is_grpc(&request) {
+        true => match route(request.uri().path()) {
+            Route::Unary(call) => Handled::Unary(call, exchange(&serving, request, replies)),
+            route => Handled::Rare(Box::pin(rare(serving.clone(), route, request, replies))),
         },
-        Ok(place) => Handled::Rare(Box::pin(other(serving.clone(), request, replies, place))),
-        Err(status) => Handled::Rare(Box::pin(async move { replies.finish(&status) })),
+        false => Handled::Rare(Box::pin(other(serving.clone(), request, replies))),
     };
     async move {
         // With `Gone` there is no client to answer.
         let _: Result<(), Gone> = match handled {
             Handled::Unary(call, mut exchange) => {
                 let answer = unary(&serving, call, &mut exchange).await;
+                // The answer counts from now on.
+                exchange.requests.release();
                 match answer {
                     Ok(frame) => exchange.replies.unary(frame).await,
                     Err(status) => exchange.replies.finish(&status),
@@ -135,12 +163,11 @@ async fn rare(
     route: Route,
     request: Request<RecvStream>,
     replies: Replies,
-    place: Place,
 ) -> Result<(), Gone> {
     if matches!(route, Route::Generic) {
-        return generic(&serving, request, replies, place).await;
+        return generic(&serving, request, replies).await;
     }
-    let exchange = exchange(&serving, request, replies, place);
+    let exchange = exchange(&serving, request, replies);
     match route {
         Route::Unary(_) | Route::Generic => unreachable!("handled before"),
         Route::RangeStream => range_stream(&serving, exchange).await,
@@ -154,12 +181,11 @@ async fn other(
     serving: Arc<Serving>,
     request: Request<RecvStream>,
     replies: Replies,
-    _place: Place,
 ) -> Result<(), Gone> {
-    let (mut respond, counted) = replies.into_parts();
+    let (mut respond, counted, room) = replies.into_parts();
     let request = request.map(StreamBody);
     let response = while_wanted(&mut respond, serving.gateway.handle(request)).await?;
-    bridge::send(response, respond, counted).await
+    bridge::send(response, respond, counted, room).await
 }
 
 /// Gives an answer up when the client gives the request up.
@@ -180,17 +206,12 @@ fn is_grpc(request: &Request<RecvStream>) -> bool {
         && kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
-fn exchange(
-    serving: &Serving,
-    request: Request<RecvStream>,
-    replies: Replies,
-    place: Place,
-) -> Exchange {
+fn exchange(serving: &Serving, request: Request<RecvStream>, mut replies: Replies) -> Exchange {
     let (head, body) = request.into_parts();
     let bytes_max = serving.api.requests.message_bytes_max();
     let mut requests = Requests::new(&head.headers, body, bytes_max);
-    requests.bound(serving.api.long_messages.clone(), &place);
-    Exchange { peer: serving.peer.clone(), headers: head.headers, requests, replies, place }
+    requests.bound(serving.api.long_messages.clone(), replies.room().beside());
+    Exchange { peer: serving.peer.clone(), headers: head.headers, requests, replies }
 }
 
 /// Answers within the time the client gives.
@@ -217,34 +238,41 @@ async fn answer(api: &Api, call: Unary, exchange: &mut Exchange) -> kv::Answer {
     }
     check_leader(&exchange.headers, &api.backend)?;
     let credentials = &exchange.credentials();
+    let room = exchange.replies.room();
     match call {
-        Unary::Put => kv::put(api, credentials, message).await,
+        Unary::Put => kv::put(api, credentials, message, room).await,
         Unary::Range => {
             let mode = read_mode(&exchange.headers)?;
-            kv::range(api, credentials, message, mode).await
+            kv::range(api, credentials, message, mode, room).await
         }
-        Unary::Get => store::get(api, credentials, message).await,
-        call => Box::pin(rarer(api, credentials, call, message)).await,
+        Unary::Get => store::get(api, credentials, message, room).await,
+        call => Box::pin(rarer(api, credentials, call, message, room)).await,
     }
 }
 
 /// Apart from the calls that most requests are, whose futures are small and often moved.
-async fn rarer(api: &Api, credentials: &Credentials, call: Unary, message: Bytes) -> kv::Answer {
+async fn rarer(
+    api: &Api,
+    credentials: &Credentials,
+    call: Unary,
+    message: Bytes,
+    room: &mut Room,
+) -> kv::Answer {
     match call {
         Unary::Put | Unary::Range | Unary::Get => unreachable!("answered by the caller"),
-        Unary::Txn => kv::txn(api, credentials, message).await,
-        Unary::DeleteRange => kv::delete_range(api, credentials, message).await,
+        Unary::Txn => kv::txn(api, credentials, message, room).await,
+        Unary::DeleteRange => kv::delete_range(api, credentials, message, room).await,
         Unary::Compact => kv::compact(api, credentials, message).await,
-        Unary::PutIfRevision => store::put_if_revision(api, credentials, message).await,
+        Unary::PutIfRevision => store::put_if_revision(api, credentials, message, room).await,
         Unary::PutSequential => store::put_sequential(api, credentials, message).await,
-        Unary::ListPage => store::list_page(api, credentials, message).await,
+        Unary::ListPage => store::list_page(api, credentials, message, room).await,
         Unary::GrantRole => store::grant_role(api, credentials, message).await,
         Unary::RenewRole => store::renew_role(api, credentials, message).await,
         Unary::ReleaseRole => store::release_role(api, credentials, message).await,
         Unary::RoleStatus => store::role_status(api, credentials, message).await,
         Unary::SetQuota => store::set_quota(api, credentials, message).await,
         Unary::RemoveQuota => store::remove_quota(api, credentials, message).await,
-        Unary::ListQuotas => store::list_quotas(api, credentials, message).await,
+        Unary::ListQuotas => store::list_quotas(api, credentials, message, room).await,
     }
 }
 
@@ -299,9 +327,8 @@ async fn generic(
     serving: &Serving,
     request: Request<RecvStream>,
     replies: Replies,
-    place: Place,
 ) -> Result<(), Gone> {
-    let (mut respond, counted) = replies.into_parts();
+    let (mut respond, counted, room) = replies.into_parts();
     let (mut head, body) = request.into_parts();
     let deadline = timeout_of(&head.headers);
     head.extensions.insert(Credentials::new(&serving.peer, &head.headers));
@@ -311,13 +338,13 @@ async fn generic(
         false => SMALL_REQUEST_BYTES_MAX,
     };
     let mut requests = Requests::new(&head.headers, body, bytes_max);
-    requests.bound(serving.api.long_messages.clone(), &place);
+    requests.bound(serving.api.long_messages.clone(), room.beside());
     head.headers.remove(ENCODING);
     let request = Request::from_parts(head, MessageBody(requests));
     let answer = serving.routes.clone().oneshot(request);
     match while_wanted(&mut respond, within(deadline, answer)).await? {
-        Some(Ok(response)) => bridge::send(response, respond, counted).await,
-        None => Replies::new(respond, counted).finish(&too_late()),
+        Some(Ok(response)) => bridge::send(response, respond, counted, room).await,
+        None => Replies::new(respond, counted, room).finish(&too_late()),
     }
 }
 

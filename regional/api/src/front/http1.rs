@@ -1,22 +1,29 @@
 //! One HTTP/1.1 connection: JSON, health checks, metrics. Its limits are those of HTTP/2 where they
 //! have a meaning here.
+//!
+//! # Invariants
+//!
+//! - **L7** A connection ends if its client reads nothing for [`ANSWER_TIMEOUT`] while the member has
+//!   something to write: HTTP/1.1 has no pings, and what is written holds memory.
 
 use std::convert::Infallible;
-use std::pin::pin;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Sleep, sleep};
 
 use crate::gateway::GatewayBody;
 use crate::limits::{
-    CONNECTION_AGE_MAX, CONNECTION_GRACE, HANDSHAKE_TIMEOUT, HTTP1_BUFFER_BYTES_MAX,
-    HTTP1_HEADERS_MAX,
+    ANSWER_TIMEOUT, CONNECTION_AGE_MAX, CONNECTION_GRACE, HANDSHAKE_TIMEOUT,
+    HTTP1_BUFFER_BYTES_MAX, HTTP1_HEADERS_MAX,
 };
 
 /// Serves one connection to its end; `stopped` becomes true when the process stops.
@@ -38,7 +45,8 @@ pub(super) async fn serve<T, A>(
         .header_read_timeout(HANDSHAKE_TIMEOUT)
         .max_buf_size(HTTP1_BUFFER_BYTES_MAX)
         .max_headers(HTTP1_HEADERS_MAX);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
+    let io = TokioIo::new(Reader { io, late: None });
+    let mut connection = pin!(builder.serve_connection(io, service));
     let asked = async {
         tokio::select! {
             () = sleep(CONNECTION_AGE_MAX) => {}
@@ -58,5 +66,71 @@ pub(super) async fn serve<T, A>(
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke");
+    }
+}
+
+/// A connection whose client must read (L7).
+struct Reader<T> {
+    io: T,
+    /// While a write waits.
+    late: Option<Pin<Box<Sleep>>>,
+}
+
+impl<T> Reader<T> {
+    fn poll_late<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<R>>,
+    ) -> Poll<io::Result<R>> {
+        if written.is_ready() {
+            self.late = None;
+            return written;
+        }
+        let late = self.late.get_or_insert_with(|| Box::pin(sleep(ANSWER_TIMEOUT)));
+        ready!(late.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Reader<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buffer)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Reader<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.poll_late(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        self.poll_late(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.poll_late(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

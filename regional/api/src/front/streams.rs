@@ -4,8 +4,9 @@
 //!
 //! - **L4** One stream over a bound is refused; the others on its connection go on. HTTP/2's own bound
 //!   would make clients wait in silence.
-//! - **L5** Memory is counted for as long as a stream is open: its headers, and the message that it
-//!   holds, whole or in part.
+//! - **L5** Memory is counted until HTTP/2 has written the end of a stream: its headers, the message that
+//!   it holds, whole or in part, and its answer. A refusal counts as one of those that a connection may
+//!   leave unread.
 
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::api::StreamBytes;
 use crate::backend::Unavailable;
-use crate::limits::STREAM_BYTES;
+use crate::limits::REFUSALS_UNREAD_MAX;
 
 /// The bytes that one permit counts for.
 const UNIT_BYTES: usize = 1024;
@@ -31,6 +32,7 @@ pub(super) struct Streams {
 pub(super) struct ConnectionStreams {
     all: Arc<Semaphore>,
     own: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
 }
 
 /// The memory that one open stream counts for, on its connection and on all.
@@ -47,7 +49,7 @@ impl Place {
         Self(self.0.each_ref().map(none))
     }
 
-    /// Counts for `bytes` from now on. Less than a unit is in [`STREAM_BYTES`].
+    /// Counts for `bytes` from now on. Less than a unit is in what the stream counts for.
     ///
     /// # Errors
     ///
@@ -89,21 +91,31 @@ impl Streams {
 
     pub(super) fn connection(&self) -> ConnectionStreams {
         let own = Arc::new(Semaphore::new(self.connection_units));
-        ConnectionStreams { all: self.all.clone(), own }
+        let refusals = Arc::new(Semaphore::new(REFUSALS_UNREAD_MAX));
+        ConnectionStreams { all: self.all.clone(), own, refusals }
     }
 }
 
 impl ConnectionStreams {
-    /// A place for one more stream.
+    /// A place for one more stream, which takes `stream_bytes` besides its headers.
     ///
     /// # Errors
     ///
     /// [`Unavailable::TooManyRequests`].
-    pub(super) fn open(&self, headers: &HeaderMap) -> Result<Place, Unavailable> {
+    pub(super) fn open(
+        &self,
+        stream_bytes: usize,
+        headers: &HeaderMap,
+    ) -> Result<Place, Unavailable> {
         let header_bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len());
-        let bytes = STREAM_BYTES + header_bytes.sum::<usize>();
+        let bytes = stream_bytes + header_bytes.sum::<usize>();
         let units = bytes.div_ceil(UNIT_BYTES);
         Ok(Place([take(&self.own, units)?, take(&self.all, units)?]))
+    }
+
+    /// To be held until the client has read a refusal; `None` if it has left too many unread.
+    pub(super) fn refusal(&self) -> Option<OwnedSemaphorePermit> {
+        self.refusals.clone().try_acquire_owned().ok()
     }
 }
 

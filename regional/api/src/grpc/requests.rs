@@ -115,9 +115,9 @@ impl Requests {
     }
 
     /// Bounds what messages hold, and how long they take (F3): short ones count for the place of their
-    /// stream, and long ones wait until all of them together fit into a budget.
-    pub fn bound(&mut self, budget: Arc<Semaphore>, place: &Place) {
-        self.bounds = Some(Bounds { budget, place: place.beside(), deadline: None });
+    /// stream, in `place`, and long ones wait until all of them together fit into a budget.
+    pub fn bound(&mut self, budget: Arc<Semaphore>, place: Place) {
+        self.bounds = Some(Bounds { budget, place, deadline: None });
     }
 
     /// The next message; `None` after the last. Nothing is lost if the future is dropped.

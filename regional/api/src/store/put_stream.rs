@@ -26,7 +26,7 @@ use crate::backend::{AppliedMany, Backend, Failure};
 use crate::convert::prescan;
 use crate::exchange::Exchange;
 use crate::grpc::{self, BUDGET_UNIT_BYTES, Gone};
-use crate::kv::decode;
+use crate::kv::{decode, written};
 use crate::limits::STREAM_MESSAGES_IN_FLIGHT_MAX;
 use crate::peer::Credentials;
 
@@ -53,7 +53,8 @@ pub async fn put_stream(api: &Api, exchange: &mut Exchange) -> Result<Result<(),
                 while let Some(Some(done)) = under_way.next().now_or_never() {
                     answer.add(done)?;
                 }
-                if exchange.replies.send(answer.frame(api)).await.is_err() {
+                let framed = written(exchange.replies.room().count(answer.frame(api)).await)?;
+                if exchange.replies.send(framed).await.is_err() {
                     return Ok(Err(Gone));
                 }
             }

@@ -14,9 +14,10 @@ use super::read::{served, wait};
 use super::{answered, header};
 use crate::api::Api;
 use crate::backend::Failure;
-use crate::grpc;
+use crate::grpc::{self, Room};
 use crate::kv::{Answer, decode, propose};
 use crate::peer::Credentials;
+use crate::status::unavailable;
 
 /// Sets the limits of a prefix, or of the whole keyspace.
 ///
@@ -71,7 +72,12 @@ pub async fn remove_quota(api: &Api, credentials: &Credentials, message: Bytes) 
 /// # Errors
 ///
 /// What the caller lacks, or why the ring could not.
-pub async fn list_quotas(api: &Api, credentials: &Credentials, message: Bytes) -> Answer {
+pub async fn list_quotas(
+    api: &Api,
+    credentials: &Credentials,
+    message: Bytes,
+    room: &mut Room,
+) -> Answer {
     let wanted: v1::ListQuotasRequest = decode(message)?;
     let point = wait(api, wanted.mode).await?;
     let caller = credentials.caller(&api.backend)?;
@@ -93,7 +99,7 @@ pub async fn list_quotas(api: &Api, credentials: &Credentials, message: Bytes) -
         served: Some(served(point)),
         quotas,
     };
-    Ok(grpc::frame(&response))
+    room.frame(|| response.clone()).await.map_err(unavailable)
 }
 
 /// The log cannot hold a longer one.

@@ -11,17 +11,18 @@ use super::header;
 use crate::api::Api;
 use crate::backend::{Failure, ReadMode, ReadPoint, Served};
 use crate::convert::kv::key_value;
-use crate::grpc;
+use crate::grpc::Room;
 use crate::kv::{Answer, begin, decode};
 use crate::limits::{PAGE_BYTES_MAX, PAGE_KEYS_DEFAULT, PAGE_KEYS_MAX, READ_KEYS_AT_ONCE};
 use crate::peer::Credentials;
+use crate::status::unavailable;
 
 /// Reads one key.
 ///
 /// # Errors
 ///
 /// What etcd would answer to a range.
-pub async fn get(api: &Api, credentials: &Credentials, message: Bytes) -> Answer {
+pub async fn get(api: &Api, credentials: &Credentials, message: Bytes, room: &mut Room) -> Answer {
     let wanted: v1::GetRequest = decode(message)?;
     if wanted.key.is_empty() {
         return Err(Failure::from(Refusal::EmptyKey).into());
@@ -32,12 +33,13 @@ pub async fn get(api: &Api, credentials: &Credentials, message: Bytes) -> Answer
     let caller = credentials.caller(&api.backend)?;
     let found = api.backend.read_keys(|keyspace| keyspace.range(&caller, &request));
     let found = found.map_err(Failure::from)?;
-    let response = v1::GetResponse {
-        header: Some(header(api, found.revision, point.term)),
+    let header = Some(header(api, found.revision, point.term));
+    let framed = room.frame(|| v1::GetResponse {
+        header,
         served: Some(served(point)),
         kv: found.kvs.first().map(|kv| key_value(kv, request.shape())),
-    };
-    Ok(grpc::frame(&response))
+    });
+    framed.await.map_err(unavailable)
 }
 
 /// Reads one page of a range; all pages are of one revision.
@@ -46,7 +48,12 @@ pub async fn get(api: &Api, credentials: &Credentials, message: Bytes) -> Answer
 ///
 /// What etcd would answer to a range; `OutOfRange` too if the revision of the first page has been
 /// compacted meanwhile, or was of another epoch: the listing must start again.
-pub async fn list_page(api: &Api, credentials: &Credentials, message: Bytes) -> Answer {
+pub async fn list_page(
+    api: &Api,
+    credentials: &Credentials,
+    message: Bytes,
+    room: &mut Room,
+) -> Answer {
     let wanted: v1::ListPageRequest = decode(message)?;
     if wanted.key.is_empty() {
         return Err(Failure::from(Refusal::EmptyKey).into());
@@ -78,14 +85,15 @@ pub async fn list_page(api: &Api, credentials: &Credentials, message: Bytes) -> 
     let (list_revision, mut kvs) = (scan.revision(), Vec::new());
     let next = collect(api, &mut scan, keys, &mut kvs).await?;
     let token = next.map(|key| Token { epoch, revision: list_revision, key }.encode());
-    let response = v1::ListPageResponse {
-        header: Some(header(api, api.backend.mark().revision, point.term)),
+    let header = Some(header(api, api.backend.mark().revision, point.term));
+    let framed = room.frame(|| v1::ListPageResponse {
+        header,
         served: Some(served(point)),
         kvs: kvs.iter().map(|kv| key_value(kv, request.shape())).collect(),
         list_revision,
-        next_page_token: token.unwrap_or_default(),
-    };
-    Ok(grpc::frame(&response))
+        next_page_token: token.clone().unwrap_or_default(),
+    });
+    framed.await.map_err(unavailable)
 }
 
 /// Reads on until the page is full; returns where the next one starts, if there is one.

@@ -1,6 +1,11 @@
 //! One watch stream: requests in, frames out, as fast as the client reads.
+//!
+//! HTTP/2 has one chunk of a stream at a time. What it has of a chunk that is not small counts for the hub
+//! until it is written (H1).
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -11,8 +16,7 @@ use tonic::Status;
 use super::bell::Rope;
 use super::store::Mirroring;
 use crate::exchange::{Exchange, requires_leader};
-use crate::front::Place;
-use crate::grpc::{Gone, Replies, Requests};
+use crate::grpc::{Gone, Replies, Requests, held};
 use crate::peer::Credentials;
 
 /// Small frames are joined up to here, so that a thousand watches of one stream do not become a
@@ -20,6 +24,8 @@ use crate::peer::Credentials;
 const JOIN_BYTES_MAX: usize = 16 * 1024;
 /// Asked of the window at a time.
 const CHUNK_BYTES_MAX: usize = 256 * 1024;
+/// A chunk up to here is part of what the stream counts for.
+const SMALL_CHUNK_BYTES_MAX: usize = 1024;
 
 /// One stream.
 #[derive(Debug)]
@@ -36,9 +42,43 @@ pub(super) struct Line {
     /// `None` after the client's last request.
     requests: Option<Requests>,
     replies: Replies,
-    _place: Place,
     queue: VecDeque<Frame>,
     queued_bytes: usize,
+    chunk: Arc<Chunk>,
+    /// What the hub counts for the chunk that HTTP/2 has.
+    chunk_cost: usize,
+}
+
+/// Where the chunk is that a stream sent last.
+#[derive(Debug, Default)]
+struct Chunk(AtomicU8);
+
+impl Chunk {
+    const WRITTEN: u8 = 0;
+    const SENT: u8 = 1;
+    /// Somebody waits until it is written.
+    const AWAITED: u8 = 2;
+
+    /// Whether it is written; if not, the rope rings then.
+    fn is_written(&self) -> bool {
+        let awaited =
+            self.0.compare_exchange(Self::SENT, Self::AWAITED, Ordering::AcqRel, Ordering::Acquire);
+        awaited == Err(Self::WRITTEN)
+    }
+}
+
+/// Is dropped when HTTP/2 has written a chunk.
+struct Writing {
+    chunk: Arc<Chunk>,
+    rope: Rope,
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        if self.chunk.0.swap(Chunk::WRITTEN, Ordering::AcqRel) == Chunk::AWAITED {
+            self.rope.ring();
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -72,9 +112,10 @@ impl Line {
             rope,
             requests: Some(exchange.requests),
             replies,
-            _place: exchange.place,
             queue: VecDeque::new(),
             queued_bytes: 0,
+            chunk: Arc::default(),
+            chunk_cost: 0,
         })
     }
 
@@ -112,14 +153,28 @@ impl Line {
         let waker = self.rope.waker();
         let mut cx = Context::from_waker(&waker);
         let mut sent = 0;
-        while !self.queue.is_empty() {
+        loop {
+            if self.chunk_cost > 0 || !self.queue.is_empty() {
+                if !self.chunk.is_written() {
+                    break;
+                }
+                sent += std::mem::take(&mut self.chunk_cost);
+            }
+            if self.queue.is_empty() {
+                break;
+            }
             let wanted = self.queued_bytes.min(CHUNK_BYTES_MAX);
             let stream = self.replies.stream().ok_or(Gone)?;
             let Poll::Ready(room) = poll_room(stream, wanted, &mut cx)? else { break };
-            let (chunk, cost) = self.take(room);
-            sent += cost;
+            let (bytes, cost) = self.take(room);
+            match bytes.len() <= SMALL_CHUNK_BYTES_MAX {
+                true => sent += cost,
+                false => self.chunk_cost = cost,
+            }
+            self.chunk.0.store(Chunk::SENT, Ordering::Release);
+            let writing = Writing { chunk: self.chunk.clone(), rope: self.rope.clone() };
             let stream = self.replies.stream().ok_or(Gone)?;
-            stream.send_data(chunk, false).map_err(|_| Gone)?;
+            stream.send_data(held(bytes, writing), false).map_err(|_| Gone)?;
         }
         Ok(sent)
     }

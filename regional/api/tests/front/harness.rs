@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 
 use bytes::{Bytes, BytesMut};
-use h2::SendStream;
 use h2::client::{ResponseFuture, SendRequest};
+use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request};
 use satrap_host::Shutdown;
 use satrap_regional_api::api::Api;
@@ -13,9 +13,9 @@ use satrap_regional_api::backend::{Backend, MemberIdentity, RingEnd};
 use satrap_regional_api::front::{Front, Security};
 use satrap_regional_api::{grpc, introspect, services};
 use satrap_regional_core::Keyspace;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -69,6 +69,49 @@ impl Member {
         let (raw, connection) = Raw::over(TcpStream::connect(self.address).await.unwrap()).await;
         self.tasks.spawn(connection);
         raw
+    }
+
+    /// A client with this window for each answer.
+    pub async fn raw_with_window(&mut self, bytes: u32) -> Raw {
+        let tcp = TcpStream::connect(self.address).await.unwrap();
+        let (raw, connection) = Raw::with_window(tcp, bytes).await;
+        self.tasks.spawn(connection);
+        raw
+    }
+
+    /// A client that reads its socket while the sender says so, and whose socket holds little else.
+    pub async fn raw_that_may_stop_reading(&mut self) -> (Raw, watch::Sender<bool>) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(16 * 1024).unwrap();
+        let tcp = socket.connect(self.address).await.unwrap();
+        let (mut from_member, mut to_member) = tcp.into_split();
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (mut from_client, mut to_client) = tokio::io::split(far);
+        let (reads, mut may_read) = watch::channel(true);
+        let writing = async move { drop(tokio::io::copy(&mut from_client, &mut to_member).await) };
+        let reading = async move {
+            let mut bytes = vec![0; 64 * 1024];
+            while may_read.wait_for(|may| *may).await.is_ok() {
+                let read = tokio::select! {
+                    biased;
+                    _ = may_read.changed() => continue,
+                    read = from_member.read(&mut bytes) => read.unwrap_or(0),
+                };
+                if read == 0 || to_client.write_all(&bytes[..read]).await.is_err() {
+                    break;
+                }
+            }
+        };
+        // When the member has cut the connection, the client notices by either.
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = writing => {}
+                () = reading => {}
+            }
+        });
+        let (raw, connection) = Raw::with_window(near, 1 << 20).await;
+        self.tasks.spawn(connection);
+        (raw, reads)
     }
 
     /// Sends one HTTP/1.1 request and reads the answer to its end.
@@ -128,10 +171,18 @@ pub struct Raw(SendRequest<Bytes>);
 impl Raw {
     /// A client, and what carries it.
     pub async fn over(tcp: TcpStream) -> (Self, impl Future<Output = ()> + use<>) {
+        Self::with_window(tcp, 65_535).await
+    }
+
+    /// A client with this window for each answer, and what carries it.
+    pub async fn with_window<T>(io: T, bytes: u32) -> (Self, impl Future<Output = ()> + use<T>)
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
         let mut builder = h2::client::Builder::new();
         // Its own bounds are not what is tested.
         builder.data_frame_budget(usize::MAX).initial_connection_window_size(1 << 30);
-        let (link, connection) = builder.handshake(tcp).await.unwrap();
+        let (link, connection) = builder.initial_window_size(bytes).handshake(io).await.unwrap();
         (Self(link), async { drop(connection.await) })
     }
 
@@ -144,6 +195,11 @@ impl Raw {
 
     /// Begins a call that has said nothing yet.
     pub async fn begin(&mut self, path: &str, metadata: &[(&str, &str)]) -> Begun {
+        self.try_begin(path, metadata).await.expect("the connection is there")
+    }
+
+    /// The same; `None` if the connection has ended.
+    pub async fn try_begin(&mut self, path: &str, metadata: &[(&str, &str)]) -> Option<Begun> {
         let mut request = Request::post(format!("http://test{path}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers");
@@ -151,9 +207,9 @@ impl Raw {
             request = request.header(*name, *value);
         }
         let request = request.body(()).unwrap();
-        let mut link = self.0.clone().ready().await.unwrap();
-        let (response, requests) = link.send_request(request, false).unwrap();
-        Begun { response, requests }
+        let mut link = self.0.clone().ready().await.ok()?;
+        let (response, requests) = link.send_request(request, false).ok()?;
+        Some(Begun { response, requests })
     }
 
     /// Opens a stream with these bytes as the start of its body, without a turn for another task.
@@ -184,6 +240,11 @@ pub struct Begun {
 }
 
 impl Begun {
+    /// The stream once the member has begun to answer.
+    pub async fn started(self) -> (SendStream<Bytes>, RecvStream) {
+        (self.requests, self.response.await.unwrap().into_body())
+    }
+
     /// What becomes of it; one message at most.
     pub async fn outcome(self) -> Outcome {
         let (head, mut body) = self.response.await.unwrap().into_parts();

@@ -1,0 +1,310 @@
+//! F5, F6, L5: answers that clients ask for and do not read.
+
+use std::time::Duration;
+
+use futures::FutureExt;
+use h2::Reason;
+use satrap_proto::etcdserverpb as pb;
+use satrap_proto::etcdserverpb::watch_request::RequestUnion;
+use satrap_proto::v3electionpb as epb;
+use satrap_regional_api::api::{Api, Rate};
+use satrap_regional_api::front::Security;
+use satrap_regional_api::grpc::{self, LongAnswers};
+use satrap_regional_api::limits::{GENERIC_STREAM_BYTES, REFUSALS_UNREAD_MAX, STREAM_BYTES};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tonic::Code;
+
+use crate::common::solo;
+use crate::harness::{Begun, Member, Raw};
+use crate::kv::{put, range};
+
+const PUT: &str = "/etcdserverpb.KV/Put";
+const RANGE: &str = "/etcdserverpb.KV/Range";
+const WATCH: &str = "/etcdserverpb.Watch/Watch";
+const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
+/// Long answers, each on another way.
+const LONG: [&str; 3] = [RANGE, "/etcdserverpb.KV/RangeStream", LEADER];
+const LEADER: &str = "/v3electionpb.Election/Leader";
+const VALUE_BYTES: usize = 1_400_000;
+
+/// Of real time, until a test has failed.
+const LONG_ENOUGH: Duration = Duration::from_secs(60);
+
+/// Lets this much time pass, in steps in which connections answer their pings.
+async fn pass(time: Duration) {
+    const STEP: Duration = Duration::from_millis(500);
+    tokio::time::pause();
+    for _ in 0..time.div_duration_f64(STEP) as u32 {
+        tokio::time::advance(STEP).await;
+        for _ in 0..32 {
+            tokio::task::yield_now().await;
+        }
+    }
+    tokio::time::resume();
+}
+
+async fn ask(raw: &mut Raw, path: &str, message: &impl prost::Message) -> Begun {
+    let mut call = raw.begin(path, &[]).await;
+    call.requests.send_data(grpc::frame(message), true).unwrap();
+    call
+}
+
+/// The value of the first line of the metrics that begins with `name` and has `label`.
+async fn figure(member: &Member, name: &str, label: &str) -> usize {
+    let metrics = member.http("GET /metrics", "").await.body;
+    let line = metrics.lines().find(|line| line.starts_with(name) && line.contains(label));
+    line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+}
+
+async fn begun_ranges(member: &Member) -> usize {
+    figure(member, "grpc_server_started_total", "grpc_method=\"Range\"").await
+}
+
+async fn begin_watch(raw: &mut Raw, key: &'static str) -> Begun {
+    let create = pb::WatchCreateRequest { key: key.into(), ..Default::default() };
+    let create = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+    let mut call = raw.begin(WATCH, &[]).await;
+    call.requests.send_data(grpc::frame(&create), false).unwrap();
+    call
+}
+
+fn refused() -> (Code, &'static str) {
+    (Code::ResourceExhausted, "etcdserver: too many requests")
+}
+
+/// F5, F6: as many answers are encoded as the budget has room for. The clients of those must read them in
+/// time, so others get their turn.
+#[tokio::test]
+async fn answers_that_are_not_read_are_bounded_and_end() {
+    const CALLS: usize = 12;
+    let mut api = Api::new(solo::start().0);
+    api.long_answers = LongAnswers::of(3 * VALUE_BYTES + 64 * 1024);
+    let answers = api.long_answers.clone();
+    let all_bytes = answers.available_bytes();
+    let mut member = Member::serve_with(api, Security::Plaintext).await;
+    member.raw().await.ask(PUT, &put("k", "v".repeat(VALUE_BYTES))).await.unwrap();
+    let mut deaf = member.raw_with_window(0).await;
+    // The clock of the ring does not jump, so it must not be asked.
+    let request = pb::RangeRequest { serializable: true, ..range("k", "") };
+    let mut calls = Vec::new();
+    for _ in 0..CALLS {
+        calls.push(ask(&mut deaf, RANGE, &request).await);
+    }
+    let is_taken = async {
+        while begun_ranges(&member).await < CALLS || answers.available_bytes() >= VALUE_BYTES {}
+    };
+    timeout(LONG_ENOUGH, is_taken).await.expect("the budget is taken");
+    let mut other = member.raw().await;
+    other.ask(PUT, &put("a", "c")).await.expect("a short answer waits for no long one");
+
+    // They have their turn in the order in which they asked, three at a time.
+    let rounds = Duration::from_secs(CALLS as u64 / 3 * 32);
+    let honest = timeout(rounds, other.ask(RANGE, &request));
+    let (honest, ()) = tokio::join!(honest, pass(rounds));
+    assert!(honest.expect("the others were reset").unwrap().len() > VALUE_BYTES);
+    for call in calls {
+        let (_requests, mut answer) = call.started().await;
+        let error = timeout(LONG_ENOUGH, answer.data()).await.expect("it was reset");
+        assert_eq!(error.unwrap().unwrap_err().reason(), Some(Reason::ENHANCE_YOUR_CALM));
+    }
+    assert_eq!(answers.available_bytes(), all_bytes, "all of it came back");
+}
+
+/// F6, on each way on which answers are sent.
+#[tokio::test]
+async fn a_long_answer_that_is_not_read_ends_its_stream() {
+    let mut member = Member::start().await;
+    let key = "election/1";
+    member.raw().await.ask(PUT, &put(key, "v".repeat(VALUE_BYTES))).await.unwrap();
+    let mut deaf = member.raw_with_window(1000).await;
+    let mut calls = Vec::new();
+    for path in LONG {
+        let call = match path {
+            LEADER => ask(&mut deaf, path, &epb::LeaderRequest { name: "election".into() }).await,
+            path => ask(&mut deaf, path, &range(key, "")).await,
+        };
+        calls.push((path, call));
+    }
+    let mut started = Vec::new();
+    for (path, call) in calls {
+        started.push((path, call.started().await));
+    }
+    pass(Duration::from_secs(40)).await;
+    for (path, (_requests, mut answer)) in started {
+        let ended = async { while answer.data().await.is_some_and(|data| data.is_ok()) {} };
+        timeout(LONG_ENOUGH, ended).await.unwrap_or_else(|_| panic!("{path} was not reset"));
+    }
+}
+
+/// F6: streams that wait for something to say, also those whose clients have no window.
+#[tokio::test]
+async fn a_stream_that_has_nothing_to_say_stays() {
+    let mut member = Member::start().await;
+    let mut raw = member.raw().await;
+    raw.ask(PUT, &put("k", "v")).await.unwrap();
+    let (_requests, mut watch) = begin_watch(&mut raw, "k").await.started().await;
+    watch.data().await.expect("the watch was created").unwrap();
+    let mut deaf = member.raw_with_window(0).await;
+    let (_requests_too, mut unread) = begin_watch(&mut deaf, "k").await.started().await;
+    let mut short = ask(&mut deaf, RANGE, &range("k", "")).await.started().await.1;
+    pass(Duration::from_secs(600)).await;
+    for quiet in [&mut watch, &mut unread, &mut short] {
+        assert!(quiet.data().now_or_never().is_none(), "it has nothing to say, or no window");
+    }
+    raw.ask(PUT, &put("k", "w")).await.unwrap();
+    watch.data().await.expect("it goes on").unwrap();
+}
+
+/// L5, F5: answers that HTTP/2 holds because the client does not read its socket.
+#[tokio::test]
+async fn a_stream_counts_until_its_end_is_written() {
+    const CALLS: usize = 2_000;
+    const ANSWER_BYTES: usize = 60_000;
+    /// Both sockets' buffers hold some of it.
+    const KERNEL_BYTES_MAX: usize = 8 << 20;
+    let mut api = Api::new(solo::start().0);
+    api.stream_bytes.connection_max = 4 << 20;
+    let connection_max = api.stream_bytes.connection_max;
+    let mut member = Member::serve_with(api, Security::Plaintext).await;
+    let (mut raw, reads) = member.raw_that_may_stop_reading().await;
+    raw.ask(PUT, &put("k", "v".repeat(ANSWER_BYTES))).await.unwrap();
+    reads.send_replace(false);
+    let mut calls = Vec::new();
+    for _ in 0..CALLS {
+        calls.push(ask(&mut raw, RANGE, &range("k", "")).await);
+    }
+    let all_begun = async { while begun_ranges(&member).await < CALLS {} };
+    timeout(LONG_ENOUGH, all_begun).await.expect("the member reads requests all the time");
+    let mut answered = 0;
+    reads.send_replace(true);
+    for call in calls {
+        match call.outcome().await {
+            Ok(answer) => answered += answer.len(),
+            Err(error) => assert_eq!((error.code(), error.message()), refused()),
+        }
+    }
+    assert!(answered > 0);
+    assert!(answered <= connection_max + KERNEL_BYTES_MAX, "{answered} bytes were held");
+    raw.ask(RANGE, &range("k", "")).await.expect("all of it came back");
+}
+
+/// H1: when a stream ends, its queue is dropped, so what its client still reads is what HTTP/2 held.
+#[tokio::test]
+async fn http2_holds_one_chunk_of_events_for_a_stream() {
+    const STREAMS: usize = 200;
+    const EVENTS: usize = 20;
+    const EVENT_BYTES: usize = 10_000;
+    const CHUNK_BYTES_MAX: usize = 16 * 1024;
+    /// Of the sockets.
+    const KERNEL_BYTES_MAX: usize = 8 << 20;
+    const WATCHERS: &str = "etcd_debugging_mvcc_watcher_total";
+    let mut member = Member::start().await;
+    let (mut raw, reads) = member.raw_that_may_stop_reading().await;
+    let mut streams = Vec::new();
+    for _ in 0..STREAMS {
+        let (requests, mut events) = begin_watch(&mut raw, "k").await.started().await;
+        events.data().await.expect("the watch was created").unwrap();
+        streams.push((requests, events));
+    }
+    let mut other = member.raw().await;
+    reads.send_replace(false);
+    let (_requests, mut told) = begin_watch(&mut other, "k").await.started().await;
+    told.data().await.expect("the watch was created").unwrap();
+    for _ in 0..EVENTS {
+        other.ask(PUT, &put("k", "v".repeat(EVENT_BYTES))).await.unwrap();
+        let mut event_bytes = 0;
+        while event_bytes < EVENT_BYTES {
+            let bytes = told.data().await.expect("an event").unwrap().len();
+            told.flow_control().release_capacity(bytes).unwrap();
+            event_bytes += bytes;
+        }
+    }
+    for (requests, _) in &mut streams {
+        // No message, so the member ends the stream.
+        requests.send_data(vec![9; 5].into(), true).unwrap();
+    }
+    let all_end = async { while figure(&member, WATCHERS, "").await != 1 {} };
+    timeout(LONG_ENOUGH, all_end).await.expect("all but one end");
+    reads.send_replace(true);
+    let mut held_bytes = 0;
+    for (_requests, mut events) in streams {
+        while let Some(Ok(data)) = events.data().await {
+            held_bytes += data.len();
+        }
+    }
+    let bytes_max = STREAMS * CHUNK_BYTES_MAX + KERNEL_BYTES_MAX;
+    assert!(bytes_max < STREAMS * EVENTS * EVENT_BYTES);
+    assert!(held_bytes <= bytes_max, "{held_bytes} bytes");
+}
+
+/// L5: refusals hold no place, so there may only be so many that a client has not read.
+#[tokio::test]
+async fn a_connection_that_does_not_read_refusals_is_cut() {
+    let mut api = Api::new(solo::start().0);
+    api.connection_rate = Rate { per_s: 0, burst: 1 };
+    let mut member = Member::serve_with(api, Security::Plaintext).await;
+    let (mut raw, reads) = member.raw_that_may_stop_reading().await;
+    raw.ask(PUT, &put("k", "v")).await.unwrap();
+    // Those who read get as many as they ask for.
+    for _ in 0..=REFUSALS_UNREAD_MAX {
+        let error = raw.ask(PUT, &put("k", "v")).await.unwrap_err();
+        assert_eq!((error.code(), error.message()), refused());
+    }
+    reads.send_replace(false);
+    // The sockets hold some of the refusals.
+    let cut = async {
+        let mut calls = Vec::new();
+        while let Some(call) = raw.try_begin(PUT, &[]).await {
+            calls.push(call);
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LONG_ENOUGH, cut).await.expect("the connection was cut");
+}
+
+/// L5: a stream counts for what it takes while nothing happens.
+#[tokio::test]
+async fn a_stream_counts_by_its_way() {
+    let mut api = Api::new(solo::start().0);
+    let (straight, generic) = (STREAM_BYTES + 1024, GENERIC_STREAM_BYTES + 1024);
+    api.stream_bytes.connection_max = generic + straight;
+    let mut member = Member::serve_with(api, Security::Plaintext).await;
+    let mut raw = member.raw().await;
+    let keep_alive = raw.begin(KEEP_ALIVE, &[]).await;
+    let error = raw.begin(KEEP_ALIVE, &[]).await.outcome().await.unwrap_err();
+    assert_eq!((error.code(), error.message()), refused());
+    let watch = raw.begin(WATCH, &[]).await.started().await;
+    let error = raw.begin(WATCH, &[]).await.outcome().await.unwrap_err();
+    assert_eq!((error.code(), error.message()), refused());
+    drop((keep_alive, watch));
+}
+
+/// L7: what HTTP/1.1 holds counts for the budget, and a client that does not read it loses its connection.
+#[tokio::test]
+async fn an_answer_in_json_that_is_not_read_ends_its_connection() {
+    /// More than the buffers of both sockets hold.
+    const KEYS: usize = 16;
+    let api = Api::new(solo::start().0);
+    let answers = api.long_answers.clone();
+    let all_bytes = answers.available_bytes();
+    let mut member = Member::serve_with(api, Security::Plaintext).await;
+    let mut raw = member.raw().await;
+    for key in 0..KEYS {
+        raw.ask(PUT, &put(format!("k{key}"), "v".repeat(VALUE_BYTES))).await.unwrap();
+    }
+    let body = r#"{"key":"aw==","range_end":"bA=="}"#;
+    let head = format!("POST /v3/kv/range HTTP/1.1\r\nhost: m\r\ncontent-length: {}", body.len());
+    let mut tcp = TcpStream::connect(member.address).await.unwrap();
+    tcp.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).await.unwrap();
+    let mut begin = [0; 12];
+    tcp.read_exact(&mut begin).await.unwrap();
+    assert_eq!(&begin, b"HTTP/1.1 200");
+    assert!(answers.available_bytes() < all_bytes - KEYS * VALUE_BYTES, "it counts");
+    pass(Duration::from_secs(40)).await;
+    assert_eq!(answers.available_bytes(), all_bytes, "the connection was cut");
+    let mut rest = Vec::new();
+    let ended = timeout(LONG_ENOUGH, tcp.read_to_end(&mut rest)).await.expect("it has an end");
+    assert!(ended.is_err() || rest.len() < KEYS * VALUE_BYTES, "the answer was cut off");
+}
