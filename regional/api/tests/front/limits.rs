@@ -30,7 +30,7 @@ const STREAM_WITH_HEADERS_BYTES: usize = STREAM_BYTES + 1024;
 const TXN: &str = "/etcdserverpb.KV/Txn";
 
 /// A put whose message has exactly this many bytes.
-fn put_of(bytes: usize) -> pb::PutRequest {
+pub fn put_of(bytes: usize) -> pb::PutRequest {
     let mut request = put("k", "");
     // What is not value takes as much with a value of a few bytes less.
     request.value = vec![b'v'; bytes - 16].into();
@@ -42,7 +42,7 @@ fn put_of(bytes: usize) -> pb::PutRequest {
 
 /// The longest message that a member takes. etcd bounds the entry that it makes of it: a header of a
 /// number, whose first two bytes are the last two of the member's id, and the message.
-fn message_bytes_max(member: &Member) -> usize {
+pub fn message_bytes_max(member: &Member) -> usize {
     let id = member.backend.identity().member_id;
     let number_bytes = match id & 0xffff {
         0x8000.. => 10,

@@ -21,6 +21,7 @@ use tower::service_fn;
 use crate::common::solo;
 use crate::harness::Member;
 use crate::kv::{put, range};
+use crate::limits::{message_bytes_max, put_of};
 
 struct Ca {
     certificate: rcgen::Certificate,
@@ -98,22 +99,29 @@ impl Ca {
     }
 }
 
+/// Adds these users, without passwords, the first of them as administrator.
+async fn enable_authentication(channel: Channel, users: &[&str]) {
+    let mut auth = AuthClient::new(channel);
+    for name in users {
+        let options = Some(satrap_proto::authpb::UserAddOptions { no_password: true });
+        let name = (*name).to_owned();
+        let user = pb::AuthUserAddRequest { name, options, ..Default::default() };
+        auth.user_add(user).await.unwrap();
+    }
+    auth.role_add(pb::AuthRoleAddRequest { name: "root".to_owned() }).await.unwrap();
+    let user = users[0].to_owned();
+    let grant = pb::AuthUserGrantRoleRequest { user, role: "root".to_owned() };
+    auth.user_grant_role(grant).await.unwrap();
+    auth.auth_enable(pb::AuthEnableRequest {}).await.unwrap();
+}
+
 /// The common name of a verified certificate speaks for the client once authentication is on.
 #[tokio::test]
 async fn a_certificate_is_a_user() {
     let ca = Ca::new();
     let member = Member::serve(solo::start().0, ca.server()).await;
     let root = ca.connect(&member, Some("root")).await.unwrap();
-    let mut auth = AuthClient::new(root.clone());
-    for name in ["root", "reader"] {
-        let options = Some(satrap_proto::authpb::UserAddOptions { no_password: true });
-        let user = pb::AuthUserAddRequest { name: name.to_owned(), options, ..Default::default() };
-        auth.user_add(user).await.unwrap();
-    }
-    auth.role_add(pb::AuthRoleAddRequest { name: "root".to_owned() }).await.unwrap();
-    let grant = pb::AuthUserGrantRoleRequest { user: "root".to_owned(), role: "root".to_owned() };
-    auth.user_grant_role(grant).await.unwrap();
-    auth.auth_enable(pb::AuthEnableRequest {}).await.unwrap();
+    enable_authentication(root.clone(), &["root", "reader"]).await;
 
     KvClient::new(root).put(put("k", "v")).await.unwrap();
     let reader = ca.connect(&member, Some("reader")).await.unwrap();
@@ -126,6 +134,26 @@ async fn a_certificate_is_a_user() {
     let error = KvClient::new(reader).range(request).await.unwrap_err();
     let unknown = (Code::Unauthenticated, "etcdserver: invalid auth token");
     assert_eq!((error.code(), error.message()), unknown, "a token goes first");
+}
+
+/// etcd writes down who asks by certificate, and bounds the entry that holds it.
+#[tokio::test]
+async fn the_name_of_a_certificate_counts_in_the_size_of_a_request() {
+    let ca = Ca::new();
+    let member = Member::serve(solo::start().0, ca.server()).await;
+    let root = ca.connect(&member, Some("root")).await.unwrap();
+    // Tag and length of the name, the name, and tag and value of a small revision of authentication.
+    let bytes_max = message_bytes_max(&member) - (2 + "root".len()) - 2;
+    let mut kv = KvClient::new(root.clone());
+    for enabled in [false, true] {
+        if enabled {
+            enable_authentication(root.clone(), &["root"]).await;
+        }
+        kv.put(put_of(bytes_max)).await.unwrap();
+        let error = kv.put(put_of(bytes_max + 1)).await.unwrap_err();
+        let too_large = (Code::InvalidArgument, "etcdserver: request is too large");
+        assert_eq!((error.code(), error.message()), too_large, "authentication: {enabled}");
+    }
 }
 
 #[tokio::test]
