@@ -1,7 +1,7 @@
 //! The services that carry little load, through tonic: leases, members, maintenance, users, and the
 //! lock and election services.
 //!
-//! What may be decided only where a request takes effect is decided there, in the core. Here stands
+//! What may be decided only where a request takes effect is decided there, in the core. Here is
 //! what etcd decides before: who asks ([`Gate`]), what is wrong with the request in itself, and which
 //! requests need an administrator although no key is concerned. The order of these checks is etcd's,
 //! because a client sees which one failed first; `tests/services/permissions.txt` has it for every
@@ -46,7 +46,7 @@ pub const ETCD_CLUSTER_VERSION: &str = "3.7";
 /// What an operator may choose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// What a guess of a password costs us, and whoever stole the hashes.
+    /// What a guess of a password costs this member, and a thief of the hashes.
     pub password_cost: PasswordCost,
     /// How long a bearer token lives, in seconds of ring time.
     pub token_ttl_s: u64,

@@ -185,7 +185,7 @@ impl auth_server::Auth for AuthService {
         request: tonic::Request<pb::AuthUserAddRequest>,
     ) -> Response<pb::AuthUserAddResponse> {
         let caller = self.gate.caller(&request)?;
-        // Before the hash, which is work that nobody else may order.
+        // Before the hash, which is work that only an administrator may order.
         self.gate.admin(&caller)?;
         let pb::AuthUserAddRequest { name, password, options, .. } = request.into_inner();
         let password = match options.is_some_and(|options| options.no_password) {

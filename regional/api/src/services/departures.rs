@@ -1,4 +1,4 @@
-//! Tells whoever waits for a key to go that it is gone.
+//! Tells those who wait for a key to go that it is gone.
 //!
 //! Those who queue for a lock each wait for the one before them, so a release must wake one of them
 //! and cost the others nothing. A watch per waiter, or a look at the key after every write, would
@@ -7,11 +7,11 @@
 //!
 //! # Invariants
 //!
-//! - **N1** Nobody is told too early: what is gone is this incarnation of the key, known by the
+//! - **N1** No waiter hears too early: what is gone is this incarnation of the key, known by the
 //!   revision at which it was created.
-//! - **N2** Nobody is forgotten: a wait begins with a look at the key, and the log is read without a
+//! - **N2** No waiter is forgotten: a wait begins with a look at the key, and the log is read without a
 //!   gap from then on, or every key is looked at again.
-//! - **N3** Whoever stops waiting leaves nothing behind.
+//! - **N3** A waiter that gives up leaves nothing behind.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,7 +34,7 @@ pub struct Departures(Arc<Shared>);
 struct Shared {
     backend: Backend,
     places: Arc<Semaphore>,
-    /// Whoever holds it reads the log.
+    /// The waiter that holds it reads the log.
     seat: tokio::sync::Mutex<()>,
     board: Mutex<Board>,
     /// What is still to be done for clients that went away; ends with this room.
@@ -194,7 +194,7 @@ impl Board {
 /// Tells those for whom it is true; says whether anybody still waits.
 fn depart(waiters: &mut Vec<Waiter>, gone: impl Fn(Revision) -> bool) -> bool {
     for waiter in waiters.extract_if(.., |waiter| gone(waiter.created)) {
-        // Whoever stopped waiting meanwhile need not know.
+        // A waiter that gave up meanwhile need not know.
         let _ = waiter.gone.send(());
     }
     !waiters.is_empty()

@@ -1,4 +1,4 @@
-//! Elections: whoever is at the head of the queue under a name leads, and its key holds what it
+//! Elections: the contender at the head of the queue under a name leads, and its key holds what it
 //! proclaims.
 
 use std::pin::Pin;
@@ -89,7 +89,7 @@ impl ElectionService {
     ) -> Result<pb::ResignResponse, Trouble> {
         let leader = asked.leader.ok_or(MISSING_LEADER_KEY)?;
         recipe::check_key(&leader.key)?;
-        // Whoever does not lead any more has nothing to resign from, and that is no error.
+        // A client that does not lead any more has nothing to resign from, and that is no error.
         let own = Own { key: leader.key, created: leader.rev };
         let (_, header) = visit.txn(own.withdrawal()).await?;
         Ok(pb::ResignResponse { header: Some(header) })

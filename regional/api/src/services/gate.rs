@@ -51,7 +51,7 @@ impl Gate {
     ///
     /// # Errors
     ///
-    /// See there.
+    /// If this member is a learner, or the caller wants a leader and there is none.
     pub fn pass<T>(&self, request: &tonic::Request<T>) -> Result<(), Status> {
         if self.is_learner() {
             return Err(refused(&Refusal::NotSupportedForLearner));
@@ -130,7 +130,7 @@ impl Gate {
     ///
     /// # Errors
     ///
-    /// See there.
+    /// A [`Failure`].
     pub async fn try_propose(
         &self,
         caller: Caller,
@@ -155,7 +155,7 @@ impl Gate {
 }
 
 /// Refuses what the members could not read back from the log: a name or a key beyond its bound. An
-/// entry that nobody can decode would stop the ring.
+/// entry that no member can decode would stop the ring.
 fn bounded(proposal: Proposal) -> Result<Proposal, Refusal> {
     Proposal::from_canonical(&proposal.to_canonical()).map_err(|_| Refusal::RequestTooLarge)
 }

@@ -1,4 +1,4 @@
-//! Locks: whoever is at the head of the queue under a name holds it.
+//! Locks: the contender at the head of the queue under a name holds it.
 //!
 //! A lock is a hint unless what it protects checks it too: a holder that was paused believes in its
 //! lock after its lease has ended. Resources that must be safe take a fenced role of `satrap.v1`.

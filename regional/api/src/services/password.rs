@@ -71,7 +71,7 @@ impl Passwords {
         self.run(password, move |password| hash(params, password)).await
     }
 
-    /// Whether `password` is the one of `hash`; for nobody's hash it takes as long and is not (P1).
+    /// Whether `password` is the one of `hash`; for a hash of no user it takes as long and is not (P1).
     ///
     /// # Errors
     ///
@@ -125,7 +125,7 @@ fn hash(params: Params, password: &[u8]) -> String {
 
 fn verify(hash: &str, password: &[u8]) -> bool {
     let Ok(hash) = PasswordHash::new(hash) else { return false };
-    // The cost stands in the hash; the comparison takes the same time wherever they differ.
+    // The cost is part of the hash; the comparison takes the same time wherever they differ.
     argon2(Params::default()).verify_password(password, &hash).is_ok()
 }
 

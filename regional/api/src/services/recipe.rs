@@ -1,10 +1,10 @@
 //! What locks and elections have in common: a queue of keys under one prefix, oldest first.
 //!
-//! The layout is that of etcd's Go client, so its locks and ours exclude each other: whoever wants to
-//! be next creates `name/` + its lease in hex, and is next once no older key is left under `name/`.
-//! Each waits only for the key before its own.
+//! The layout is that of etcd's Go client, so its locks and ours exclude each other: a contender creates
+//! `name/` + its lease in hex, and is next once no older key is left under `name/`. Each contender waits
+//! only for the key before its own.
 //!
-//! Two things are stricter than there. While somebody waits, its own lease can end; etcd's election
+//! Two things are stricter than in etcd. The lease of a contender can end while it waits; etcd's election
 //! then names a leader that is none, and its lock finds out only after the wait (both reported by
 //! Jepsen). Here both give up at once. And a client that goes away leaves no key behind to block the
 //! others while its lease lives, whatever was under way; nor does it take back one that another call
@@ -12,7 +12,7 @@
 //!
 //! # Invariants
 //!
-//! - **W1** Nobody is told it is next unless its own key was there after all older keys were gone.
+//! - **W1** A contender is next only if its own key was there after all older keys were gone.
 //! - **W2** Local state is enough to see that older keys are gone: no key is ever created with an
 //!   older revision, so what was true once stays true. Only the own key is looked at freshly.
 
@@ -38,7 +38,7 @@ use crate::backend::{Failure, Unavailable};
 use crate::peer::Credentials;
 use crate::status::unavailable;
 
-/// The lease that etcd makes for whoever comes without one.
+/// How long the lease lives that etcd makes for a contender without one.
 const SESSION_TTL_S: i64 = 60;
 
 /// Why a recipe did not do what it was asked.
@@ -301,7 +301,7 @@ pub(super) fn first_of(txn: &TxnResponse, place: usize) -> Option<&Event> {
     }
 }
 
-/// `name/`: where the queue of a lock or an election stands.
+/// `name/`: the prefix of the keys of a lock or an election.
 pub(super) fn prefix(name: &[u8]) -> Bytes {
     [name, b"/"].concat().into()
 }
