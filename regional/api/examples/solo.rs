@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let front = Front::bind(address, Security::Plaintext).await?;
         println!("serving on {}", front.local_address()?);
         let asked = async { drop(tokio::signal::ctrl_c().await) };
-        front.serve(Arc::new(Api::new(backend)), routes, asked).await;
+        front.serve(Arc::new(Api::new(backend)), routes, asked).await?;
         Ok::<_, Box<dyn Error>>(())
     })?;
     ring.join().map_err(|_| "the ring's thread panicked")?;

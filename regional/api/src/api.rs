@@ -1,6 +1,7 @@
 //! State that all services of one member share.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use satrap_regional_core::Refusal;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -81,6 +82,7 @@ pub struct Api {
     /// Figures of the ring, as Prometheus reads them; they follow those of the services.
     pub ring_metrics: Option<RingMetrics>,
     long_reads: Semaphore,
+    front_ended: AtomicBool,
 }
 
 /// Makes a text for Prometheus.
@@ -113,7 +115,18 @@ impl Api {
             meters: Meters::default(),
             ring_metrics: None,
             long_reads,
+            front_ended: AtomicBool::new(false),
         }
+    }
+
+    /// Whether the listener for clients ended before it was asked to, so that this member is not healthy.
+    #[must_use]
+    pub fn front_ended(&self) -> bool {
+        self.front_ended.load(Relaxed)
+    }
+
+    pub(crate) fn end_front(&self) {
+        self.front_ended.store(true, Relaxed);
     }
 
     /// Waits until one more long read may go on.

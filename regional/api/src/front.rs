@@ -36,22 +36,26 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use http::Request;
+use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tonic::service::Routes;
 
 use crate::api::Api;
-use crate::gateway::Gateway;
+use crate::gateway::{self, Gateway};
 use crate::limits::{
-    ACCEPT_PAUSE, CONNECTION_GRACE, CONNECTIONS_MAX, HANDSHAKE_TIMEOUT, HANDSHAKES_PENDING_MAX,
+    ACCEPT_PAUSE, CONNECTION_GRACE, CONNECTIONS_MAX, GENERIC_STREAM_BYTES, HANDSHAKE_TIMEOUT,
+    HANDSHAKES_PENDING_MAX,
 };
 use crate::peer::Peer;
 use crate::watch::watches;
 use connection::{Lifetime, Serving};
+pub use gateway_link::Link;
 pub use monitoring::Monitoring;
 use replay::{Protocol, Replay};
 pub use streams::Place;
@@ -79,6 +83,11 @@ pub enum BindError {
     #[error("cannot listen on {0}: {1}")]
     Io(SocketAddr, io::Error),
 }
+
+/// Why a listener ended before it was asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the listener for clients cannot serve on, because {0} ended; the log says why")]
+pub struct Ended(&'static str);
 
 /// A bound listener.
 #[derive(Debug)]
@@ -112,38 +121,50 @@ impl Front {
 
     /// Serves until `shutdown` completes, then lets requests end for a while.
     ///
-    /// Returns before `shutdown` only if something broke without which it cannot serve.
-    pub async fn serve(self, api: Arc<Api>, routes: Routes, shutdown: impl Future<Output = ()>) {
+    /// # Errors
+    ///
+    /// [`Ended`] if something broke without which it cannot serve. [`Api::front_ended`] is true from then
+    /// on.
+    pub async fn serve(
+        self,
+        api: Arc<Api>,
+        routes: Routes,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), Ended> {
         let (stopping, stopped) = watch::channel(false);
-        let mut tasks = JoinSet::new();
-        let (gateway_end, link, carrier) = match gateway_link::connect().await {
-            Ok(connected) => connected,
-            Err(error) => return tracing::error!(%error, "BUG: a pipe does not carry HTTP/2"),
-        };
-        let gateway = Arc::new(Gateway::new(api.clone(), link));
+        let (link, keeper) = gateway_link::link();
+        let gateway = Gateway::new(api.clone(), link);
         let (watches, watching) =
             watches(api.backend.clone(), api.watching, api.meters.watchers.clone());
         let mut stop_watching = stopped.clone();
         // An error means that whoever could stop us is gone, which is the same.
         let stop = async move { _ = stop_watching.wait_for(|stopped| *stopped).await };
-        let mut vital = JoinSet::new();
-        vital.spawn(api.backend.carry_answers());
-        vital.spawn(watching.run(stop));
-        vital.spawn(carrier);
         let (streams, peer) = (Streams::new(api.stream_bytes), Arc::default());
-        let serving = Serving { api, routes, gateway, watches, streams, peer, stopped };
-        tasks.spawn(connection::serve(gateway_end, serving.clone(), Lifetime::Process));
-        let accepting = self.accept(&serving, &mut tasks);
-        tokio::select! {
-            () = accepting => {}
-            () = shutdown => {}
-            ended = vital.join_next() => tracing::error!(?ended, "watches, answers or the gateway ended"),
+        let answers = api.backend.carry_answers();
+        let stopped_link = stopped.clone();
+        let serving =
+            Serving { api: api.clone(), routes, gateway, watches, streams, peer, stopped };
+        let of_gateway = serving.clone();
+        let serve_gateway = move |io| connection::serve(io, of_gateway.clone(), Lifetime::Process);
+        let (mut tasks, mut vital) = (JoinSet::new(), Vital::default());
+        vital.spawn("the loop that hands out answers", answers);
+        vital.spawn("the loop that carries watches", watching.run(stop));
+        vital.spawn("the JSON gateway's connection", keeper.run(serve_gateway, stopped_link));
+        let ended = tokio::select! {
+            () = self.accept(&serving, &mut tasks) => Ok(()),
+            () = shutdown => Ok(()),
+            ended = vital.first_end() => Err(ended),
+        };
+        if let Err(ended) = ended {
+            api.end_front();
+            tracing::error!("{ended}");
         }
         stopping.send_replace(true);
         let drained = async { while tasks.join_next().await.is_some() {} };
         if timeout(CONNECTION_GRACE, drained).await.is_err() {
             tracing::warn!(connections = tasks.len(), "cut connections that did not end in time");
         }
+        ended
     }
 
     /// L2: never completes.
@@ -186,6 +207,30 @@ impl Front {
                 drop(slot);
             });
         }
+    }
+}
+
+/// Tasks that run for as long as the listener serves.
+#[derive(Default)]
+struct Vital {
+    tasks: JoinSet<()>,
+    names: Vec<(task::Id, &'static str)>,
+}
+
+impl Vital {
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.names.push((self.tasks.spawn(task).id(), name));
+    }
+
+    /// Completes when one of them has returned or panicked.
+    async fn first_end(&mut self) -> Ended {
+        let id = match self.tasks.join_next_with_id().await {
+            Some(Ok((id, ()))) => id,
+            Some(Err(panic)) => panic.id(),
+            None => std::future::pending().await,
+        };
+        let name = self.names.iter().find(|(known, _)| *known == id).map(|(_, name)| *name);
+        Ended(name.expect("the names of all tasks are there"))
     }
 }
 
@@ -241,10 +286,18 @@ impl Client {
 
 /// What comes in HTTP/1.1 is for the gateway.
 async fn json<T: AsyncRead + AsyncWrite + Unpin>(io: T, serving: Serving) {
-    let Serving { api, gateway, stopped, .. } = serving;
-    let answer = move |request| {
+    let Serving { api, gateway, streams, stopped, .. } = serving;
+    let (gateway, streams) = (gateway.connection(), streams.connection());
+    let answer = move |request: Request<Incoming>| {
         let (gateway, long) = (gateway.clone(), api.long_answers.clone());
-        async move { gateway.handle(request).await.map(|body| bridge::counted(body, long)) }
+        let place = streams.open(GENERIC_STREAM_BYTES, request.headers());
+        async move {
+            let response = match place {
+                Ok(place) => gateway.handle(request, place).await,
+                Err(_) => gateway::refused(),
+            };
+            response.map(|body| bridge::counted(body, long))
+        }
     };
     http1::serve(io, stopped, answer).await;
 }

@@ -10,6 +10,7 @@
 //! The header by which etcd lets every web page call it from a browser. Whoever wants that puts a
 //! server in front that says which pages.
 
+mod body;
 mod call;
 mod json;
 mod paths;
@@ -18,29 +19,36 @@ pub(crate) mod probes;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use h2::client::SendRequest;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use prost_reflect::{DescriptorPool, MethodDescriptor};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Code, Status};
 
 use crate::api::Api;
 use crate::backend::Unavailable;
+use crate::front::{Link, Place};
 use crate::grpc::Gone;
-use crate::limits::{GATEWAY_BODY_PER_MESSAGE, GATEWAY_CALLS_MAX};
+use crate::limits::{GATEWAY_BODY_PER_MESSAGE, GATEWAY_CALLS_MAX, GATEWAY_CONNECTION_CALLS_MAX};
 use crate::status::unavailable;
+use body::JsonBody;
 
 /// What the gateway answers with. An error cuts the connection, because the status is already out.
 pub type GatewayBody = UnsyncBoxBody<Bytes, Gone>;
 
-/// Answers HTTP requests that are not gRPC.
-#[derive(Debug)]
+/// Answers HTTP requests that are not gRPC. Clones are for the same connection of a client.
+#[derive(Clone, Debug)]
 pub struct Gateway {
+    shared: Arc<Shared>,
+    own: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct Shared {
     api: Arc<Api>,
-    link: SendRequest<Bytes>,
+    link: Link,
     methods: DescriptorPool,
     calls: Arc<Semaphore>,
 }
@@ -52,15 +60,22 @@ impl Gateway {
     ///
     /// If the descriptors that were compiled in are damaged.
     #[must_use]
-    pub fn new(api: Arc<Api>, link: SendRequest<Bytes>) -> Self {
+    pub fn new(api: Arc<Api>, link: Link) -> Self {
         let methods = DescriptorPool::decode(satrap_proto::DESCRIPTORS)
             .expect("the build script wrote the descriptors");
-        let calls = Arc::new(Semaphore::new(GATEWAY_CALLS_MAX as usize));
-        Self { api, link, methods, calls }
+        let calls = places(GATEWAY_CALLS_MAX);
+        let shared = Arc::new(Shared { api, link, methods, calls });
+        Self { shared, own: places(GATEWAY_CONNECTION_CALLS_MAX) }
     }
 
-    /// Answers one request.
-    pub async fn handle<B>(&self, request: Request<B>) -> Response<GatewayBody>
+    /// For the requests of another connection.
+    #[must_use]
+    pub fn connection(&self) -> Self {
+        Self { shared: self.shared.clone(), own: places(GATEWAY_CONNECTION_CALLS_MAX) }
+    }
+
+    /// Answers one request, which counts for `place`.
+    pub async fn handle<B>(&self, request: Request<B>, place: Place) -> Response<GatewayBody>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Send,
@@ -73,30 +88,46 @@ impl Gateway {
             let Some(method) = self.method(name) else {
                 return error(&Status::not_found("Not Found"));
             };
-            // Over the bound of its connection, calls would wait for those of others to end.
-            let Ok(place) = self.calls.clone().try_acquire_owned() else {
-                return error(&unavailable(Unavailable::TooManyRequests));
+            let Some(seats) = self.seats() else {
+                return refused();
             };
-            let response =
-                call::call(self.link.clone(), method, request, self.body_bytes_max()).await;
-            return response.map(|body| hold(body, place));
+            let (head, body) = request.into_parts();
+            let body = JsonBody::new(body, self.body_bytes_max(), place.beside());
+            let response = call::call(&self.shared.link, method, &head.headers, body).await;
+            return response.map(|body| hold(body, (seats, place)));
         }
         if paths::is_of_calls(path) {
             return error(&Status::not_found("Not Found"));
         }
-        probes::answer(&self.api, request.method(), request.uri()).await
+        probes::answer(&self.shared.api, request.method(), request.uri()).await
+    }
+
+    /// For one more call. Over the bound of the gateway's own connection it would wait for others to end,
+    /// and one client must not bring all others to that.
+    fn seats(&self) -> Option<[OwnedSemaphorePermit; 2]> {
+        let take = |calls: &Arc<Semaphore>| calls.clone().try_acquire_owned().ok();
+        Some([take(&self.own)?, take(&self.shared.calls)?])
     }
 
     /// Of a body; the message in it is then judged as any other.
     fn body_bytes_max(&self) -> usize {
-        GATEWAY_BODY_PER_MESSAGE * self.api.requests.message_bytes_max()
+        GATEWAY_BODY_PER_MESSAGE * self.shared.api.requests.message_bytes_max()
     }
 
     fn method(&self, name: &str) -> Option<MethodDescriptor> {
         let (service, method) = name.split_once('/')?;
-        let service = self.methods.get_service_by_name(service)?;
+        let service = self.shared.methods.get_service_by_name(service)?;
         service.methods().find(|found| found.name() == method)
     }
+}
+
+fn places(count: u32) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(count as usize))
+}
+
+/// One request too many.
+pub(crate) fn refused() -> Response<GatewayBody> {
+    error(&unavailable(Unavailable::TooManyRequests))
 }
 
 /// A body that holds something until it ends.

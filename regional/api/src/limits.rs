@@ -86,13 +86,22 @@ pub const CONNECTION_STREAMS_BYTES_MAX: usize = STREAMS_BYTES_MAX / 2;
 /// does not read its refusals meets it.
 pub const STREAMS_ANNOUNCED_MAX: u32 = 128 * 1024;
 /// What HTTP/2 counts a small frame of data for, less the bytes in it, until it was read.
-const SMALL_FRAME_BYTES: usize = 256;
+pub const SMALL_FRAME_BYTES: usize = 256;
 /// Small frames of one connection that are not read yet: each stream may open with one. The
 /// connection ends beyond that, and half its window, the library's own bound, is 2 000 watches.
 pub const SMALL_FRAMES_BUDGET: usize = SMALL_FRAME_BYTES * STREAMS_ANNOUNCED_MAX as usize;
-/// Calls of the JSON gateway at one time. They share one connection of its own, and each may hold a
-/// window of 64 KiB if its client does not read.
+/// Calls of the JSON gateway at one time. They share one connection of its own.
 pub const GATEWAY_CALLS_MAX: u32 = 4096;
+/// Of these, calls of one client's connection.
+pub const GATEWAY_CONNECTION_CALLS_MAX: u32 = GATEWAY_CALLS_MAX / 4;
+/// Bytes of one call of the gateway on their way to the service that are not read yet. Small, because
+/// each can be a message of five bytes that takes [`SMALL_FRAME_BYTES`].
+pub const GATEWAY_REQUEST_WINDOW_BYTES: u32 = 4 * 1024;
+/// Bytes of one call of the gateway on their way back, if its client does not read.
+pub const GATEWAY_ANSWER_WINDOW_BYTES: u32 = FRAME_BYTES_MAX;
+/// The age at which the gateway's connection is replaced: HTTP/2 numbers 2^30 calls of one connection.
+/// Calls under way stay on it.
+pub const GATEWAY_LINK_AGE: Duration = Duration::from_hours(1);
 /// Requests of one connection: more than one core can answer, so it only keeps a connection that
 /// floods from taking the turns of all others.
 pub const CONNECTION_RATE: Rate = Rate { per_s: 100_000, burst: 100_000 };

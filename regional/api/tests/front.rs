@@ -12,6 +12,8 @@ mod common;
 mod compressed;
 #[path = "front/gateway.rs"]
 mod gateway;
+#[path = "front/gateway_abuse.rs"]
+mod gateway_abuse;
 #[path = "front/harness.rs"]
 mod harness;
 #[path = "front/kv.rs"]

@@ -8,6 +8,7 @@
 //! shorter than processes. A changed client CA takes effect at the next start.
 
 use std::{
+    error::Error,
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -290,7 +291,7 @@ pub async fn start(
                 () = shutdown.requested() => None,
             };
             // Without a ring there is nothing to serve; the ring says why it stopped.
-            let Some((backend, metrics)) = served else { return Ok::<_, Unusable>(()) };
+            let Some((backend, metrics)) = served else { return Ok(()) };
             let routes = services::routes(&backend, services::Settings::default());
             let routes = introspect::add(routes, &shutdown);
             let mut api = Api::new(backend);
@@ -301,14 +302,16 @@ pub async fn start(
                 if let Some(monitoring) = monitoring {
                     monitoring.serve(api.clone(), shutdown.requested()).await;
                 }
+                Ok(())
             };
             let served = front.serve(api.clone(), routes, shutdown.requested());
+            // An error ends the process, which would look alive to its supervisor without a listener.
             tokio::select! {
-                ((), ()) = async { tokio::join!(served, monitored) } => {}
+                served = async { tokio::try_join!(served, monitored) } => { served?; }
                 () = keep_fresh(reload, reloads) => {}
             }
             shutdown.requested().await;
-            Ok(())
+            Ok::<_, Box<dyn Error>>(())
         })
     };
     let refused = |error| Unusable::resources("etcd.listen", &error);

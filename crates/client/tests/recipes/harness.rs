@@ -60,7 +60,8 @@ impl Member {
         let address = front.local_address().unwrap();
         let (stop, stopped) = oneshot::channel();
         let mut serving = JoinSet::new();
-        serving.spawn(front.serve(Arc::new(api), routes, async { _ = stopped.await }));
+        let front = front.serve(Arc::new(api), routes, async { _ = stopped.await });
+        serving.spawn(async { front.await.unwrap() });
         Self { backend, address, stop, serving }
     }
 

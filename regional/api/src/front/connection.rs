@@ -24,6 +24,7 @@ use tokio::time::{Instant, interval, timeout};
 use tonic::service::Routes;
 
 use super::dispatch::{handle, reject, stream_bytes};
+use super::gateway_link;
 use super::metered::Metered;
 use super::streams::Streams;
 use crate::api::{Api, Rate};
@@ -31,9 +32,9 @@ use crate::backend::Unavailable;
 use crate::gateway::Gateway;
 use crate::limits::{
     CONNECTION_AGE_MAX, CONNECTION_GRACE, CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX,
-    HANDSHAKE_TIMEOUT, HEADER_LIST_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
-    LOCAL_ERROR_RESETS_MAX, PENDING_ACCEPT_RESETS_MAX, SEND_BUFFER_BYTES_MAX, SMALL_FRAMES_BUDGET,
-    STREAM_WINDOW_BYTES, STREAMS_ANNOUNCED_MAX,
+    GATEWAY_CALLS_MAX, GATEWAY_REQUEST_WINDOW_BYTES, HANDSHAKE_TIMEOUT, HEADER_LIST_BYTES_MAX,
+    KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LOCAL_ERROR_RESETS_MAX, PENDING_ACCEPT_RESETS_MAX,
+    SEND_BUFFER_BYTES_MAX, SMALL_FRAMES_BUDGET, STREAM_WINDOW_BYTES, STREAMS_ANNOUNCED_MAX,
 };
 use crate::peer::Peer;
 use crate::status::unavailable;
@@ -44,7 +45,7 @@ use crate::watch::Watches;
 pub(super) struct Serving {
     pub(super) api: Arc<Api>,
     pub(super) routes: Routes,
-    pub(super) gateway: Arc<Gateway>,
+    pub(super) gateway: Gateway,
     pub(super) watches: Watches,
     pub(super) streams: Streams,
     pub(super) peer: Arc<Peer>,
@@ -70,18 +71,27 @@ where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let io = Metered { io: Gather::new(io), api: serving.api.clone() };
-    let mut connection = match timeout(HANDSHAKE_TIMEOUT, builder().handshake(io)).await {
+    let builder = match lifetime {
+        Lifetime::Bounded => builder(),
+        Lifetime::Process => gateway_builder(),
+    };
+    let mut connection = match timeout(HANDSHAKE_TIMEOUT, builder.handshake(io)).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return tracing::debug!(%error, "refused a connection"),
         Err(_elapsed) => return tracing::debug!("refused a connection: no HTTP/2 settings"),
     };
-    let mut watchman = Watchman::new(connection.ping_pong(), lifetime);
+    let pings = match lifetime {
+        Lifetime::Bounded => connection.ping_pong(),
+        // A pause of the process, as of a virtual machine, is no reason to part from itself.
+        Lifetime::Process => None,
+    };
+    let mut watchman = Watchman::new(pings, lifetime);
     let mut rounds = interval(ROUND);
     let mut under_way = FuturesUnordered::new();
     let Rate { per_s, burst } = serving.api.connection_rate;
     let mut bucket = TokenBucket::new(burst, per_s, clock::monotonic());
     let streams = serving.streams.connection();
-    let serving = Arc::new(serving);
+    let serving = Arc::new(Serving { gateway: serving.gateway.connection(), ..serving });
     let mut stopped = serving.stopped.clone();
     // An error means that whoever could stop us is gone, which is the same.
     let mut stop = pin!(async move { drop(stopped.wait_for(|stopped| *stopped).await) });
@@ -175,6 +185,20 @@ fn builder() -> h2::server::Builder {
         .data_frame_budget(SMALL_FRAMES_BUDGET)
         .max_pending_accept_reset_streams(PENDING_ACCEPT_RESETS_MAX)
         .max_local_error_reset_streams(Some(LOCAL_ERROR_RESETS_MAX));
+    builder
+}
+
+/// For the gateway's own connection. Its other end is this process, and the library's means against
+/// hostile peers would let one client of the gateway end the calls of all: windows, which bound how many
+/// bytes and so how many frames are not read, are each call's own, and resets are not counted.
+fn gateway_builder() -> h2::server::Builder {
+    let mut builder = builder();
+    builder
+        .initial_window_size(GATEWAY_REQUEST_WINDOW_BYTES)
+        .initial_connection_window_size(GATEWAY_REQUEST_WINDOW_BYTES * GATEWAY_CALLS_MAX)
+        .data_frame_budget(gateway_link::small_frames_budget(GATEWAY_REQUEST_WINDOW_BYTES))
+        .max_pending_accept_reset_streams(usize::MAX)
+        .max_local_error_reset_streams(None);
     builder
 }
 

@@ -184,7 +184,8 @@ async fn other(
 ) -> Result<(), Gone> {
     let (mut respond, counted, room) = replies.into_parts();
     let request = request.map(StreamBody);
-    let response = while_wanted(&mut respond, serving.gateway.handle(request)).await?;
+    let answer = serving.gateway.handle(request, room.beside());
+    let response = while_wanted(&mut respond, answer).await?;
     bridge::send(response, respond, counted, room).await
 }
 

@@ -6,61 +6,56 @@ use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::{BoxFuture, OptionFuture};
 use futures::stream;
-use h2::client::{ResponseFuture, SendRequest};
-use h2::{Reason, RecvStream, SendStream};
+use h2::client::ResponseFuture;
+use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, StreamBody};
 use prost_reflect::{MessageDescriptor, MethodDescriptor};
 use tonic::Status;
 
+use super::body::JsonBody;
 use super::{GatewayBody, JSON, error, json, respond};
-use crate::grpc::{Gone, Requests, put_prefix, send_data};
+use crate::front::Link;
+use crate::grpc::{Gone, PREFIX_BYTES, Requests, put_prefix, send_data};
 use crate::limits::GATEWAY_ANSWER_BYTES_MAX;
 
 /// A header with this prefix becomes metadata without it, as in etcd's gateway.
 const METADATA_PREFIX: &str = "grpc-metadata-";
 
-/// Calls `method` with what `request` holds.
+/// Calls `method` with what a request holds.
 pub(super) async fn call<B>(
-    link: SendRequest<Bytes>,
+    link: &Link,
     method: MethodDescriptor,
-    request: Request<B>,
-    body_bytes_max: usize,
+    headers: &HeaderMap,
+    body: JsonBody<B>,
 ) -> Response<GatewayBody>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Send,
 {
-    let (head, body) = request.into_parts();
-    let body = Bounded { body, bytes_max: body_bytes_max };
     let answered = match (method.is_client_streaming(), method.is_server_streaming()) {
-        (false, false) => unary(link, &method, &head.headers, body).await,
-        (false, true) => one_to_many(link, &method, &head.headers, body).await,
-        (true, _) => many_to_many(link, &method, &head.headers, body).await,
+        (false, false) => unary(link, &method, headers, body).await,
+        (false, true) => one_to_many(link, &method, headers, body).await,
+        (true, _) => many_to_many(link, &method, headers, body).await,
     };
     answered.unwrap_or_else(|status| error(&status))
 }
 
-/// A body, and how much of it may wait to become a message.
-struct Bounded<B> {
-    body: B,
-    bytes_max: usize,
-}
-
 async fn unary<B>(
-    link: SendRequest<Bytes>,
+    link: &Link,
     method: &MethodDescriptor,
     headers: &HeaderMap,
-    body: Bounded<B>,
+    mut body: JsonBody<B>,
 ) -> Result<Response<GatewayBody>, Status>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let message = json::only(method.input(), &collect(body).await?)?;
+    let message = body.only(method.input()).await?;
     let mut call = Call::start(link, method, headers).await?;
-    call.send(&message).await?;
+    call.send(message).await?;
     call.end_requests()?;
+    body.sent();
     let mut answers = call.answers().await?;
     let message = answers.next().await?.ok_or_else(|| Status::internal("no answer"))?;
     // The status comes last, and may still be an error.
@@ -71,27 +66,28 @@ where
 }
 
 async fn one_to_many<B>(
-    link: SendRequest<Bytes>,
+    link: &Link,
     method: &MethodDescriptor,
     headers: &HeaderMap,
-    body: Bounded<B>,
+    mut body: JsonBody<B>,
 ) -> Result<Response<GatewayBody>, Status>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let message = json::only(method.input(), &collect(body).await?)?;
+    let message = body.only(method.input()).await?;
     let mut call = Call::start(link, method, headers).await?;
-    call.send(&message).await?;
+    call.send(message).await?;
     call.end_requests()?;
+    body.sent();
     let answers = call.answers().await?;
     Ok(lines(method, None, answers))
 }
 
 async fn many_to_many<B>(
-    link: SendRequest<Bytes>,
+    link: &Link,
     method: &MethodDescriptor,
     headers: &HeaderMap,
-    body: Bounded<B>,
+    body: JsonBody<B>,
 ) -> Result<Response<GatewayBody>, Status>
 where
     B: Body<Data = Bytes> + Send + Unpin + 'static,
@@ -173,7 +169,7 @@ struct Call {
 
 impl Call {
     async fn start(
-        link: SendRequest<Bytes>,
+        link: &Link,
         method: &MethodDescriptor,
         headers: &HeaderMap,
     ) -> Result<Self, Status> {
@@ -181,12 +177,12 @@ impl Call {
         let uri = format!("http://gateway/{service}/{}", method.name());
         let mut request = Request::post(uri).body(()).map_err(|_| lost())?;
         *request.headers_mut() = metadata(headers);
-        let mut link = link.ready().await.map_err(|_| lost())?;
+        let mut link = link.ready().await.map_err(|Gone| lost())?;
         let (response, requests) = link.send_request(request, false).map_err(|_| lost())?;
         Ok(Self { requests, response })
     }
 
-    async fn send(&mut self, message: &[u8]) -> Result<(), Status> {
+    async fn send(&mut self, message: Bytes) -> Result<(), Status> {
         send(&mut self.requests, message).await
     }
 
@@ -199,10 +195,11 @@ impl Call {
     }
 }
 
-async fn send(requests: &mut SendStream<Bytes>, message: &[u8]) -> Result<(), Status> {
-    let mut frame = BytesMut::new();
+async fn send(requests: &mut SendStream<Bytes>, message: Bytes) -> Result<(), Status> {
+    let mut frame = BytesMut::with_capacity(PREFIX_BYTES + message.len());
     put_prefix(&mut frame, message.len());
-    frame.extend_from_slice(message);
+    frame.extend_from_slice(&message);
+    drop(message);
     // If the service has answered already, its answer says more than this error.
     send_data(requests, frame.freeze()).await.or(Ok(()))
 }
@@ -211,28 +208,13 @@ async fn send(requests: &mut SendStream<Bytes>, message: &[u8]) -> Result<(), St
 async fn send_all<B>(
     mut requests: SendStream<Bytes>,
     kind: MessageDescriptor,
-    Bounded { mut body, bytes_max }: Bounded<B>,
+    mut body: JsonBody<B>,
 ) -> Result<(), Status>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let mut pending = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else {
-            requests.send_reset(Reason::CANCEL);
-            return Ok(());
-        };
-        let Ok(data) = frame.into_data() else { continue };
-        if pending.len() + data.len() > bytes_max {
-            return Err(too_long(bytes_max));
-        }
-        pending.extend_from_slice(&data);
-        while let Some(message) = json::next(kind.clone(), &mut pending)? {
-            send(&mut requests, &message).await?;
-        }
-    }
-    if !pending.iter().all(u8::is_ascii_whitespace) {
-        return Err(Status::invalid_argument("unexpected EOF"));
+    while let Some(message) = body.next(&kind).await? {
+        send(&mut requests, message).await?;
     }
     // As above.
     let _answered = requests.send_data(Bytes::new(), true);
@@ -294,27 +276,6 @@ fn metadata(headers: &HeaderMap) -> HeaderMap {
 /// What HTTP/2 does not allow in a request.
 const CONNECTION_HEADERS: [&str; 6] =
     ["connection", "host", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
-
-async fn collect<B>(body: Bounded<B>) -> Result<Bytes, Status>
-where
-    B: Body<Data = Bytes> + Unpin,
-{
-    let Bounded { mut body, bytes_max } = body;
-    let mut collected = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| Status::cancelled("context canceled"))?;
-        let Ok(data) = frame.into_data() else { continue };
-        if collected.len() + data.len() > bytes_max {
-            return Err(too_long(bytes_max));
-        }
-        collected.extend_from_slice(&data);
-    }
-    Ok(collected.freeze())
-}
-
-fn too_long(bytes_max: usize) -> Status {
-    Status::resource_exhausted(format!("the body is longer than {bytes_max} bytes"))
-}
 
 fn lost() -> Status {
     Status::unavailable("the gateway lost its connection to the service")

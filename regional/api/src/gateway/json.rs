@@ -4,11 +4,10 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
-use serde_json::error::Category;
 use tonic::Status;
 
 /// Reads the one message of a request; nothing at all is a message with defaults.
-pub(super) fn only(kind: MessageDescriptor, body: &[u8]) -> Result<Bytes, Status> {
+fn only(kind: MessageDescriptor, body: &[u8]) -> Result<Bytes, Status> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(Bytes::new());
     }
@@ -16,27 +15,77 @@ pub(super) fn only(kind: MessageDescriptor, body: &[u8]) -> Result<Bytes, Status
     read(kind, &mut reader).map_err(|error| not_json(&error))
 }
 
-/// Takes one message off the start of `pending`; `None` if there is only a part of one.
-pub(super) fn next(
-    kind: MessageDescriptor,
-    pending: &mut BytesMut,
-) -> Result<Option<Bytes>, Status> {
-    let start = pending.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
-    drop(pending.split_to(start));
-    if pending.is_empty() {
-        return Ok(None);
+/// Messages one after the other, in pieces as they come. Each byte is looked at once until its message is
+/// whole, in however many pieces that comes.
+#[derive(Debug, Default)]
+pub(super) struct Sequence {
+    bytes: Vec<u8>,
+    /// Where the first message begins that was not taken yet.
+    start: usize,
+    /// How far it was searched for its end.
+    searched: usize,
+    /// Braces and brackets that are open there.
+    depth: usize,
+    is_string: bool,
+    is_escaped: bool,
+}
+
+impl Sequence {
+    /// Bytes of messages that were not taken yet.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len() - self.start
     }
-    // Where a message ends is known only after its syntax was read, whatever its kind is.
-    let mut values =
-        serde_json::Deserializer::from_slice(pending).into_iter::<serde::de::IgnoredAny>();
-    match values.next() {
-        Some(Ok(_)) => {}
-        Some(Err(error)) if error.classify() == Category::Eof => return Ok(None),
-        Some(Err(error)) => return Err(not_json(&error)),
-        None => return Ok(None),
+
+    /// Memory that it takes, in bytes.
+    pub(super) fn capacity(&self) -> usize {
+        self.bytes.capacity()
     }
-    let message = pending.split_to(values.byte_offset());
-    only(kind, &message).map(Some)
+
+    /// Appends what has come.
+    pub(super) fn push(&mut self, piece: &[u8]) {
+        self.bytes.drain(..self.start);
+        self.searched -= self.start;
+        self.start = 0;
+        self.bytes.extend_from_slice(piece);
+    }
+
+    /// All of it, as one message.
+    pub(super) fn only(&self, kind: MessageDescriptor) -> Result<Bytes, Status> {
+        only(kind, &self.bytes)
+    }
+
+    /// Takes the first message; `None` if there is only a part of one.
+    pub(super) fn next(&mut self, kind: &MessageDescriptor) -> Result<Option<Bytes>, Status> {
+        if self.searched == self.start {
+            let space = self.bytes[self.start..].iter();
+            self.start += space.take_while(|byte| byte.is_ascii_whitespace()).count();
+            self.searched = self.start;
+        }
+        let Some(end) = self.end() else { return Ok(None) };
+        let message = &self.bytes[self.start..end];
+        self.start = end;
+        only(kind.clone(), message).map(Some)
+    }
+
+    /// Where the object ends that starts at `start`. Whether it is valid shows when it is read.
+    fn end(&mut self) -> Option<usize> {
+        for byte in &self.bytes[self.searched..] {
+            self.searched += 1;
+            match byte {
+                _ if self.is_escaped => self.is_escaped = false,
+                b'\\' => self.is_escaped = self.is_string,
+                b'"' => self.is_string = !self.is_string,
+                _ if self.is_string => {}
+                b'{' | b'[' => self.depth += 1,
+                b'}' | b']' => self.depth = self.depth.saturating_sub(1),
+                _ => {}
+            }
+            if self.depth == 0 && !self.is_string {
+                return Some(self.searched);
+            }
+        }
+        None
+    }
 }
 
 fn read<'a>(
@@ -90,4 +139,76 @@ pub(super) fn error_line(status: &Status) -> Bytes {
 
 fn not_json(error: &serde_json::Error) -> Status {
     Status::invalid_argument(format!("proto: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use prost_reflect::DescriptorPool;
+
+    use super::*;
+
+    fn kind() -> MessageDescriptor {
+        let pool = DescriptorPool::decode(satrap_proto::DESCRIPTORS).unwrap();
+        pool.get_message_by_name("etcdserverpb.WatchRequest").unwrap()
+    }
+
+    /// What comes of a sequence that arrives in pieces of so many bytes, and how much is left.
+    fn split(sequence: &str, piece_bytes: usize) -> (Vec<Result<Bytes, String>>, usize) {
+        let (kind, mut arrived) = (kind(), Sequence::default());
+        let mut messages = Vec::new();
+        for piece in sequence.as_bytes().chunks(piece_bytes) {
+            arrived.push(piece);
+            while let Some(message) = arrived.next(&kind).transpose() {
+                messages.push(message.map_err(|status| status.message().to_owned()));
+            }
+        }
+        (messages, arrived.len())
+    }
+
+    #[test]
+    fn braces_in_strings_end_no_message() {
+        let sequence = r#" {"create_request":{"key":"YQ==","x":"}\\\"]}"}} {"y":[{"z":"{"}]}
+            {"progress_request":{}}{"cancel_request":{"watch_id":"7"}"#;
+        for piece_bytes in [1, 2, 3, 7, 1_000] {
+            let (messages, left) = split(sequence, piece_bytes);
+            assert_eq!(messages.len(), 3, "{messages:?}");
+            assert!(messages[0].as_ref().unwrap().len() > 3);
+            assert!(messages[1].as_ref().unwrap().is_empty(), "unknown names are passed over");
+            assert_eq!(left, r#"{"cancel_request":{"watch_id":"7"}"#.len());
+        }
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused_at_its_first_byte() {
+        for sequence in ["x", "}", "1", ",{}", "\"\"", "{]", "{\"a\" 1}"] {
+            let (messages, _) = split(sequence, 1_000);
+            assert!(messages[0].is_err(), "{sequence}: {messages:?}");
+        }
+    }
+
+    /// Each piece had all that came before it read again: a megabyte in pieces of a byte took hours.
+    #[test]
+    fn a_message_in_many_pieces_is_looked_at_once() {
+        let key = "A".repeat(400_000);
+        let sequence = format!("{{\"create_request\":{{\"key\":\"{key}\"}}}}");
+        let (messages, left) = split(&sequence, 1);
+        assert_eq!((messages.len(), left), (1, 0));
+        assert!(messages[0].as_ref().unwrap().len() > 300_000);
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_do_not_matter(sequence in "[{}\\[\\]\"\\\\:, a1]{0,40}", piece_bytes in 1_usize..9) {
+            let (mut whole, mut pieces) = (split(&sequence, 1_000), split(&sequence, piece_bytes));
+            // A body ends with its first error.
+            for (messages, left) in [&mut whole, &mut pieces] {
+                if let Some(error) = messages.iter().position(Result::is_err) {
+                    messages.truncate(error + 1);
+                    *left = 0;
+                }
+            }
+            prop_assert_eq!(whole, pieces);
+        }
+    }
 }

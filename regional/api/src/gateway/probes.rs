@@ -11,6 +11,8 @@ use crate::services::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
 
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+const FRONT_ENDED: &str = "the listener for clients ended; restart this member";
+
 /// Answers a request that is no call.
 pub(crate) async fn answer(api: &Api, method: &Method, uri: &Uri) -> Response<GatewayBody> {
     let probe = match uri.path() {
@@ -74,6 +76,8 @@ impl Check {
                 true => Err("alarm activated: CORRUPT".to_owned()),
                 false => Ok(()),
             },
+            // Clients read nothing by it then.
+            Self::SerializableRead if api.front_ended() => Err(FRONT_ENDED.to_owned()),
             Self::SerializableRead => {
                 api.backend.read(|keyspace| keyspace.store().revision());
                 Ok(())
@@ -131,6 +135,9 @@ async fn health(api: &Api, query: &Query<'_>) -> Response<GatewayBody> {
 }
 
 async fn unhealthy(api: &Api, query: &Query<'_>) -> Option<String> {
+    if api.front_ended() {
+        return Some(FRONT_ENDED.to_owned());
+    }
     for alarm in alarms(api) {
         let name = match alarm {
             AlarmKind::NoSpace => "NOSPACE",

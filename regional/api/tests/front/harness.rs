@@ -55,7 +55,8 @@ impl Member {
         let address = front.local_address().unwrap();
         let (stop, stopped) = oneshot::channel();
         let mut tasks = JoinSet::new();
-        tasks.spawn(front.serve(Arc::new(api), routes, async { drop(stopped.await) }));
+        let serving = front.serve(Arc::new(api), routes, async { drop(stopped.await) });
+        tasks.spawn(async { serving.await.unwrap() });
         Self { backend, address, stop: Some(stop), tasks }
     }
 
@@ -219,6 +220,15 @@ impl Raw {
             .header("te", "trailers");
         let (response, mut stream) = self.0.send_request(request.body(()).unwrap(), false).unwrap();
         stream.send_data(body, false).unwrap();
+        (response, stream)
+    }
+
+    /// Begins a request of the JSON gateway with the start of its body.
+    pub async fn json(&mut self, path: &str, body: &str) -> (ResponseFuture, SendStream<Bytes>) {
+        let request = Request::post(format!("http://test{path}")).body(()).unwrap();
+        let mut link = self.0.clone().ready().await.unwrap();
+        let (response, mut stream) = link.send_request(request, false).unwrap();
+        stream.send_data(body.to_owned().into(), false).unwrap();
         (response, stream)
     }
 

@@ -166,7 +166,8 @@ impl Listening {
         let uri = format!("http://{}", front.local_address().unwrap());
         let api = Arc::new(Api::new(member.backend.clone()));
         let mut tasks = JoinSet::new();
-        tasks.spawn(front.serve(api, member.routes.clone(), std::future::pending()));
+        let front = front.serve(api, member.routes.clone(), std::future::pending());
+        tasks.spawn(async { front.await.unwrap() });
         let channel = Channel::from_shared(uri).unwrap().connect().await.unwrap();
         Self { channel, _front: tasks }
     }

@@ -4,7 +4,7 @@ use std::{fs, time::Duration};
 
 use openraft::raft::VoteRequest;
 use satrap_host::{
-    TaskGroup,
+    Failure, Fault, TaskGroup,
     mtls::{self, PeerRule},
     pki::Role,
 };
@@ -31,7 +31,7 @@ use crate::{
         types::{Types, Vote},
     },
     refusals::Refusals,
-    run::{Placement, start},
+    run::{Placement, RunError, start},
     upstream::{Adoption, Upstream, UpstreamError},
 };
 
@@ -452,6 +452,31 @@ fn what_a_member_counts_is_where_etcds_figures_are() {
     let answer = ask(etcd.metrics.unwrap(), "/v3/kv/range");
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
     member.stop();
+}
+
+/// A process without that listener would look alive to its supervisor.
+#[test]
+fn a_member_ends_with_its_listener_for_clients_of_etcd() {
+    let world = World::new(&[Honesty::Honest]);
+    let mut config = world.ring(&["m1"]).remove(0);
+    config.etcd = Some(EtcdConfig {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        urls: Vec::new(),
+        tls: None,
+        metrics_listen: Some("127.0.0.1:0".parse().unwrap()),
+        requests: RequestLimits::default(),
+        // The loop that carries watches cannot count this far; a file cannot say it.
+        watch_progress_interval: Duration::MAX,
+    });
+    let group = TaskGroup::new();
+    let ended = block_on(async {
+        let _member = start(config, &group, Placement::OwnThread).await.unwrap();
+        soon("the end of the member", group.clone().run(WAIT)).await.unwrap_err()
+    });
+    let Failure::Failed { name, error } = &ended else { panic!("{ended}") };
+    assert_eq!(&**name, "etcd");
+    assert!(error.contains("the loop that carries watches ended"), "{error}");
+    assert_eq!(RunError::from(ended).fault(), Fault::Machine, "its exit code is 70");
 }
 
 /// Both sides of the greeting, as the founder uses it.
