@@ -99,7 +99,8 @@ impl Gateway {
         if paths::is_of_calls(path) {
             return error(&Status::not_found("Not Found"));
         }
-        probes::answer(&self.shared.api, request.method(), request.uri()).await
+        let api = &self.shared.api;
+        probes::answer(api, request.method(), request.uri(), || probes::metrics(api)).await
     }
 
     /// For one more call. Over the bound of the gateway's own connection it would wait for others to end,

@@ -105,6 +105,9 @@ pub const GATEWAY_LINK_AGE: Duration = Duration::from_hours(1);
 /// Requests of one connection: more than one core can answer, so it only keeps a connection that
 /// floods from taking the turns of all others.
 pub const CONNECTION_RATE: Rate = Rate { per_s: 100_000, burst: 100_000 };
+/// Bytes that come out of compressed messages and count for one request of [`CONNECTION_RATE`]: 50 MB/s
+/// of one connection. A few kilobytes on the wire can be megabytes that take milliseconds.
+pub const INFLATED_BYTES_PER_REQUEST: usize = 512;
 /// From accept to the first bytes of HTTP.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections that have not sent their first bytes; beyond these, the oldest gives way.
@@ -141,6 +144,13 @@ pub const REFUSALS_UNREAD_MAX: usize = 4096;
 pub const LONG_READS_MAX: usize = 16;
 /// Connections of monitoring; beyond these, the oldest gives way.
 pub const MONITORING_CONNECTIONS_MAX: usize = 64;
+/// From accept to the end of a connection of monitoring: its request, then an answer that may wait for the
+/// ring, then [`MONITORING_ANSWER_TIMEOUT`].
+pub const MONITORING_AGE_MAX: Duration = Duration::from_secs(30);
+/// How long a client of monitoring may take to read its answer.
+pub const MONITORING_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Figures for monitoring may be so old.
+pub const MONITORING_FIGURES_AGE: Duration = Duration::from_secs(1);
 /// What HTTP/1.1 may buffer of a request's head.
 pub const HTTP1_BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// Headers of an HTTP/1.1 request.

@@ -22,6 +22,8 @@ mod kv;
 mod limits;
 #[path = "front/metrics.rs"]
 mod metrics;
+#[path = "front/monitoring.rs"]
+mod monitoring;
 #[path = "front/quotas.rs"]
 mod quotas;
 #[path = "front/stalled.rs"]

@@ -8,21 +8,30 @@
 //!
 //! - **L6** A connection is for one request. Beyond their number the oldest connection gives way, so
 //!   clients that do not read, or do not ask, keep no other client out.
+//! - **L8** A connection ends within [`MONITORING_AGE_MAX`], and an answer is taken within
+//!   [`MONITORING_ANSWER_TIMEOUT`].
+//! - **L9** Figures are put together at most once in [`MONITORING_FIGURES_AGE`], however many ask: clients
+//!   of the ring wait meanwhile.
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use http::{HeaderValue, header};
-use tokio::net::TcpListener;
-use tokio::sync::watch;
+use bytes::Bytes;
+use http::{HeaderValue, Request, header};
+use hyper::body::Incoming;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{BindError, Pending, http1};
 use crate::api::Api;
 use crate::gateway::probes;
-use crate::limits::{ACCEPT_PAUSE, MONITORING_CONNECTIONS_MAX};
+use crate::limits::{
+    ACCEPT_PAUSE, MONITORING_AGE_MAX, MONITORING_ANSWER_TIMEOUT, MONITORING_CONNECTIONS_MAX,
+    MONITORING_FIGURES_AGE,
+};
 
 /// A bound listener.
 #[derive(Debug)]
@@ -52,7 +61,7 @@ impl Monitoring {
         // Dropped with the connections when this ends: an answer takes no time.
         let (_stopping, stopped) = watch::channel(false);
         let mut pending = Pending::of(MONITORING_CONNECTIONS_MAX);
-        let mut connections = JoinSet::new();
+        let (mut connections, figures) = (JoinSet::new(), Arc::new(Figures::default()));
         tokio::pin!(shutdown);
         loop {
             let accepted = tokio::select! {
@@ -69,23 +78,67 @@ impl Monitoring {
                 }
             };
             let gives_way = pending.enter();
-            let (api, stopped) = (api.clone(), stopped.clone());
+            let served = serve(tcp, api.clone(), figures.clone(), stopped.clone());
             connections.spawn(async move {
-                let answer = move |request: http::Request<hyper::body::Incoming>| {
-                    let api = api.clone();
-                    async move {
-                        let mut answer =
-                            probes::answer(&api, request.method(), request.uri()).await;
-                        let close = HeaderValue::from_static("close");
-                        answer.headers_mut().insert(header::CONNECTION, close);
-                        answer
-                    }
-                };
                 tokio::select! {
-                    () = http1::serve(tcp, stopped, answer) => {}
+                    () = served => {}
                     _ = gives_way => tracing::debug!("a connection of monitoring gave way"),
+                    () = sleep(MONITORING_AGE_MAX) => {
+                        tracing::debug!("cut a connection of monitoring: too old");
+                    }
                 }
             });
+        }
+    }
+}
+
+/// One connection, for one request.
+async fn serve(
+    tcp: TcpStream,
+    api: Arc<Api>,
+    figures: Arc<Figures>,
+    stopped: watch::Receiver<bool>,
+) {
+    let answered = Arc::new(Notify::new());
+    let too_slow = {
+        let answered = answered.clone();
+        async move {
+            answered.notified().await;
+            sleep(MONITORING_ANSWER_TIMEOUT).await;
+        }
+    };
+    let answer = move |request: Request<Incoming>| {
+        let (api, figures, answered) = (api.clone(), figures.clone(), answered.clone());
+        async move {
+            let text = || figures.text(&api);
+            let mut answer = probes::answer(&api, request.method(), request.uri(), text).await;
+            let close = HeaderValue::from_static("close");
+            answer.headers_mut().insert(header::CONNECTION, close);
+            answered.notify_one();
+            answer
+        }
+    };
+    tokio::select! {
+        () = http1::serve(tcp, stopped, answer) => {}
+        () = too_slow => tracing::debug!("cut a connection of monitoring: it took no answer"),
+    }
+}
+
+/// The text of `/metrics`, and when it was made (L9).
+#[derive(Debug, Default)]
+struct Figures(Mutex<Option<(Instant, Bytes)>>);
+
+impl Figures {
+    fn text(&self, api: &Api) -> Bytes {
+        // A value is replaced as a whole, so it is whole even after a panic.
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*made {
+            Some((at, text)) if at.elapsed() < MONITORING_FIGURES_AGE => text.clone(),
+            _ => {
+                let text = probes::metrics(api);
+                *made = Some((Instant::now(), text.clone()));
+                text
+            }
         }
     }
 }

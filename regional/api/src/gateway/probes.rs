@@ -1,6 +1,7 @@
 //! What load balancers, supervisors and monitoring ask: am I well, am I ready, which version, how
 //! much. Paths, texts and metric names are etcd's, so that what watches etcd watches us.
 
+use bytes::Bytes;
 use http::{HeaderValue, Method, Response, StatusCode, Uri, header};
 use satrap_host::meters::Text;
 use satrap_regional_core::alarm::AlarmKind;
@@ -13,8 +14,13 @@ const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 const FRONT_ENDED: &str = "the listener for clients ended; restart this member";
 
-/// Answers a request that is no call.
-pub(crate) async fn answer(api: &Api, method: &Method, uri: &Uri) -> Response<GatewayBody> {
+/// Answers a request that is no call; `figures` makes the text of `/metrics`, as [`metrics`] does.
+pub(crate) async fn answer(
+    api: &Api,
+    method: &Method,
+    uri: &Uri,
+    figures: impl FnOnce() -> Bytes,
+) -> Response<GatewayBody> {
     let probe = match uri.path() {
         "/health" => Probe::Health,
         "/livez" => Probe::Checks(&LIVEZ),
@@ -36,7 +42,7 @@ pub(crate) async fn answer(api: &Api, method: &Method, uri: &Uri) -> Response<Ga
         Probe::Health => health(api, &query).await,
         Probe::Checks(checks) => run(api, checks, &query).await,
         Probe::Version => respond(StatusCode::OK, JSON, version()),
-        Probe::Metrics => respond(StatusCode::OK, METRICS, metrics(api)),
+        Probe::Metrics => respond(StatusCode::OK, METRICS, figures()),
     }
 }
 
@@ -165,7 +171,8 @@ fn version() -> String {
     format!(r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{of_ring}","storage":"{of_ring}"}}"#)
 }
 
-fn metrics(api: &Api) -> String {
+/// What this member counts, as Prometheus reads it.
+pub(crate) fn metrics(api: &Api) -> Bytes {
     let (ring, mark) = (api.backend.status(), api.backend.mark());
     let (keys, held, leases) = api.backend.read(|keyspace| {
         let store = keyspace.store();
@@ -196,7 +203,7 @@ fn metrics(api: &Api) -> String {
     text.counter("etcd_server_proposals_applied_total", applied, mark.index);
     api.meters.write(&mut text);
     let of_ring = api.ring_metrics.as_ref().map(|metrics| metrics.0());
-    text.finish() + &of_ring.unwrap_or_default()
+    (text.finish() + &of_ring.unwrap_or_default()).into()
 }
 
 /// `None` where the system does not tell.
@@ -206,7 +213,7 @@ fn resident_bytes() -> Option<u64> {
     resident.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-fn plain(status: StatusCode, text: impl Into<bytes::Bytes>) -> Response<GatewayBody> {
+fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<GatewayBody> {
     let mut response = respond(status, TEXT, text);
     let nosniff = HeaderValue::from_static("nosniff");
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
