@@ -27,6 +27,7 @@ mod gateway_link;
 mod http1;
 mod metered;
 mod monitoring;
+mod rate;
 mod replay;
 mod streams;
 
@@ -57,6 +58,7 @@ use crate::watch::watches;
 use connection::{Lifetime, Serving};
 pub use gateway_link::Link;
 pub use monitoring::Monitoring;
+pub use rate::ConnectionRate;
 use replay::{Protocol, Replay};
 pub use streams::Place;
 use streams::Streams;
@@ -140,10 +142,11 @@ impl Front {
         // An error means that whoever could stop us is gone, which is the same.
         let stop = async move { _ = stop_watching.wait_for(|stopped| *stopped).await };
         let (streams, peer) = (Streams::new(api.stream_bytes), Arc::default());
+        let rate = ConnectionRate::new(api.connection_rate);
         let answers = api.backend.carry_answers();
         let stopped_link = stopped.clone();
         let serving =
-            Serving { api: api.clone(), routes, gateway, watches, streams, peer, stopped };
+            Serving { api: api.clone(), routes, gateway, watches, streams, rate, peer, stopped };
         let of_gateway = serving.clone();
         let serve_gateway = move |io| connection::serve(io, of_gateway.clone(), Lifetime::Process);
         let (mut tasks, mut vital) = (JoinSet::new(), Vital::default());

@@ -15,9 +15,7 @@ use futures::{FutureExt, StreamExt};
 use h2::server::SendResponse;
 use h2::{Ping, PingPong, RecvStream};
 use http::Request;
-use satrap_host::clock;
 use satrap_host::gather::Gather;
-use satrap_pressure::TokenBucket;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::{Instant, interval, timeout};
@@ -26,9 +24,9 @@ use tonic::service::Routes;
 use super::dispatch::{handle, reject, stream_bytes};
 use super::gateway_link;
 use super::metered::Metered;
+use super::rate::ConnectionRate;
 use super::streams::Streams;
-use crate::api::{Api, Rate};
-use crate::backend::Unavailable;
+use crate::api::Api;
 use crate::gateway::Gateway;
 use crate::limits::{
     CONNECTION_AGE_MAX, CONNECTION_GRACE, CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX,
@@ -48,6 +46,7 @@ pub(super) struct Serving {
     pub(super) gateway: Gateway,
     pub(super) watches: Watches,
     pub(super) streams: Streams,
+    pub(super) rate: ConnectionRate,
     pub(super) peer: Arc<Peer>,
     /// Becomes true when the process stops.
     pub(super) stopped: watch::Receiver<bool>,
@@ -88,15 +87,15 @@ where
     let mut watchman = Watchman::new(pings, lifetime);
     let mut rounds = interval(ROUND);
     let mut under_way = FuturesUnordered::new();
-    let Rate { per_s, burst } = serving.api.connection_rate;
-    let mut bucket = TokenBucket::new(burst, per_s, clock::monotonic());
     let streams = serving.streams.connection();
-    let serving = Arc::new(Serving { gateway: serving.gateway.connection(), ..serving });
+    let (gateway, rate) =
+        (serving.gateway.connection(), ConnectionRate::new(serving.api.connection_rate));
+    let serving = Arc::new(Serving { gateway, rate, ..serving });
     let mut stopped = serving.stopped.clone();
     // An error means that whoever could stop us is gone, which is the same.
     let mut stop = pin!(async move { drop(stopped.wait_for(|stopped| *stopped).await) });
     let mut begin = |request: Request<RecvStream>, respond: SendResponse<Bytes>| {
-        let paid = bucket.take(1, clock::monotonic()).map_err(|_| Unavailable::TooManyRequests);
+        let paid = serving.rate.request();
         let opened = paid.and_then(|()| streams.open(stream_bytes(&request), request.headers()));
         match opened {
             Ok(place) => Ok(Some(handle(serving.clone(), place, request, respond))),

@@ -211,7 +211,7 @@ fn exchange(serving: &Serving, request: Request<RecvStream>, mut replies: Replie
     let (head, body) = request.into_parts();
     let bytes_max = serving.api.requests.message_bytes_max();
     let mut requests = Requests::new(&head.headers, body, bytes_max);
-    requests.bound(serving.api.long_messages.clone(), replies.room().beside());
+    requests.bound(serving.api.long_messages.clone(), replies.room().beside(), &serving.rate);
     Exchange { peer: serving.peer.clone(), headers: head.headers, requests, replies }
 }
 
@@ -339,7 +339,7 @@ async fn generic(
         false => SMALL_REQUEST_BYTES_MAX,
     };
     let mut requests = Requests::new(&head.headers, body, bytes_max);
-    requests.bound(serving.api.long_messages.clone(), room.beside());
+    requests.bound(serving.api.long_messages.clone(), room.beside(), &serving.rate);
     head.headers.remove(ENCODING);
     let request = Request::from_parts(head, MessageBody(requests));
     let answer = serving.routes.clone().oneshot(request);

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 
 /// What the first piece of a message is read into.
 const FIRST_BYTES: usize = 4 * 1024;
@@ -16,12 +16,13 @@ pub(super) enum Failure {
     Broken(io::Error),
 }
 
-/// What comes out of `compressed`, if that is up to `bytes_max`.
+/// What comes out of `compressed`, if that is up to `bytes_max`. It is one member: each of many takes its
+/// time, and nothing need come out of it.
 ///
 /// The result has no spare room. While it grows it is in memory twice, which happens on one thread at a
 /// time: nothing here waits.
 pub(super) fn gzip(compressed: &[u8], bytes_max: usize) -> Result<Vec<u8>, Failure> {
-    let mut decoder = MultiGzDecoder::new(compressed);
+    let mut decoder = GzDecoder::new(compressed);
     let (mut message, mut filled) = (Vec::new(), 0);
     loop {
         if filled > bytes_max {
@@ -37,6 +38,9 @@ pub(super) fn gzip(compressed: &[u8], bytes_max: usize) -> Result<Vec<u8>, Failu
             0 => break,
             bytes => filled += bytes,
         }
+    }
+    if !decoder.into_inner().is_empty() {
+        return Err(Failure::Broken(io::Error::other("bytes follow the end of the gzip member")));
     }
     message.truncate(filled);
     message.shrink_to_fit();
@@ -73,10 +77,13 @@ mod tests {
         }
     }
 
+    /// Two megabytes of members out of which nothing comes took a hundred thousand starts.
     #[test]
-    fn a_stream_of_several_members_is_one_message() {
-        let joined = [compress(5_000), compress(3)].concat();
-        assert_eq!(gzip(&joined, 5_003).unwrap().len(), 5_003);
-        assert!(matches!(gzip(&joined, 5_002), Err(Failure::TooLong)));
+    fn a_message_is_one_member() {
+        for second in [compress(3), compress(0), vec![0]] {
+            let joined = [compress(5_000), second].concat();
+            let Err(Failure::Broken(error)) = gzip(&joined, 10_000) else { panic!("taken") };
+            assert!(error.to_string().contains("follow the end"), "{error}");
+        }
     }
 }

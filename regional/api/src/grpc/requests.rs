@@ -10,6 +10,8 @@
 //!   within [`BODY_TIMEOUT`], or its stream ends.
 //! - **F4** A compressed message is refused as soon as more than the bound comes out of it, and the
 //!   bound counts for the budget before anything does.
+//! - **F7** Bytes that come out of compressed messages are charged to the rate of their connection. One that
+//!   owes has no message decompressed.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -25,7 +27,7 @@ use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
 use super::{PREFIX_BYTES, inflate};
-use crate::front::Place;
+use crate::front::{ConnectionRate, Place};
 use crate::limits::BODY_TIMEOUT;
 use crate::status::unavailable;
 
@@ -59,6 +61,7 @@ struct Bounds {
     budget: Arc<Semaphore>,
     /// Counts what is held of a short message.
     place: Place,
+    rate: ConnectionRate,
     /// When the message that has begun must be here, if its client was waited for.
     deadline: Option<Pin<Box<Sleep>>>,
 }
@@ -116,8 +119,9 @@ impl Requests {
 
     /// Bounds what messages hold, and how long they take (F3): short ones count for the place of their
     /// stream, in `place`, and long ones wait until all of them together fit into a budget.
-    pub fn bound(&mut self, budget: Arc<Semaphore>, place: Place) {
-        self.bounds = Some(Bounds { budget, place, deadline: None });
+    /// Bytes that are decompressed are charged to `rate` (F7).
+    pub fn bound(&mut self, budget: Arc<Semaphore>, place: Place, rate: &ConnectionRate) {
+        self.bounds = Some(Bounds { budget, place, rate: rate.clone(), deadline: None });
     }
 
     /// The next message; `None` after the last. Nothing is lost if the future is dropped.
@@ -278,7 +282,7 @@ impl Requests {
         Ok(message)
     }
 
-    /// F4
+    /// F4, F7
     fn inflate(&self, compressed: &[u8]) -> Result<Bytes, Status> {
         match &self.encoding {
             Encoding::Gzip => {}
@@ -289,7 +293,14 @@ impl Requests {
             Encoding::Unknown(name) => return Err(unknown_encoding(name)),
         }
         let bytes_max = self.message_bytes_max;
-        match inflate::gzip(compressed, bytes_max) {
+        let rate = self.bounds.as_ref().map(|bounds| &bounds.rate);
+        rate.map_or(Ok(()), ConnectionRate::check).map_err(unavailable)?;
+        let inflated = inflate::gzip(compressed, bytes_max);
+        if let Some(rate) = rate {
+            // Where it broke is not known, so a failure costs as much as it can have taken.
+            rate.charge_inflated(inflated.as_ref().map_or(bytes_max, Vec::len));
+        }
+        match inflated {
             Ok(message) => Ok(message.into()),
             Err(inflate::Failure::TooLong) => {
                 let text = "grpc: received message after decompression larger than max";

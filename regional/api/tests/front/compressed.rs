@@ -9,9 +9,10 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use prost::Message;
 use satrap_proto::etcdserverpb as pb;
-use satrap_regional_api::api::Api;
+use satrap_regional_api::api::{Api, Rate};
 use satrap_regional_api::front::Security;
 use satrap_regional_api::grpc::BUDGET_UNIT_BYTES;
+use satrap_regional_api::limits::INFLATED_BYTES_PER_REQUEST;
 use tokio::sync::Semaphore;
 use tonic::Code;
 
@@ -103,6 +104,49 @@ async fn what_may_come_out_of_a_message_waits_for_room() {
     drop(held);
     call.await.expect("there is room");
     assert_eq!(budget.available_permits(), room, "all of it came back");
+}
+
+/// F7: bytes that come out are charged, also on a stream, which is one request.
+#[tokio::test]
+async fn what_comes_out_of_messages_is_charged_to_their_connection() {
+    let mut api = Api::new(solo::start().0);
+    let burst = (500_000 / INFLATED_BYTES_PER_REQUEST) as u32;
+    api.connection_rate = Rate { per_s: 0, burst };
+    let mut member = Member::serve_with(api, Security::Plaintext).await;
+    let refused = (Code::ResourceExhausted, "etcdserver: too many requests");
+
+    let mut raw = member.raw().await;
+    let body = compressed(&put("k", "v".repeat(200_000)));
+    let mut taken = 0;
+    let error = loop {
+        match raw.call(PUT, &GZIP, body.clone()).await {
+            Ok(_) => taken += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((error.code(), error.message()), refused);
+    assert_eq!(taken, 3, "what is left of the last request may be less than it costs");
+
+    let mut raw = member.raw().await;
+    let watch = pb::WatchCreateRequest { key: vec![b'k'; 60_000].into(), ..Default::default() };
+    let union = Some(pb::watch_request::RequestUnion::CreateRequest(watch));
+    let create = compressed(&pb::WatchRequest { request_union: union });
+    let mut watching = raw.begin("/etcdserverpb.Watch/Watch", &GZIP).await;
+    for _ in 0..20 {
+        watching.requests.send_data(create.clone(), false).unwrap();
+    }
+    let error = watching.outcome().await.unwrap_err();
+    assert_eq!((error.code(), error.message()), refused);
+
+    // A message that breaks at its end costs as much.
+    let mut raw = member.raw().await;
+    let mut broken = gzip(&vec![0; 400_000]);
+    *broken.last_mut().unwrap() ^= 1;
+    let error = raw.call(PUT, &GZIP, marked(&broken)).await.unwrap_err();
+    assert_eq!(error.code(), Code::Internal, "{error}");
+    let error = raw.call(PUT, &GZIP, body).await.unwrap_err();
+    assert_eq!((error.code(), error.message()), refused);
+    member.raw().await.ask(PUT, &put("k", "v")).await.expect("another connection has its own rate");
 }
 
 #[tokio::test]
