@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use satrap_host::clock;
 use satrap_regional_api::api::{Api, RingMetrics};
 use satrap_regional_api::backend::{Backend, MemberIdentity, RingView};
 use satrap_regional_api::front::Monitoring;
@@ -57,10 +58,13 @@ async fn a_client_that_does_not_read_is_cut_off() {
 async fn a_connection_ends_by_its_age() {
     let identity = MemberIdentity { cluster_id: 1, member_id: 2, name: "stalled".to_owned() };
     let state = Arc::new(std::sync::RwLock::new(Keyspace::new()));
-    let (backend, ring) = Backend::new(identity, state, 16);
-    ring.publisher.ring(RingView { leader: 9, ..Default::default() });
+    let (backend, mut ring) = Backend::new(identity, state, 16);
+    let fresh_at = Some(clock::monotonic());
+    ring.publisher.ring(RingView { leader: 9, fresh_at, ..Default::default() });
     let (address, _serving) = serve(Api::new(backend)).await;
     let mut client = ask(address, "/health").await;
+    let asked = timeout(Duration::from_secs(30), ring.calls.recv()).await;
+    let _never_answered = asked.expect("the ring is asked").expect("its queue is open");
     tokio::time::pause();
     let ended = timeout(Duration::from_secs(31), client.read_to_end(&mut Vec::new())).await;
     let _a_reset_is_an_end_too = ended.expect("it ends");
