@@ -75,8 +75,9 @@ fn units(bytes: usize) -> u32 {
 #[derive(Debug)]
 pub struct Room {
     stream: Place,
-    /// For a short answer, and for a long one that waits.
+    /// For a short answer, for a long one that waits, and for what the generic stack keeps.
     answer: Place,
+    kept_bytes: usize,
     long: LongAnswers,
 }
 
@@ -84,7 +85,7 @@ impl Room {
     /// The room of a stream that has `place`.
     #[must_use]
     pub fn new(place: Place, long: LongAnswers) -> Self {
-        Self { answer: place.beside(), stream: place, long }
+        Self { answer: place.beside(), stream: place, kept_bytes: 0, long }
     }
 
     /// A place that counts for the same stream, and for nothing yet.
@@ -121,24 +122,20 @@ impl Room {
         Ok(held(frame(&answer()), taken))
     }
 
-    /// Counts bytes that had to be made before their number was known.
+    /// Counts an answer that the generic stack has encoded. The stack keeps the buffer of its longest
+    /// answer while the stream is open, so that stays counted for the place; a long answer counts for
+    /// the budget as well until it is written.
     ///
     /// # Errors
     ///
     /// As [`Self::frame`].
     pub async fn count(&mut self, bytes: Bytes) -> Result<Bytes, Unavailable> {
+        self.kept_bytes = self.kept_bytes.max(bytes.len());
+        self.answer.hold(self.kept_bytes)?;
         if bytes.len() <= SHORT_ANSWER_BYTES_MAX {
-            self.answer.hold(bytes.len())?;
             return Ok(bytes);
         }
-        let taken = match self.long.try_take(bytes.len()) {
-            Some(taken) => taken,
-            None => {
-                self.answer.hold(bytes.len())?;
-                Box::pin(self.long.take(bytes.len())).await
-            }
-        };
-        self.answer.give_back();
+        let taken = Box::pin(self.long.take(bytes.len())).await;
         Ok(held(bytes, taken))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::FutureExt;
 use h2::Reason;
 use satrap_proto::etcdserverpb as pb;
@@ -15,6 +16,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::Code;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 use crate::common::solo;
 use crate::harness::{Begun, Member, Raw};
@@ -26,23 +29,26 @@ const WATCH: &str = "/etcdserverpb.Watch/Watch";
 const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 /// Long answers, each on another way.
 const LONG: [&str; 3] = [RANGE, "/etcdserverpb.KV/RangeStream", LEADER];
+const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 const LEADER: &str = "/v3electionpb.Election/Leader";
 const VALUE_BYTES: usize = 1_400_000;
 
 /// Of real time, until a test has failed.
 const LONG_ENOUGH: Duration = Duration::from_secs(60);
 
-/// Lets this much time pass, in steps in which connections answer their pings.
-async fn pass(time: Duration) {
-    const STEP: Duration = Duration::from_millis(500);
-    tokio::time::pause();
+/// Lets this much time pass. After each step these clients make a round trip in real time, so their
+/// connections are there to answer pings. The answer has no data, for clients without a window.
+async fn pass<const N: usize>(time: Duration, mut clients: [&mut Raw; N]) {
+    const STEP: Duration = Duration::from_secs(2);
     for _ in 0..time.div_duration_f64(STEP) as u32 {
+        tokio::time::pause();
         tokio::time::advance(STEP).await;
-        for _ in 0..32 {
-            tokio::task::yield_now().await;
+        tokio::time::resume();
+        for client in &mut clients {
+            let error = client.call("/etcdserverpb.KV/Nope", &[], Bytes::new()).await.unwrap_err();
+            assert_eq!(error.code(), Code::Unimplemented);
         }
     }
-    tokio::time::resume();
 }
 
 async fn ask(raw: &mut Raw, path: &str, message: &impl prost::Message) -> Begun {
@@ -100,9 +106,9 @@ async fn answers_that_are_not_read_are_bounded_and_end() {
     other.ask(PUT, &put("a", "c")).await.expect("a short answer waits for no long one");
 
     // They have their turn in the order in which they asked, three at a time.
-    let rounds = Duration::from_secs(CALLS as u64 / 3 * 32);
+    let rounds = Duration::from_secs(CALLS as u64 / 3 * 36);
     let honest = timeout(rounds, other.ask(RANGE, &request));
-    let (honest, ()) = tokio::join!(honest, pass(rounds));
+    let (honest, ()) = tokio::join!(honest, pass(rounds, [&mut deaf]));
     assert!(honest.expect("the others were reset").unwrap().len() > VALUE_BYTES);
     for call in calls {
         let (_requests, mut answer) = call.started().await;
@@ -131,7 +137,7 @@ async fn a_long_answer_that_is_not_read_ends_its_stream() {
     for (path, call) in calls {
         started.push((path, call.started().await));
     }
-    pass(Duration::from_secs(40)).await;
+    pass(Duration::from_secs(40), [&mut deaf]).await;
     for (path, (_requests, mut answer)) in started {
         let ended = async { while answer.data().await.is_some_and(|data| data.is_ok()) {} };
         timeout(LONG_ENOUGH, ended).await.unwrap_or_else(|_| panic!("{path} was not reset"));
@@ -149,7 +155,7 @@ async fn a_stream_that_has_nothing_to_say_stays() {
     let mut deaf = member.raw_with_window(0).await;
     let (_requests_too, mut unread) = begin_watch(&mut deaf, "k").await.started().await;
     let mut short = ask(&mut deaf, RANGE, &range("k", "")).await.started().await.1;
-    pass(Duration::from_secs(600)).await;
+    pass(Duration::from_secs(600), [&mut raw, &mut deaf]).await;
     for quiet in [&mut watch, &mut unread, &mut short] {
         assert!(quiet.data().now_or_never().is_none(), "it has nothing to say, or no window");
     }
@@ -273,10 +279,12 @@ async fn a_stream_counts_by_its_way() {
     let mut member = Member::serve_with(api, Security::Plaintext).await;
     let mut raw = member.raw().await;
     let keep_alive = raw.begin(KEEP_ALIVE, &[]).await;
-    let error = raw.begin(KEEP_ALIVE, &[]).await.outcome().await.unwrap_err();
+    let refusal = raw.begin(KEEP_ALIVE, &[]).await.outcome();
+    let error = timeout(LONG_ENOUGH, refusal).await.expect("an answer").unwrap_err();
     assert_eq!((error.code(), error.message()), refused());
     let watch = raw.begin(WATCH, &[]).await.started().await;
-    let error = raw.begin(WATCH, &[]).await.outcome().await.unwrap_err();
+    let refusal = raw.begin(WATCH, &[]).await.outcome();
+    let error = timeout(LONG_ENOUGH, refusal).await.expect("an answer").unwrap_err();
     assert_eq!((error.code(), error.message()), refused());
     drop((keep_alive, watch));
 }
@@ -302,9 +310,39 @@ async fn an_answer_in_json_that_is_not_read_ends_its_connection() {
     tcp.read_exact(&mut begin).await.unwrap();
     assert_eq!(&begin, b"HTTP/1.1 200");
     assert!(answers.available_bytes() < all_bytes - KEYS * VALUE_BYTES, "it counts");
-    pass(Duration::from_secs(40)).await;
+    pass(Duration::from_secs(40), [&mut raw]).await;
     assert_eq!(answers.available_bytes(), all_bytes, "the connection was cut");
     let mut rest = Vec::new();
     let ended = timeout(LONG_ENOUGH, tcp.read_to_end(&mut rest)).await.expect("it has an end");
     assert!(ended.is_err() || rest.len() < KEYS * VALUE_BYTES, "the answer was cut off");
+}
+
+/// L5: the generic stack keeps the buffer of a stream's longest answer while the stream is open.
+#[tokio::test]
+async fn what_the_generic_stack_keeps_of_an_answer_counts() {
+    let mut api = Api::new(solo::start().0);
+    // Room for two streams and one answer.
+    api.stream_bytes.connection_max = 2 * (GENERIC_STREAM_BYTES + 1024) + 50 * 1024;
+    let mut member = Member::serve_with(api, Security::Plaintext).await;
+    let mut raw = member.raw().await;
+    let symbol = MessageRequest::FileContainingSymbol("etcdserverpb.KV".to_owned());
+    let request = ServerReflectionRequest { host: String::new(), message_request: Some(symbol) };
+    let mut open = async || {
+        let mut call = raw.begin(REFLECTION, &[]).await;
+        call.requests.send_data(grpc::frame(&request), false).unwrap();
+        let (requests, mut answer) = call.started().await;
+        let mut bytes = 0;
+        while bytes < 30 * 1024 {
+            let data = answer.data().await.expect("the stream is open")?;
+            answer.flow_control().release_capacity(data.len()).unwrap();
+            bytes += data.len();
+        }
+        Ok::<_, h2::Error>((requests, answer))
+    };
+    let first = open().await.expect("there is room");
+    let error = open().await.expect_err("the first has read its answer, and still counts for it");
+    assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM));
+    drop(first);
+    let room = async { while open().await.is_err() {} };
+    timeout(LONG_ENOUGH, room).await.expect("a stream that ended makes room");
 }
