@@ -138,7 +138,8 @@ pub const LONG_ANSWERS_BYTES_MAX: usize = 256 * 1024 * 1024;
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A second more for each of these.
 pub const ANSWER_BYTES_PER_S_MIN: usize = 1024 * 1024;
-/// Refusals of streams that a client has not read; its connection is cut beyond that.
+/// Refusals of streams that a client has not read; its connection is cut beyond that. HTTP/2 remembers as
+/// many streams that ended before their requests came, whose frames would else count as errors.
 pub const REFUSALS_UNREAD_MAX: usize = 4096;
 /// Ranges of more than one step, of all requests together.
 pub const LONG_READS_MAX: usize = 16;

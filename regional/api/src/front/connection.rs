@@ -32,7 +32,8 @@ use crate::limits::{
     CONNECTION_AGE_MAX, CONNECTION_GRACE, CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX,
     GATEWAY_CALLS_MAX, GATEWAY_REQUEST_WINDOW_BYTES, HANDSHAKE_TIMEOUT, HEADER_LIST_BYTES_MAX,
     KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LOCAL_ERROR_RESETS_MAX, PENDING_ACCEPT_RESETS_MAX,
-    SEND_BUFFER_BYTES_MAX, SMALL_FRAMES_BUDGET, STREAM_WINDOW_BYTES, STREAMS_ANNOUNCED_MAX,
+    REFUSALS_UNREAD_MAX, SEND_BUFFER_BYTES_MAX, SMALL_FRAMES_BUDGET, STREAM_WINDOW_BYTES,
+    STREAMS_ANNOUNCED_MAX,
 };
 use crate::peer::Peer;
 use crate::status::unavailable;
@@ -182,6 +183,7 @@ fn builder() -> h2::server::Builder {
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
         .data_frame_budget(SMALL_FRAMES_BUDGET)
+        .max_concurrent_reset_streams(REFUSALS_UNREAD_MAX)
         .max_pending_accept_reset_streams(PENDING_ACCEPT_RESETS_MAX)
         .max_local_error_reset_streams(Some(LOCAL_ERROR_RESETS_MAX));
     builder

@@ -5,7 +5,7 @@
 //!
 //! # Invariants
 //!
-//! - **L9** No client of the gateway can end the connection that all share. If it ends nevertheless,
+//! - **L10** No client of the gateway can end the connection that all share. If it ends nevertheless,
 //!   calls under way fail as unavailable, and the next ones get another connection.
 
 use bytes::Bytes;
@@ -173,7 +173,7 @@ mod tests {
         }
     }
 
-    /// L9: it ended the listener, and with it all clients of the member.
+    /// L10: it ended the listener, and with it all clients of the member.
     #[tokio::test]
     async fn a_link_that_broke_is_connected_again() {
         let (link, keeper) = link();

@@ -48,7 +48,7 @@ impl Lines {
     }
 }
 
-/// L9: events that clients do not read wait on the gateway's own connection, as many small frames.
+/// L10: events that clients do not read wait on the gateway's own connection, as many small frames.
 #[tokio::test]
 async fn watchers_that_read_nothing_end_no_listener() {
     const WATCHES: usize = 1_000;
@@ -86,7 +86,7 @@ async fn watchers_that_read_nothing_end_no_listener() {
     }
 }
 
-/// L9: the same the other way: requests that a service does not read.
+/// L10: the same the other way: requests that a service does not read.
 #[tokio::test]
 async fn requests_that_nothing_reads_end_no_listener() {
     const CALLS: usize = 8;
