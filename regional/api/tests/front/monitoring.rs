@@ -55,7 +55,7 @@ async fn a_client_that_does_not_read_is_cut_off() {
 
 /// L8: a ring that does not answer keeps the place of no other client.
 #[tokio::test]
-async fn a_connection_ends_by_its_age() {
+async fn a_ring_that_does_not_answer_keeps_no_place() {
     let identity = MemberIdentity { cluster_id: 1, member_id: 2, name: "stalled".to_owned() };
     let state = Arc::new(std::sync::RwLock::new(Keyspace::new()));
     let (backend, mut ring) = Backend::new(identity, state, 16);
