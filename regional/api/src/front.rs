@@ -299,7 +299,7 @@ async fn json<T: AsyncRead + AsyncWrite + Unpin>(io: T, serving: Serving) {
                 Ok(place) => gateway.handle(request, place).await,
                 Err(_) => gateway::refused(),
             };
-            response.map(|body| bridge::counted(body, long))
+            bridge::counted(response, long)
         }
     };
     http1::serve(io, stopped, answer).await;

@@ -149,9 +149,12 @@ impl Meters {
         for call in &calls {
             let [kind, service, method] = call.labels();
             for (code, count) in CODES.iter().zip(&call.handled) {
-                // Those that never happened too, or the rate of a first failure would be unknown.
-                let code = ("grpc_code", *code);
-                text.figure(name, &[code, kind, service, method], count.get());
+                // Those that never happened too, or the rate of a first failure would be unknown. Of
+                // methods that were never called, successes are enough: rates are made of these.
+                if *code == CODES[0] || call.started.get() > 0 {
+                    let code = ("grpc_code", *code);
+                    text.figure(name, &[code, kind, service, method], count.get());
+                }
             }
         }
         let name = "grpc_server_handling_seconds";

@@ -13,7 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, BodyStream};
 use tonic::Status;
 
-use crate::gateway::GatewayBody;
+use crate::gateway::{self, GatewayBody};
 use crate::grpc::{
     Gone, LongAnswers, PREFIX_BYTES, Requests, Room, SHORT_ANSWER_BYTES_MAX, deliver, held,
     hold_until_written, put_prefix,
@@ -75,19 +75,35 @@ impl Body for MessageBody {
     }
 }
 
-/// The same body, whose long frames count while they are held (F5). It ends early without room.
-pub(super) fn counted(body: GatewayBody, long: LongAnswers) -> GatewayBody {
-    if body.size_hint().upper().is_some_and(|bytes| bytes <= SHORT_ANSWER_BYTES_MAX as u64) {
-        return body;
-    }
-    let frames = BodyStream::new(body).map(move |frame| {
-        let frame = frame?;
-        match frame.into_data() {
-            Ok(data) => long.try_count(data).map(Frame::data).ok_or(Gone),
-            Err(trailers) => Ok(trailers),
-        }
-    });
-    BodyExt::boxed_unsync(http_body_util::StreamBody::new(frames))
+/// The same response, whose long frames count while they are held (F5). One that is whole is refused
+/// without room for it, and a stream ends early.
+pub(super) fn counted(
+    response: http::Response<GatewayBody>,
+    long: LongAnswers,
+) -> http::Response<GatewayBody> {
+    let whole = response.body().size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok());
+    let mut taken = match whole {
+        Some(bytes) if bytes <= SHORT_ANSWER_BYTES_MAX => return response,
+        Some(bytes) => match long.try_take(bytes) {
+            None => return gateway::refused(),
+            taken => taken,
+        },
+        None => None,
+    };
+    let mut count = move |data| match taken.take() {
+        Some(taken) => Some(held(data, taken)),
+        None => long.try_count(data),
+    };
+    response.map(|body| {
+        let frames = BodyStream::new(body).map(move |frame| {
+            let frame = frame?;
+            match frame.into_data() {
+                Ok(data) => count(data).map(Frame::data).ok_or(Gone),
+                Err(trailers) => Ok(trailers),
+            }
+        });
+        BodyExt::boxed_unsync(http_body_util::StreamBody::new(frames))
+    })
 }
 
 /// Sends a response as fast as the client reads. Stops early if the client resets the stream.

@@ -57,7 +57,8 @@ impl LongAnswers {
         self.try_take(bytes.len()).map(|taken| held(bytes, taken))
     }
 
-    fn try_take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    /// Takes room for an answer; `None` without it.
+    pub(crate) fn try_take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         self.budget.clone().try_acquire_many_owned(units(bytes).min(self.units_max)).ok()
     }
 

@@ -248,26 +248,42 @@ async fn http2_holds_one_chunk_of_events_for_a_stream() {
 /// L5: refusals hold no place, so there may only be so many that a client has not read.
 #[tokio::test]
 async fn a_connection_that_does_not_read_refusals_is_cut() {
+    /// The sockets hold some 25 bytes of each refusal, in at most 4 MiB.
+    const KERNEL_REFUSALS_MAX: usize = 200_000;
     let mut api = Api::new(solo::start().0);
     api.connection_rate = Rate { per_s: 0, burst: 1 };
     let mut member = Member::serve_with(api, Security::Plaintext).await;
-    let (mut raw, reads) = member.raw_that_may_stop_reading().await;
+    let mut raw = member.raw().await;
     raw.ask(PUT, &put("k", "v")).await.unwrap();
-    // Those who read get as many as they ask for.
+    // A client that reads gets as many as it asks for.
     for _ in 0..=REFUSALS_UNREAD_MAX {
         let error = raw.ask(PUT, &put("k", "v")).await.unwrap_err();
         assert_eq!((error.code(), error.message()), refused());
     }
-    reads.send_replace(false);
-    // The sockets hold some of the refusals.
+    let mut deaf = TcpStream::connect(member.address).await.unwrap();
+    deaf.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
     let cut = async {
-        let mut calls = Vec::new();
-        while let Some(call) = raw.try_begin(PUT, &[]).await {
-            calls.push(call);
-            tokio::task::yield_now().await;
+        for n in 0..KERNEL_REFUSALS_MAX + REFUSALS_UNREAD_MAX {
+            if deaf.write_all(&whole_request(2 * n as u32 + 1)).await.is_err() {
+                return;
+            }
         }
+        panic!("the connection goes on");
     };
     timeout(LONG_ENOUGH, cut).await.expect("the connection was cut");
+}
+
+/// A frame of HTTP/2 that is all of a request.
+fn whole_request(stream: u32) -> Vec<u8> {
+    // POST, http, and the path and content type as literals.
+    let mut headers = vec![0x83, 0x86, 0x04, PUT.len() as u8];
+    headers.extend_from_slice(PUT.as_bytes());
+    headers.extend_from_slice(b"\x0f\x10\x10application/grpc");
+    let end_of_stream_and_headers = 0x05;
+    let mut frame = vec![0, 0, headers.len() as u8, 0x01, end_of_stream_and_headers];
+    frame.extend_from_slice(&stream.to_be_bytes());
+    frame.extend_from_slice(&headers);
+    frame
 }
 
 /// L5: a stream counts for what it takes while nothing happens.
