@@ -159,6 +159,9 @@ pub const HTTP1_HEADERS_MAX: usize = 64;
 /// How much longer than its message a request may be as JSON: base64 is a third longer, names and
 /// quotes come on top.
 pub const GATEWAY_BODY_PER_MESSAGE: usize = 2;
+/// Objects, lists and commas in one message as JSON: eight for each of the most elements of a
+/// transaction, of which an operation has some five. As a message each takes some hundred bytes.
+pub const JSON_ELEMENTS_MAX: usize = 8 * TXN_ELEMENTS_MAX;
 /// What the gateway will turn into JSON at once.
 pub const GATEWAY_ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Ask a silent client whether it is there.

@@ -6,13 +6,56 @@ use prost::Message;
 use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
 use tonic::Status;
 
+use crate::limits::JSON_ELEMENTS_MAX;
+
 /// Reads the one message of a request; nothing at all is a message with defaults.
 fn only(kind: MessageDescriptor, body: &[u8]) -> Result<Bytes, Status> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Ok(Bytes::new());
     }
+    check_elements(body)?;
     let mut reader = serde_json::Deserializer::from_slice(body);
     read(kind, &mut reader).map_err(|error| not_json(&error))
+}
+
+/// Refuses a message that would take far more memory once it is read: each `{},` becomes an object.
+fn check_elements(body: &[u8]) -> Result<(), Status> {
+    let mut place = Lexer::default();
+    let elements = body.iter().filter(|byte| {
+        let separates = !place.is_string && matches!(byte, b'{' | b'[' | b',');
+        place.step(**byte);
+        separates
+    });
+    if elements.count() > JSON_ELEMENTS_MAX {
+        return Err(Status::invalid_argument(format!(
+            "proto: too many elements, expected at most {JSON_ELEMENTS_MAX} objects, lists and commas; \
+             send several requests"
+        )));
+    }
+    Ok(())
+}
+
+/// Where in a text of JSON a reader is.
+#[derive(Debug, Default)]
+struct Lexer {
+    /// Braces and brackets that are open.
+    depth: usize,
+    is_string: bool,
+    is_escaped: bool,
+}
+
+impl Lexer {
+    fn step(&mut self, byte: u8) {
+        match byte {
+            _ if self.is_escaped => self.is_escaped = false,
+            b'\\' => self.is_escaped = self.is_string,
+            b'"' => self.is_string = !self.is_string,
+            _ if self.is_string => {}
+            b'{' | b'[' => self.depth += 1,
+            b'}' | b']' => self.depth = self.depth.saturating_sub(1),
+            _ => {}
+        }
+    }
 }
 
 /// Messages one after the other, in pieces as they come. Each byte is looked at once until its message is
@@ -24,10 +67,7 @@ pub(super) struct Sequence {
     start: usize,
     /// How far it was searched for its end.
     searched: usize,
-    /// Braces and brackets that are open there.
-    depth: usize,
-    is_string: bool,
-    is_escaped: bool,
+    place: Lexer,
 }
 
 impl Sequence {
@@ -71,16 +111,8 @@ impl Sequence {
     fn end(&mut self) -> Option<usize> {
         for byte in &self.bytes[self.searched..] {
             self.searched += 1;
-            match byte {
-                _ if self.is_escaped => self.is_escaped = false,
-                b'\\' => self.is_escaped = self.is_string,
-                b'"' => self.is_string = !self.is_string,
-                _ if self.is_string => {}
-                b'{' | b'[' => self.depth += 1,
-                b'}' | b']' => self.depth = self.depth.saturating_sub(1),
-                _ => {}
-            }
-            if self.depth == 0 && !self.is_string {
+            self.place.step(*byte);
+            if self.place.depth == 0 && !self.place.is_string {
                 return Some(self.searched);
             }
         }
@@ -195,6 +227,20 @@ mod tests {
         let (messages, left) = split(&sequence, 1);
         assert_eq!((messages.len(), left), (1, 0));
         assert!(messages[0].as_ref().unwrap().len() > 300_000);
+    }
+
+    /// Two megabytes of empty objects would take hundreds as messages.
+    #[test]
+    fn a_bomb_of_empty_objects_is_not_read() {
+        let bomb = |objects| format!("{{\"filters\":[{}]}}", vec!["{}"; objects].join(","));
+        for whole in [bomb(JSON_ELEMENTS_MAX / 2), format!("[{}", ",".repeat(JSON_ELEMENTS_MAX))] {
+            let refused = only(kind(), whole.as_bytes()).unwrap_err();
+            assert!(refused.message().contains("too many elements"), "{refused}");
+        }
+        let text = format!("{{\"x\":\"{}\"}}", "{,[".repeat(JSON_ELEMENTS_MAX));
+        assert_eq!(only(kind(), text.as_bytes()).unwrap(), Bytes::new(), "a string is one element");
+        let allowed = bomb(JSON_ELEMENTS_MAX / 2 - 1);
+        assert_eq!(only(kind(), allowed.as_bytes()).unwrap(), Bytes::new());
     }
 
     proptest! {
