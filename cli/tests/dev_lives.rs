@@ -199,6 +199,8 @@ fn a_realm_has_one_owner_and_ends_with_it_whatever_it_died_of() {
     as_operators(dir.path(), &["publish", BUNDLE, "4.pem"]).succeeds();
     kill("-STOP", running[0]);
     dev.signal("-KILL");
+    // A killed process holds its lock until it has ended.
+    dev.child.wait().unwrap();
     let mut dev = Dev::start(dir.path(), &[]);
     dev.says("waiting up to 20 s for processes of an earlier run to stop: ");
     kill("-CONT", running[0]);
