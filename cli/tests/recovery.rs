@@ -192,7 +192,7 @@ async fn a_lost_majority_is_recovered_from_by_an_explicit_choice_000_75() {
     let token = ring.token("db").await;
     let configs: Vec<_> = (0..3).map(|member| ring.config(member)).collect();
     let plan = ["recover", "plan", "--json", "--config", configs[0].as_str()];
-    ring.satrap(&plan).await.fails(64, " uses ");
+    ring.satrap(&plan).await.fails(69, "stop that process first");
     ring.kill(0..3).await;
 
     let two = [&plan[..], &["--config", configs[1].as_str()]].concat();
@@ -267,6 +267,34 @@ async fn wrong_choices(ring: &mut Ring, configs: &[String]) {
     ring.kill([1]).await;
 }
 
+/// A member that was removed or cut off answers clients, but nothing of the ring may be learned from it.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_member_without_a_majority_speaks_for_the_ring() {
+    let mut ring = Ring::start().await;
+    ring.until_votes("c").await;
+    let removed = ring.online(&["member", "remove", "a"]).await.json();
+    assert!(removed["next"].as_str().unwrap().starts_with("stop `a`"), "{removed}");
+    let status = async |ring: &Ring| -> Value {
+        let shown = ring.satrap(&["status", "--realm", ".", "--json"]).await;
+        serde_json::from_str(&shown.out).unwrap()
+    };
+    let acts = |shown: &Value, line: &str| shown["attention"].to_string().contains(line);
+    let outside = "member `eu/a` runs, but the ring does not have it";
+    until("a is outside", async || acts(&status(&ring).await, outside).then_some(())).await;
+
+    // It is the first one that verbs would ask.
+    let revision = ring.put("k", "v").await;
+    let saved = ring.online(&["snapshot", "save", "whole.db"]).await.json();
+    assert!(i64_of(&saved, "revision") >= revision, "{saved}");
+    ring.online(&["quota", "list"]).await.succeeds();
+
+    ring.kill([2]).await;
+    let leaderless = "region `eu` has no leader";
+    until("no leader", async || acts(&status(&ring).await, leaderless).then_some(())).await;
+    let refused = ring.online(&["snapshot", "save", "stale.db"]).await;
+    refused.fails(69, "deploy/runbooks/forced-recovery.md");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_lost_its_disk_is_replaced_by_one_verb_000_65_000_73() {
     let mut ring = Ring::start().await;
@@ -279,6 +307,9 @@ async fn a_member_that_lost_its_disk_is_replaced_by_one_verb_000_65_000_73() {
         let before = ring.put("before", "").await;
         let added = ring.online(&["member", "add", "c", "--peer-url", "https://127.0.0.1:9"]).await;
         added.fails(65, "satrap member replace c");
+        let url = &ring.realm.plan.regions[0].members[1].peer_url;
+        let taken = ring.online(&["member", "add", "d", "--peer-url", url]).await;
+        taken.fails(65, "is the address of member `b` already");
         // Started too early, it is refused, and says so a few times.
         ring.realm.processes[2].restart();
         ring.until_logged(2, "this member cannot join").await;

@@ -3,6 +3,7 @@
 
 use std::{fs, io, sync::Arc, time::Duration};
 
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig, RootCertStore,
@@ -96,24 +97,40 @@ impl EtcdClient {
         channel.map_err(|e| failed(&mtls::causes(&e)))
     }
 
-    /// A channel to the first member that answers.
+    /// A channel to the first member that answers, and that a majority of the ring answers: one that was
+    /// removed or cut off would fail, or show an old state.
     ///
     /// # Errors
     ///
-    /// If none does, with each one's reason.
+    /// If there is none, with each one's reason.
     pub async fn any(&self) -> Result<Channel, CliError> {
         if self.endpoints.is_empty() {
             return Err(CliError::usage("the region has no endpoint for clients of etcd"));
         }
+        let mut asked: FuturesUnordered<_> =
+            self.endpoints.iter().map(|url| self.of_majority(url)).collect();
         let mut reasons = Vec::new();
-        for url in &self.endpoints {
-            match self.connect(url).await {
+        while let Some(answered) = asked.next().await {
+            match answered {
                 Ok(channel) => return Ok(channel),
                 Err(error) => reasons.push(format!("  {}", one_line(&error.message))),
             }
         }
-        let reasons = reasons.join("\n");
-        Err(CliError::unavailable(format!("no member of the ring answers\n{reasons}")))
+        reasons.sort();
+        Err(CliError::unavailable(format!(
+            "no member of the ring answers for a majority; start its members again, or see \
+             deploy/runbooks/forced-recovery.md if their disks are lost\n{}",
+            reasons.join("\n")
+        )))
+    }
+
+    /// A channel to this member, if a majority answers it; learners refuse.
+    async fn of_majority(&self, url: &str) -> Result<Channel, CliError> {
+        let channel = self.connect(url).await?;
+        let listed = members(&mut ClusterClient::new(channel.clone())).await;
+        listed
+            .map_err(|error| CliError { message: format!("{url}: {}", error.message), ..error })?;
+        Ok(channel)
     }
 
     /// The service for members, at the first member that answers.

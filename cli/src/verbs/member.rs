@@ -54,7 +54,7 @@ pub struct Add {
 /// Arguments of `remove`.
 #[derive(clap::Args, Debug)]
 pub struct Remove {
-    /// Its name, or its number in hex, as `member list` shows them
+    /// Its name, or its number in hex, as `member list` shows them; an invitation has only a number
     member: String,
     #[command(flatten)]
     region: etcd::Args,
@@ -97,14 +97,31 @@ pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
                         "`{name}` is a member; if it lost its disk: satrap member replace {name}"
                     )));
                 }
+                if let Some(taken) =
+                    known.iter().find(|member| member.peer_ur_ls.contains(peer_url))
+                {
+                    let whose = match taken.name.as_str() {
+                        "" => format!("the invitation {:x}", taken.id),
+                        name => format!("member `{name}`"),
+                    };
+                    return Err(CliError::refused(format!(
+                        "{peer_url} is the address of {whose} already; remove that one first, or give \
+                         another --peer-url"
+                    )));
+                }
                 let after = add(&mut cluster, peer_url).await?;
                 let next = format!("start `{name}` with an empty data directory at {peer_url}");
                 output.show(&View::of(Some(next), after))
             }
             Verb::Remove(Remove { member, region }) => {
                 let mut cluster = region.client()?.cluster().await?;
-                let Member { id, .. } = find(&members(&mut cluster).await?, member)?;
-                output.show(&View::of(None, remove(&mut cluster, id).await?))
+                let Member { id, name, .. } = find(&members(&mut cluster).await?, member)?;
+                let after = remove(&mut cluster, id).await?;
+                // An invitation has no name, and no process yet.
+                let next = (!name.is_empty()).then(|| {
+                    format!("stop `{name}`, and take it out of the configurations of the region")
+                });
+                output.show(&View::of(next, after))
             }
             Verb::Replace(args) => replace(args, output).await,
         }

@@ -7,7 +7,7 @@
 use std::{
     fmt,
     fs::{self, File},
-    io::BufReader,
+    io::{self, BufReader},
     path::{Path, PathBuf},
 };
 
@@ -113,6 +113,11 @@ pub(super) fn blame(error: &OfflineError) -> CliError {
     use satrap_regional_server::raft::rebuild::RebuildError;
     match error {
         OfflineError::Clock => CliError::internal(error),
+        OfflineError::Rebuild(RebuildError::Io { source, .. })
+            if source.kind() == io::ErrorKind::ResourceBusy =>
+        {
+            CliError::unavailable(format!("{error}; stop that process first"))
+        }
         OfflineError::Rebuild(RebuildError::NotEmpty { .. } | RebuildError::Io { .. }) => {
             CliError::usage(error)
         }

@@ -9,6 +9,7 @@
 mod merge;
 
 use std::{
+    collections::BTreeSet,
     pin::Pin,
     sync::{
         Arc,
@@ -237,12 +238,17 @@ impl ControlService {
             entries: head.entries,
             bytes: head.bytes,
         });
+        let ring: BTreeSet<_> =
+            inner.ring.members().into_iter().map(|member| member.name).collect();
         let members = inner.members.iter().map(|(endpoint, channel)| MemberInfo {
             name: endpoint.name.to_string(),
             url: endpoint.url.clone(),
             reachable: channel.is_none(),
             lag: raft.lag.get(&(&endpoint.name).into()).copied().unwrap_or(0),
+            outside: !ring.is_empty() && !ring.contains(endpoint.name.as_str()),
         });
+        // One that no majority follows leads nothing.
+        let leader = raft.leader.filter(|_| inner.ring.in_touch());
         let certified = replica.certified_time();
         let age = Timestamp(clock::now()).since(certified);
         let refusals = inner.refusals.counts().into_iter();
@@ -250,7 +256,7 @@ impl ControlService {
         RegionStatus {
             region: inner.region.clone(),
             member: inner.ring.name().to_string(),
-            leader: raft.leader.map(|leader| leader.to_string()).unwrap_or_default(),
+            leader: leader.map(|leader| leader.to_string()).unwrap_or_default(),
             term: raft.term,
             log_index: raft.log_index,
             applied_index: raft.applied_index,

@@ -121,6 +121,14 @@ fn of_alarm(region: &str, AlarmView { kind, member }: &AlarmView) -> String {
 
 fn of_member(region: &RegionView, member: &MemberView, lines: &mut Vec<String>) {
     let name = format!("member `{}/{}`", region.name, member.name);
+    if member.outside {
+        let state = if member.error.is_none() { "runs" } else { "is configured" };
+        lines.push(format!(
+            "{name} {state}, but the ring does not have it: if it was removed, stop it and take it \
+             out of the configurations; if it is expected, start it with an empty data directory"
+        ));
+        return;
+    }
     if let Some(error) = &member.error {
         lines.push(format!(
             "{name} is unreachable: {error}; start it again, or mend what its log names"

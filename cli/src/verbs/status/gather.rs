@@ -172,7 +172,11 @@ fn member(realm: &mut Realm, endpoint: &Endpoint, r: &RegionStatus, now: Timesta
     if r.recoveries.len() > view.recoveries.len() {
         view.recoveries = r.recoveries.iter().map(RecoveryView::of).collect();
     }
-    let lag = |name: &str| r.members.iter().find(|m| m.name == name).map_or(0, |m| m.lag);
+    let told = |name: &str| {
+        let told = r.members.iter().find(|m| m.name == name);
+        told.map_or((0, false), |m| (m.lag, m.outside))
+    };
+    let (lag, outside) = told(&r.member);
     view.members.push(MemberView {
         name: r.member.clone(),
         url: endpoint.url.clone(),
@@ -180,13 +184,14 @@ fn member(realm: &mut Realm, endpoint: &Endpoint, r: &RegionStatus, now: Timesta
         height: r.height,
         age_ms: r.age_ms,
         applied_index: r.applied_index,
-        lag: lag(&r.member),
+        lag,
+        outside,
         errors: r.errors.clone(),
         snapshots: r.snapshots.as_ref().map(|told| SnapshotView::of(told, now)),
     });
     if is_leader {
         for member in &mut view.members {
-            member.lag = lag(&member.name);
+            (member.lag, member.outside) = told(&member.name);
         }
     }
 }

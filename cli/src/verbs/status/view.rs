@@ -164,6 +164,8 @@ pub struct MemberView {
     pub applied_index: u64,
     /// Log entries behind the leader, as the leader sees it.
     pub lag: u64,
+    /// Whether the ring does not have it, although the configuration does.
+    pub outside: bool,
     /// Its own faults; alarms are in [`RegionView::alarms`].
     pub errors: Vec<String>,
     /// Its own scheduled snapshots, if it makes any.

@@ -35,6 +35,7 @@ pub fn merge_status(own: RegionStatus, others: &[RegionStatus]) -> RegionStatus 
             for member in &mut merged.members {
                 let known = status.members.iter().find(|known| known.name == member.name);
                 member.lag = known.map_or(0, |known| known.lag);
+                member.outside = known.is_some_and(|known| known.outside);
             }
         }
         // An upper bound: another member may have told of an edge that this one left out.

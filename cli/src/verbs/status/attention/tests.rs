@@ -132,6 +132,11 @@ fn faults_of_a_region() {
             "member `eu/b` is 10001 log entries behind its leader: see whether its disk or network \
              is slower than those of the others",
         ),
+        (
+            |region| region.members[1].outside = true,
+            "member `eu/b` runs, but the ring does not have it: if it was removed, stop it and take \
+             it out of the configurations; if it is expected, start it with an empty data directory",
+        ),
         // A region of which no member answers has lines for its members alone.
         (
             |region| {
