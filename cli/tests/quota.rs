@@ -52,7 +52,9 @@ async fn a_quota_is_set_seen_met_and_removed() {
     assert_eq!(left["quotas"].as_array().unwrap().len(), 1, "{left}");
     put(&ring, 0, "team/b").await.unwrap();
     let refused = quota(&ring, &["remove", "team/"]).fails(65, "");
-    assert_eq!(refused.err, "satrap: the prefix has no quota\n");
+    let expected =
+        "satrap: this prefix has no quota of its own; list the quotas to see which have\n";
+    assert_eq!(refused.err, expected);
     let left = quota(&ring, &["remove", "--total", "--json"]).json();
     assert_eq!(left["quotas"][0]["bytes_max"], json!(2_u64 << 30));
 }

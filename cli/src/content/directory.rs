@@ -115,7 +115,11 @@ impl Reader<'_> {
         }
         let name = path.strip_prefix(self.root).expect("it was found below its root");
         let key = check_name(name.as_os_str().as_bytes()).map_err(|why| refuse(path, &why))?;
-        let value = files::read_from(file, path, VALUE_BYTES_MAX as u64).map_err(unreadable)?;
+        let value = files::read_from(file, path, VALUE_BYTES_MAX as u64);
+        let value = value.map_err(|error| match error.kind() {
+            io::ErrorKind::FileTooLarge => refuse(path, TOO_LARGE),
+            _ => unreadable(error),
+        })?;
         self.tree.insert(&key, Arc::from(value));
         check_size(&self.tree).map_err(|why| refuse(self.root, &why))
     }
@@ -141,6 +145,10 @@ impl Entry<'_> {
     }
 }
 
+/// [`VALUE_BYTES_MAX`], in words.
+const TOO_LARGE: &str = "larger than 256 KiB, which one entry may have; keep large artifacts elsewhere and \
+                         publish their digests";
+const _: () = assert!(VALUE_BYTES_MAX == 256 * 1024);
 const NO_CONTENT: &str = "neither a file nor a directory; only those can be published";
 
 fn refuse(path: &Path, why: &str) -> CliError {
@@ -191,7 +199,7 @@ mod tests {
         assert_eq!(read(dir.path(), Links::REFUSE).unwrap().len(), 1);
         fs::write(&file, vec![0; VALUE_BYTES_MAX + 1]).unwrap();
         let error = read(dir.path(), Links::REFUSE).unwrap_err();
-        assert!(error.message.contains("is larger than"), "{error}");
+        assert!(error.message.contains("larger than 256 KiB"), "{error}");
     }
 
     #[test]

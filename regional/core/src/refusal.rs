@@ -226,7 +226,10 @@ impl Refusal {
             }
             Self::BadLeaderTransferee => (FailedPrecondition, "etcdserver: bad leader transferee"),
             Self::Conflict { .. } => (Aborted, ""),
-            Self::QuotaNotFound => (NotFound, "satrap: the prefix has no quota"),
+            Self::QuotaNotFound => (
+                NotFound,
+                "satrap: this prefix has no quota of its own; list the quotas to see which have",
+            ),
             Self::RoleHeld { .. } | Self::StaleToken { .. } | Self::StaleRecovery => {
                 (FailedPrecondition, "")
             }

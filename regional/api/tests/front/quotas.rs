@@ -125,7 +125,11 @@ async fn each_mistake_is_explained() {
         (me.set("", 1, 1).await.map(drop), Code::InvalidArgument, "in bytes only"),
         (me.set(&long, 1, 0).await.map(drop), Code::InvalidArgument, "has 513 bytes"),
         (me.remove(&long).await, Code::InvalidArgument, "has 513 bytes"),
-        (me.remove("team/").await, Code::NotFound, "satrap: the prefix has no quota"),
+        (
+            me.remove("team/").await,
+            Code::NotFound,
+            "satrap: this prefix has no quota of its own; list the quotas to see which have",
+        ),
     ] {
         let status = outcome.unwrap_err();
         assert!(status.message().contains(expected), "{status}");
