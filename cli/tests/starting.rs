@@ -155,6 +155,11 @@ fn credentials_that_cannot_be_used_are_named_with_their_setting() {
         fs::write(at("trust.pem"), "words").unwrap();
         refuses(verb, process, 64, &["`tls.trust`", "trust.pem"]);
         fs::write(at("trust.pem"), trust).unwrap();
+        let certificate = fs::read(at("tls.crt")).unwrap();
+        // One for clients of etcd names no process.
+        fs::copy(realm.member().dir.join("etcd.crt"), at("tls.crt")).unwrap();
+        refuses(verb, process, 64, &["`tls.cert`", "tls.crt", "install the file that was issued"]);
+        fs::write(at("tls.crt"), certificate).unwrap();
         // The certificate and key of another member, which are a pair.
         for name in ["tls.crt", "tls.key", "trust.pem"] {
             fs::copy(stranger.join(name), at(name)).unwrap();

@@ -218,7 +218,10 @@ impl Identity {
         let validity = Validity::from_der(&leaf).map_err(|error| certificate.unusable(error))?;
         let now_ns = clock::now();
         let judged_ns = validity.clamp(now_ns);
-        let own = trust.verify(&leaf, judged_ns).map_err(|error| source.unusable(error))?;
+        let own = trust.verify(&leaf, judged_ns).map_err(|error| match error {
+            PkiError::Malformed(_) | PkiError::Name { .. } => certificate.unusable(error),
+            _ => source.unusable(error),
+        })?;
         if own.public_key != signing_key.verifying_key().to_bytes() {
             let key = files.key.display().to_string();
             let certificate = files.certificate.display().to_string();
