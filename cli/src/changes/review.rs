@@ -3,12 +3,13 @@
 //! The review is made from the very bytes that a signature covers, and from certified state: the
 //! content that the change applies to, and who holds which key.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use satrap_certify::{
     Action, BundleName, ClassKind, Governance, GovernanceAct, PublicKey, Publish,
 };
-use satrap_merkle::BundleTree;
+use satrap_global_core::x509;
+use satrap_merkle::{BundleTree, Key};
 use serde::Serialize;
 
 use super::Changes;
@@ -16,6 +17,9 @@ use crate::{
     content::{Difference, hazards},
     output::{count, one_line, short},
 };
+
+/// More entries that the validators would refuse are not named.
+const REFUSED_SHOWN: usize = 5;
 
 /// The state that a change applies to, as far as it is known here.
 #[derive(Clone, Copy, Debug)]
@@ -142,8 +146,12 @@ impl Review {
             true => "as a new bundle".to_owned(),
             false => format!("version {from} to {to}"),
         };
-        let entries = changes.publishes().flat_map(|part| part.puts.iter().map(|(k, v)| (k, v)));
-        self.warnings.extend(hazards(entries));
+        let entries = || changes.publishes().flat_map(|part| part.puts.iter().map(|(k, v)| (k, v)));
+        let class = present.governance.class_of(bundle);
+        if class.is_some_and(|class| class.kind == ClassKind::X509Trust) {
+            self.warnings.extend(no_trust_roots(entries()));
+        }
+        self.warnings.extend(hazards(entries()));
         if let Some(base) = self.base(bundle, from, present) {
             let tree = self.steps(changes, base);
             self.difference = Some(Difference::between(base, &tree));
@@ -259,6 +267,19 @@ pub fn void(changes: &Changes, present: &Present<'_>) -> Vec<PublicKey> {
     all.filter(|(key, verifies)| !verifies || unknown(key)).map(|(key, _)| key).collect()
 }
 
+/// Values that the validators refuse in a bundle of trust roots; a few of them.
+fn no_trust_roots<'a>(
+    entries: impl Iterator<Item = (&'a Key, &'a Arc<[u8]>)>,
+) -> impl Iterator<Item = String> {
+    let refused = entries.filter_map(|(key, value)| {
+        let why = x509::check_trust_root(value).err()?;
+        Some(format!(
+            "entry `{key}` is not a trust root: {why}; the validators will refuse the change by rule V9"
+        ))
+    });
+    refused.take(REFUSED_SHOWN)
+}
+
 /// Principals that must approve `action`; nothing if no class covers its bundle.
 fn needed(action: &Action, governance: &Governance) -> Option<u32> {
     match action {
@@ -328,9 +349,7 @@ impl fmt::Display for Review {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use satrap_certify::{Key, SignedChange, limits::VALUE_BYTES_MAX};
+    use satrap_certify::{Class, SignedChange, limits::VALUE_BYTES_MAX};
     use satrap_sim::SimRealm;
 
     use super::*;
@@ -365,6 +384,13 @@ mod tests {
         assert_eq!(added, 8);
         assert!(review.warnings.contains(&"all parts remove 4 of 4 entries".into()), "{review}");
         assert!(review.to_string().contains("\n  part 1          "), "{review}");
+
+        // The same where the class takes trust roots only.
+        let mut governance = realm.genesis.governance.clone();
+        governance.classes.insert("config/".into(), Class::new("config/", 1, ClassKind::X509Trust));
+        let review = Review::of(&made, &Present { governance: &governance, ..present });
+        let refused = review.warnings.iter().filter(|warning| warning.ends_with("by rule V9"));
+        assert_eq!(refused.count(), REFUSED_SHOWN, "{review}");
 
         // The last part has the root that was promised; the one in the middle does not.
         let mut forged = made.parts().to_vec();
