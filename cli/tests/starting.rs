@@ -206,5 +206,16 @@ fn a_mistake_in_a_configuration_takes_one_line() {
     let realm = Files::new();
     let member = realm.member();
     edit(&member.config, "region = \"eu\"", "regoin = \"eu\"");
-    refuses("region", member, 64, &["line 3, column 1", "unknown field `regoin`"]);
+    refuses("region", member, 64, &["line 3, column 1, in `regoin = ", "unknown field `regoin`"]);
+    edit(&member.config, "regoin = \"eu\"", "region = \"eu\"");
+
+    let listen = format!("client_listen = \"{}\"", realm.plan.regions[0].members[0].client_listen);
+    edit(&member.config, &listen, "client_listen = \"here\"");
+    refuses("region", member, 64, &["in `client_listen = \"here\"`: ", "correct that line"]);
+    edit(&member.config, "client_listen = \"here\"", &listen);
+
+    fs::write(&realm.files.genesis, "words").unwrap();
+    refuses("region", member, 64, &["`genesis`: ", "install the file that belongs to this realm"]);
+    fs::remove_file(&realm.files.genesis).unwrap();
+    refuses("region", member, 64, &["`genesis`: ", "check the path"]);
 }

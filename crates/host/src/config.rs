@@ -27,6 +27,8 @@ use crate::{
     mtls::{self, CredentialFiles},
 };
 
+/// Of a line that is not understood.
+const LINE_CHARS_SHOWN: usize = 100;
 /// Neither a person nor `satrap init` writes a larger configuration or genesis.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
@@ -100,16 +102,33 @@ fn parse<Raw: DeserializeOwned>(bytes: &[u8]) -> Result<Raw, String> {
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
         let why = error.message().replace('\n', ", ");
-        format!("line {line}, column {column}: {why}")
+        // The setting is on that line.
+        let source = text.lines().nth(line - 1).unwrap_or_default().trim();
+        let source: String =
+            source.chars().filter(|char| !char.is_control()).take(LINE_CHARS_SHOWN).collect();
+        format!("line {line}, column {column}, in `{source}`: {why}; correct that line")
     })
 }
 
-/// Reads a file that is in the form that `parse` takes.
+/// Reads the file at `path`, which the setting `key` names and which is in the form that `parse` takes.
 ///
 /// # Errors
 ///
-/// As for [`load`].
-pub fn read<T, E: Display>(
+/// [`ConfigError::Key`].
+pub fn read_named<T, E: Display>(
+    key: &'static str,
+    path: &Path,
+    parse: impl FnOnce(&[u8]) -> Result<T, E>,
+) -> Result<T, ConfigError> {
+    read(path, parse).map_err(|error| match error {
+        ConfigError::Read { .. } => {
+            refuse(key, format!("{error}; check the path, and that this user may read it"))
+        }
+        error => refuse(key, format!("{error}; install the file that belongs to this realm")),
+    })
+}
+
+fn read<T, E: Display>(
     path: &Path,
     parse: impl FnOnce(&[u8]) -> Result<T, E>,
 ) -> Result<T, ConfigError> {
@@ -186,7 +205,10 @@ mod tests {
     #[test]
     fn a_mistake_is_located() {
         for (bytes, expected) in [
-            (&b"tls = 1\nx = 2"[..], "some.toml: line 1, column 7: invalid type: integer `1`"),
+            (
+                &b"tls = 1\nx = 2"[..],
+                "some.toml: line 1, column 7, in `tls = 1`: invalid type: integer `1`",
+            ),
             (b"x = 2", "unknown field `x`"),
             (b"tls = { cert = 'a', key = 'b', trust = 'c', more = 'd' }", "unknown field `more`"),
             (b"\xff", "some.toml: invalid utf-8"),

@@ -8,7 +8,7 @@ use std::{
 use satrap_certify::{BundleName, Genesis, Label, limits::INTEREST_MAX};
 use satrap_edge_core::Source;
 use satrap_host::{
-    config::{ConfigError, RawTls, check, check_count, check_url, load, read, refuse},
+    config::{ConfigError, RawTls, check, check_count, check_url, load, read_named, refuse},
     mtls::CredentialFiles,
 };
 use serde::Deserialize;
@@ -130,7 +130,7 @@ impl RawConfig {
         check_count("servers", servers.len(), SERVERS_MAX)?;
         let data_dir = base.join(self.data_dir);
         Ok(Config {
-            genesis: read(&base.join(self.genesis), Genesis::from_json)?,
+            genesis: read_named("genesis", &base.join(self.genesis), Genesis::from_json)?,
             name: check("name", Label::new(&self.name))?,
             region,
             credentials: self.tls.under(base),

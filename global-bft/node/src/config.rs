@@ -9,7 +9,7 @@ use std::{
 
 use satrap_certify::{Genesis, Label};
 use satrap_host::{
-    config::{ConfigError, RawTls, check, check_url, load, read, refuse},
+    config::{ConfigError, RawTls, check, check_url, load, read_named, refuse},
     mtls::CredentialFiles,
 };
 use serde::Deserialize;
@@ -95,7 +95,7 @@ impl RawConfig {
             return Err(refuse("mesh_listen", why));
         }
         Ok(Config {
-            genesis: read(&base.join(self.genesis), Genesis::from_json)?,
+            genesis: read_named("genesis", &base.join(self.genesis), Genesis::from_json)?,
             name: check("name", Label::new(&self.name))?,
             data_dir: base.join(self.data_dir),
             listen,

@@ -17,7 +17,7 @@ use std::{
 
 use satrap_certify::{Genesis, Label};
 use satrap_host::{
-    config::{ConfigError, RawTls, check, check_count, check_url, load, read, refuse},
+    config::{ConfigError, RawTls, check, check_count, check_url, load, read_named, refuse},
     mtls::CredentialFiles,
 };
 use serde::Deserialize;
@@ -208,7 +208,7 @@ impl RawConfig {
             region,
             name,
             data_dir,
-            genesis: Arc::new(read(&base.join(self.genesis), Genesis::from_json)?),
+            genesis: Arc::new(read_named("genesis", &base.join(self.genesis), Genesis::from_json)?),
             client_listen: self.client_listen,
             peer_listen: self.peer_listen,
             credentials: self.tls.under(base),
