@@ -35,7 +35,7 @@ pub struct Report {
     pub height: u64,
     /// See `height`.
     pub certified_time: Timestamp,
-    /// What its workload runs: name, version, root; at most [`REPORT_VERSIONS_MAX`].
+    /// The bundles that its workload runs, by name, version and root; at most [`REPORT_VERSIONS_MAX`].
     pub running: Vec<(BundleName, u64, Digest)>,
     /// Versions that failed here, by a hook that refused them or for what they hold; as many.
     pub failed: Vec<(BundleName, u64, Digest)>,

@@ -1,8 +1,8 @@
 //! The services that carry little load, through tonic: leases, members, maintenance, users, and the
 //! lock and election services.
 //!
-//! What may be decided only where a request takes effect is decided there, in the core. Here is
-//! what etcd decides before: who asks ([`Gate`]), what is wrong with the request in itself, and which
+//! The core decides where a request takes effect. This module makes the decisions that etcd makes
+//! before: who asks ([`Gate`]), what is wrong with the request in itself, and which
 //! requests need an administrator although no key is concerned. The order of these checks is etcd's,
 //! because a client sees which one failed first; `tests/services/permissions.txt` has it for every
 //! call, as recorded from etcd.

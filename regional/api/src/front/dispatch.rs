@@ -88,7 +88,7 @@ fn route(path: &str) -> Route {
     }
 }
 
-/// What a stream takes while nothing happens, besides its headers.
+/// The memory of an idle stream, in bytes, besides its headers.
 pub(super) fn stream_bytes(request: &Request<RecvStream>) -> usize {
     match is_grpc(request) && !matches!(route(request.uri().path()), Route::Generic) {
         true => STREAM_BYTES,

@@ -70,7 +70,7 @@ impl<B: Body<Data = Bytes> + Unpin> JsonBody<B> {
         }
     }
 
-    /// What was read is needed no more.
+    /// Frees the messages that the service has got.
     pub(super) fn sent(&mut self) {
         self.pending = Sequence::default();
         self.place.give_back();

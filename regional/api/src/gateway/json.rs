@@ -185,7 +185,7 @@ mod tests {
         pool.get_message_by_name("etcdserverpb.WatchRequest").unwrap()
     }
 
-    /// What comes of a sequence that arrives in pieces of so many bytes, and how much is left.
+    /// The messages of a sequence that arrives in pieces of `piece_bytes`, and how many bytes are left.
     fn split(sequence: &str, piece_bytes: usize) -> (Vec<Result<Bytes, String>>, usize) {
         let (kind, mut arrived) = (kind(), Sequence::default());
         let mut messages = Vec::new();

@@ -171,7 +171,7 @@ fn version() -> String {
     format!(r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{of_ring}","storage":"{of_ring}"}}"#)
 }
 
-/// What this member counts, as Prometheus reads it.
+/// The metrics of this member in the text format of Prometheus.
 pub(crate) fn metrics(api: &Api) -> Bytes {
     let (ring, mark) = (api.backend.status(), api.backend.mark());
     let (keys, held, leases) = api.backend.read(|keyspace| {

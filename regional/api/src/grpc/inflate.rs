@@ -16,8 +16,8 @@ pub(super) enum Failure {
     Broken(io::Error),
 }
 
-/// What comes out of `compressed`, if that is up to `bytes_max`. It is one member: each of many takes its
-/// time, and nothing need come out of it.
+/// Decompresses `compressed` to at most `bytes_max` bytes. It must be one gzip member: each of many takes
+/// time, and may hold no bytes at all.
 ///
 /// The result has no spare room. While it grows it is in memory twice, which happens on one thread at a
 /// time: nothing here waits.

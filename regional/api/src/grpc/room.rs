@@ -72,7 +72,7 @@ fn units(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(u32::MAX)
 }
 
-/// What a stream and its answer count for (F5).
+/// The memory that a stream and its answer count for (F5).
 #[derive(Debug)]
 pub struct Room {
     stream: Place,

@@ -231,7 +231,7 @@ fn write_lag(text: &mut Text, lag: &BTreeMap<MemberName, u64>) {
 }
 
 impl<P: Platform> Ring<P> {
-    /// What this member counts, as Prometheus reads it.
+    /// The metrics of this member in the text format of Prometheus.
     #[must_use]
     pub fn metrics(&self) -> String {
         let mut text = Text::default();

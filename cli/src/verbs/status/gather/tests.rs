@@ -46,15 +46,20 @@ fn report(region: &str, name: &str) -> Report {
     }
 }
 
+/// A judge that trusts the edges of `authority`.
+fn judge(authority: &Authority, now: Timestamp) -> Judge {
+    Judge {
+        genesis_hash: GENESIS_HASH,
+        trust: TrustAnchors::from_pem(authority.certificate_pem().as_bytes()).unwrap(),
+        now,
+        clock_drift: DRIFT,
+    }
+}
+
 #[test]
 fn only_the_edge_itself_can_report() {
     let (eu, other) = (authority("eu"), authority("eu"));
-    let judge = Judge {
-        genesis_hash: GENESIS_HASH,
-        trust: TrustAnchors::from_pem(eu.certificate_pem().as_bytes()).unwrap(),
-        now: Timestamp(clock::now()),
-        clock_drift: DRIFT,
-    };
+    let judge = judge(&eu, Timestamp(clock::now()));
     let (web, evil) = (edge(&eu, "eu", "web"), edge(&eu, "eu", "evil"));
     let sign = |r: Report, by: &Edge| r.sign(&by.key, by.certificate.clone());
 
@@ -86,12 +91,7 @@ fn only_the_edge_itself_can_report() {
 fn r2_a_report_of_the_future_or_from_before_its_process_started_is_not_believed() {
     let eu = authority("eu");
     let now = Timestamp(clock::now());
-    let judge = Judge {
-        genesis_hash: GENESIS_HASH,
-        trust: TrustAnchors::from_pem(eu.certificate_pem().as_bytes()).unwrap(),
-        now,
-        clock_drift: DRIFT,
-    };
+    let judge = judge(&eu, now);
     let web = edge(&eu, "eu", "web");
     let judged = |time: Timestamp, started: Timestamp| {
         let mut r = report("eu", "web");
@@ -112,12 +112,7 @@ fn r2_a_report_of_the_future_or_from_before_its_process_started_is_not_believed(
 #[test]
 fn edges_without_a_report_are_told_apart_and_those_left_out_are_counted() {
     let eu = authority("eu");
-    let judge = Judge {
-        genesis_hash: GENESIS_HASH,
-        trust: TrustAnchors::from_pem(eu.certificate_pem().as_bytes()).unwrap(),
-        now: Timestamp(clock::now()),
-        clock_drift: DRIFT,
-    };
+    let judge = judge(&eu, Timestamp(clock::now()));
     let described = |name: &str| serde_json::json!({ "region": "eu", "name": name, "pid": null, "active_dir": "active" });
     let description = serde_json::from_value(serde_json::json!({
         "chain_id": "acme",
@@ -159,12 +154,7 @@ fn edges_without_a_report_are_told_apart_and_those_left_out_are_counted() {
 #[test]
 fn the_newest_verified_report_wins_over_what_cannot_be_verified() {
     let eu = authority("eu");
-    let judge = Judge {
-        genesis_hash: GENESIS_HASH,
-        trust: TrustAnchors::from_pem(eu.certificate_pem().as_bytes()).unwrap(),
-        now: Timestamp(clock::now()),
-        clock_drift: DRIFT,
-    };
+    let judge = judge(&eu, Timestamp(clock::now()));
     let web = edge(&eu, "eu", "web");
     let at = |ns, height| {
         let mut r = report("eu", "web");
@@ -199,12 +189,7 @@ fn the_newest_verified_report_wins_over_what_cannot_be_verified() {
 fn two_processes_with_one_identity_are_told_from_one_that_was_started_again() {
     let eu = authority("eu");
     let now = clock::now();
-    let judge = Judge {
-        genesis_hash: GENESIS_HASH,
-        trust: TrustAnchors::from_pem(eu.certificate_pem().as_bytes()).unwrap(),
-        now: Timestamp(now),
-        clock_drift: DRIFT,
-    };
+    let judge = judge(&eu, Timestamp(now));
     let web = edge(&eu, "eu", "web");
     let second = 1_000_000_000;
     // Seconds ago.
