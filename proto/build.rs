@@ -6,7 +6,7 @@ use prost::Message;
 use prost_types::{FileDescriptorProto, FileDescriptorSet};
 
 const ETCD: [&str; 5] = ["kv", "auth", "rpc", "lock", "election"];
-const SATRAP: [&str; 6] = ["control", "mesh", "ring", "store", "store_watch", "sync"];
+const SATRAP: [&str; 7] = ["control", "fault", "mesh", "ring", "store", "store_watch", "sync"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
@@ -21,9 +21,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = env::var("OUT_DIR")?;
     fs::write(Path::new(&out).join("descriptors.bin"), all.encode_to_vec())?;
 
-    // `satrap.v1` has two segments and its module one, so relative paths to `mvccpb` would miss. What
-    // this first run writes for the packages of etcd lacks the messages it was told are elsewhere;
-    // the second run overwrites it.
+    // `satrap.v1` has two segments and its module one, so relative paths to `mvccpb` would miss. The
+    // files of this first run for the packages of etcd lack the messages that are mapped elsewhere;
+    // the second run overwrites them.
     let of_satrap = |file: &FileDescriptorProto| matches!(file.package(), "satrap.v1" | "mvccpb");
     let satrap = all.file.iter().filter(|file| of_satrap(file)).cloned().collect();
     let etcd = all.file.into_iter().filter(|file| file.package() != "satrap.v1").collect();

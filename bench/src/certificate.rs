@@ -5,8 +5,8 @@ use std::{error::Error, time::Duration};
 use satrap_certify::{
     BundleName, Clock, Interest, Linkage, Replica, StepRules, Trusted, light_block,
 };
-use satrap_host::clock;
 use satrap_merkle::codec::Canonical as _;
+use satrap_runtime::clock;
 use satrap_sim::SimRealm;
 use tendermint_light_client_verifier::{
     ProdVerifier, Verdict, Verifier as _,
@@ -16,7 +16,7 @@ use tendermint_light_client_verifier::{
 
 use crate::stats::Samples;
 
-/// Enough for a steady median.
+/// Enough runs for a stable median.
 const ROUNDS: usize = 2_000;
 
 /// Prints the table.
@@ -79,7 +79,7 @@ fn times(validators: usize) -> Result<(), Box<dyn Error>> {
     let (context, policy) = (realm.genesis.realm(), realm.genesis.policy);
     let set = realm.ledger.validators();
 
-    // The peer: Tendermint's own verifier on the same block.
+    // For comparison: Tendermint's own verifier on the same block.
     let (before, before_commit) = &realm.blocks[0];
     let old = light_block::signed_header(context, &before.checkpoint, before_commit, set);
     let new = light_block::signed_header(context, &step.checkpoint, &step.commit, set);
@@ -106,7 +106,7 @@ fn times(validators: usize) -> Result<(), Box<dyn Error>> {
     let (mut ours, mut whole, mut theirs) =
         (Samples::default(), Samples::default(), Samples::default());
     for _ in 0..ROUNDS {
-        // In turn, so that the machine's moods hit both alike.
+        // Alternating, so that noise of the machine affects both alike.
         ours.push(timed(|| trusted.step(context, &policy, step, rules).is_ok())?);
         whole.push(timed(|| edge.verify(&update, realm.now).is_ok())?);
         theirs.push(timed(|| {

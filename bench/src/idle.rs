@@ -1,8 +1,8 @@
-//! What processes cost that have nothing to do.
+//! Memory and CPU of processes that are idle.
 
 use std::{error::Error, fs, time::Duration};
 
-use satrap_host::TaskGroup;
+use satrap_runtime::TaskGroup;
 use tokio::time;
 
 use crate::{propagation, realm::Realm};

@@ -54,11 +54,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     match args.what {
         What::Certificate => certificate::run(),
         What::Propagation { matrix, publishes } => {
-            satrap_host::runtime::current_thread()?.block_on(propagation::run(matrix, publishes))
+            satrap_runtime::runtime::current_thread()?.block_on(propagation::run(matrix, publishes))
         }
-        What::Etcd(args) => satrap_host::runtime::current_thread()?.block_on(etcd::run(args)),
+        What::Etcd(args) => satrap_runtime::runtime::current_thread()?.block_on(etcd::run(args)),
         What::Idle { seconds } => {
-            satrap_host::runtime::current_thread()?.block_on(idle::run(seconds))
+            satrap_runtime::runtime::current_thread()?.block_on(idle::run(seconds))
         }
     }
 }

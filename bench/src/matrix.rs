@@ -1,8 +1,8 @@
-//! Five continents: one-way delays between them, and what a decision must cost at least.
+//! One-way delays between five continents, and the least time that a decision takes over them.
 //!
 //! The delays are half the average round-trip times of the table "Latency Between AWS Global
 //! Regions" (2017, as reprinted at acomputerscientistlearnsaws.blogspot.com/2017/04/aws-regions.html),
-//! rounded to milliseconds. Today's networks are somewhat faster, so this errs on the hard side.
+//! rounded to milliseconds. Today's networks are somewhat faster, so the figures err on the slow side.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ pub fn one_way(from: usize, to: usize) -> Duration {
 /// The least time from submission at `entry` until the last region has it, for validators at
 /// `validators` (one each, the first one leading) that need `quorum` votes, if computers and disks
 /// were free: the change goes to the leader, then proposal, prevote, precommit, then one hop to
-/// each region from whichever validator decided first for it. The hop to an edge in the same site
+/// each region from the validator that decides first for it. The hop to an edge in the same site
 /// costs nothing here.
 #[must_use]
 pub fn floor(entry: usize, leader: usize, validators: &[usize], quorum: usize) -> Duration {

@@ -1,24 +1,21 @@
 //! From submission to the workload of the last edge, through real processes.
 //!
-//! Arrivals are read where a user would read them: validators and members push checkpoints over
+//! Arrivals are measured at the public interfaces: validators and members push checkpoints over
 //! the sync protocol, edges replace their status file after activation.
 
-use std::{error::Error, fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{convert::Infallible, error::Error, fs, path::PathBuf, sync::Arc, time::Duration};
 
 use satrap_certify::{
-    Action, BundleName, Change, Interest, Key, Publish, Replica, SignedChange, Timestamp, Update,
-    limits::EDGE_UPDATE_BYTES_MAX,
+    Action, BundleName, Change, Interest, Key, Publish, Replica, SignedChange, Timestamp,
 };
-use satrap_cli::{client::Client, operator};
 use satrap_edge_agent::status::Status;
-use satrap_host::{
-    TaskGroup, clock,
-    follow::{self, Replies},
-};
-use satrap_merkle::{BundleTree, codec::Canonical as _};
-use satrap_proto::v1::{FollowRequest, follow_request::Body};
+use satrap_identity::signer::Signer;
+use satrap_merkle::BundleTree;
+use satrap_operator::{client::Client, keys};
+use satrap_pressure::Freshness;
+use satrap_runtime::{TaskGroup, clock};
+use satrap_sync::client::UpdateStream;
 use tokio::{sync::mpsc, time};
-use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     matrix,
@@ -32,7 +29,7 @@ const POLL: Duration = Duration::from_millis(1);
 const START_WITHIN: Duration = Duration::from_secs(180);
 /// A publish that takes longer has failed.
 const ARRIVE_WITHIN: Duration = Duration::from_secs(30);
-/// Arrivals that wait to be counted.
+/// Capacity of the channel of arrivals.
 const ARRIVALS_MAX: usize = 4_096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,13 +129,13 @@ fn with_value(tree: &BundleTree, round: usize) -> BundleTree {
 
 struct Publisher {
     client: Client,
-    key: ed25519_dalek::SigningKey,
+    signer: Arc<dyn Signer>,
 }
 
 impl Publisher {
     /// An operator at the first validator's site.
     async fn new(realm: &Realm) -> Result<Self, Box<dyn Error>> {
-        let key = operator::read_key(&realm.files.operators[0].operator_key)?;
+        let signer = keys::read_signer(&realm.files.operators[0].operator_key)?;
         let client = realm.client(&realm.plan.validators[0].url);
         let interest = Interest::Bundles(vec![bundle()]);
         let up = async {
@@ -147,7 +144,7 @@ impl Publisher {
             }
         };
         time::timeout(ARRIVE_WITHIN, up).await.map_err(|_| "the validators do not come up")?;
-        Ok(Self { client, key })
+        Ok(Self { client, signer })
     }
 
     /// Which validator proposed the newest block.
@@ -170,7 +167,7 @@ impl Publisher {
         let publish = Publish::between(bundle(), version, from, to);
         let change = Change::new(self.client.genesis.realm(), Action::Publish(publish));
         let mut signed = SignedChange::unsigned(change);
-        signed.approve(&self.key);
+        keys::approve(&mut signed, &*self.signer).await?;
         Ok(self.client.submit(&signed).await?.version)
     }
 }
@@ -193,7 +190,7 @@ fn watch(tasks: &TaskGroup, realm: &Realm, sender: &mpsc::Sender<Arrival>) {
                 () = shutdown.requested() => {}
                 () = follow(client, tier, index, sender) => {}
             }
-            Ok::<_, std::convert::Infallible>(())
+            Ok::<_, Infallible>(())
         });
     }
     for index in 0..realm.files.edges.len() {
@@ -203,7 +200,7 @@ fn watch(tasks: &TaskGroup, realm: &Realm, sender: &mpsc::Sender<Arrival>) {
                 () = shutdown.requested() => {}
                 () = poll_edge(path, index, sender) => {}
             }
-            Ok::<_, std::convert::Infallible>(())
+            Ok::<_, Infallible>(())
         });
     }
 }
@@ -221,17 +218,14 @@ async fn follow_once(
     tier: Tier,
     index: usize,
     sender: &mpsc::Sender<Arrival>,
-) -> Result<(), Box<dyn Error + Send + Sync>> {
+) -> Result<Infallible, Box<dyn Error + Send + Sync>> {
     let mut replica = Replica::genesis(&client.genesis, Interest::Bundles(vec![bundle()]));
     let channel = client.channel(&client.endpoints[0]).await?;
-    let (requests, outgoing) = mpsc::channel(1);
-    let body = Some(Body::Position(replica.position().to_canonical().into()));
-    requests.send(FollowRequest { body }).await?;
-    let stream = follow::client(channel).follow(ReceiverStream::new(outgoing)).await?.into_inner();
-    let mut replies = Replies::new(stream, EDGE_UPDATE_BYTES_MAX);
-    while let Some(update) = replies.next().await? {
+    let patience = client.genesis.policy.heartbeat.mul_f64(Freshness::LIMIT_HEARTBEATS);
+    let mut updates = UpdateStream::on(channel, &replica.position(), patience).await?;
+    loop {
+        let update = updates.next(patience).await?;
         let at = clock::monotonic();
-        let update = Update::from_canonical(&update)?;
         let advance = replica.verify(&update, Timestamp(clock::now()))?;
         replica.advance(advance);
         if replica.is_complete() {
@@ -239,7 +233,6 @@ async fn follow_once(
             sender.send(Arrival { tier, index, version, at }).await?;
         }
     }
-    Ok(())
 }
 
 fn edge_version(path: &PathBuf) -> u64 {
@@ -358,7 +351,7 @@ impl Table {
         self.all_edges.print("submit to active, every edge");
     }
 
-    /// The operator stands at the first validator's site.
+    /// The operator is at the first validator's site.
     fn print_floor(&self, leader: usize) {
         let site = VALIDATOR_SITES[leader];
         let floor = matrix::floor(VALIDATOR_SITES[0], site, &VALIDATOR_SITES, 3);

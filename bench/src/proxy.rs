@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use satrap_host::TaskGroup;
+use satrap_runtime::TaskGroup;
 
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 16 * 1024;

@@ -7,21 +7,18 @@ use std::{
 };
 
 use futures::future::select_all;
-
 use satrap_certify::{
     BundleName, ChainId, Class, ClassKind, Genesis, Label, Policy, limits::PUBLISHES_PER_HOUR_MAX,
 };
-use satrap_cli::{
-    client::{Client, Endpoint},
-    realm::{
-        EdgePlan, Lifetimes, MemberPlan, RealmFiles, RealmPlan, RegionPlan, ValidatorPlan, create,
-        layout::ProcessFiles,
-    },
+use satrap_identity::mtls::{CredentialFiles, Credentials};
+use satrap_operator::client::{Client, Endpoint};
+use satrap_realm::{
+    EdgePlan, Lifetimes, MemberPlan, RealmFiles, RealmPlan, RegionPlan, ValidatorPlan, create,
+    layout::ProcessFiles,
 };
-use satrap_host::{
+use satrap_runtime::{
     TaskGroup,
     child::{Daemon, Running},
-    mtls::{CredentialFiles, Credentials},
     ports::Reserved,
 };
 
@@ -35,7 +32,7 @@ pub const VALIDATOR_SITES: [usize; 4] = [0, 1, 2, 3];
 
 /// A realm whose processes run.
 pub struct Realm {
-    /// What it consists of.
+    /// The processes and names that it consists of.
     pub plan: RealmPlan,
     /// Where its files are.
     pub files: RealmFiles,
@@ -198,7 +195,7 @@ impl Realm {
         }
     }
 
-    /// Where an edge says what it runs.
+    /// The status file of an edge.
     #[must_use]
     pub fn status_file(&self, edge: usize) -> PathBuf {
         self.files.edges[edge].dir.join("data").join("status.json")
@@ -237,7 +234,7 @@ async fn separate(tasks: &TaskGroup, plan: &RealmPlan, files: &RealmFiles) -> io
             config.insert("peer_urls".into(), urls.into());
         })?;
     }
-    // Members of one region stand together; their validators are far, their edge is near.
+    // Members of one region are at one site; their validators are far, their edge is near.
     for (index, process) in files.members.iter().enumerate() {
         let site = index / 3;
         let mut near = Vec::new();
@@ -276,7 +273,7 @@ mod tests {
         // It takes any arguments, and fails.
         let program = PathBuf::from("/bin/false");
         let daemon = Daemon { program, verb: "region", config: "a/region.toml".into(), log };
-        let runtime = satrap_host::runtime::current_thread().expect("a runtime");
+        let runtime = satrap_runtime::runtime::current_thread().expect("a runtime");
         let ended = runtime.block_on(async {
             let running = daemon.spawn().expect("/bin/false runs");
             let mut processes = Processes(vec![(daemon, running)]);

@@ -1,20 +1,13 @@
 //! The `satrap` command: operators' verbs, the three daemons, and `dev`.
 //!
-//! A verb trusts the network no more than an edge does: whatever it prints as certified was
-//! verified here, against the genesis file (see [`client`]). Output that a server reported is
-//! marked so.
+//! A verb trusts the network no more than an edge does: everything that it prints as certified was
+//! verified in this process, against the genesis file (see [`satrap_operator::client`]). It marks what
+//! only a server claims.
 //!
-//! Reading order: [`verbs`] (one file per verb), [`client`], [`changes`], [`realm`], [`content`].
+//! Reading order: [`verbs`] (one file per verb), `satrap_operator` (reads and changes a realm),
+//! `satrap_status` (its state), `satrap_realm` (`init`), `satrap_dev` (`dev`).
 
-pub mod changes;
-pub mod client;
-pub mod content;
-pub mod dev;
-pub mod error;
-pub mod operator;
 pub mod output;
-pub mod realm;
 pub mod verbs;
 
-pub use error::{CliError, Kind};
 pub use output::Output;

@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use satrap_cli::{CliError, Kind, Output, verbs::Cli};
+use satrap_cli::{Output, verbs::Cli};
+use satrap_operator::{Error, Kind};
 
-/// Help, the version, or what is wrong with the command line.
+/// Prints help, the version, or the fault in the command line.
 fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         // Nothing is left to do if standard output is closed.
@@ -17,7 +18,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     if args.any(|arg| arg == "--json") {
         let text = error.render().to_string();
         let text = text.strip_prefix("error: ").unwrap_or(&text);
-        Output { json: true }.fail(&CliError::usage(text.trim_end()));
+        Output { json: true }.fail(&Error::usage(text.trim_end()));
     } else {
         let _ = error.print();
     }

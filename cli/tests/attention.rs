@@ -10,12 +10,10 @@ use std::{fs, time::Duration};
 
 use live_realm::Live;
 use realm::{BUNDLE, addresses};
-use satrap_cli::{
-    client::etcd::EtcdClient,
-    realm::{Description, EtcdPlan},
-};
-use satrap_host::child::Daemon;
+use satrap_operator::client::etcd::EtcdClient;
 use satrap_proto::etcdserverpb::{PutRequest, kv_client::KvClient};
+use satrap_realm::{Description, EtcdPlan};
+use satrap_runtime::child::Daemon;
 
 /// How long a fault may take to show.
 const SHOWS_WITHIN: Duration = Duration::from_secs(60);

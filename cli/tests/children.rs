@@ -12,11 +12,9 @@ use rustls::{
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
-use satrap_cli::realm::EtcdPlan;
-use satrap_host::{
-    clock, files,
-    pki::{self, Authority, Leaf, Role, SpiffeId, WebAuthority},
-};
+use satrap_identity::pki::{self, Authority, Leaf, Role, SpiffeId, WebAuthority};
+use satrap_realm::EtcdPlan;
+use satrap_runtime::{clock, files};
 use tokio::{
     net::TcpStream,
     time::{sleep, timeout},
@@ -42,7 +40,7 @@ async fn logs(realm: &TestRealm, process: usize, text: &str) {
 
 #[test]
 fn sighup_reads_credentials_again_and_ends_no_daemon() {
-    satrap_host::runtime::current_thread().unwrap().block_on(async {
+    satrap_runtime::runtime::current_thread().unwrap().block_on(async {
         let mut realm = TestRealm::start(plan(1, &["eu"], 1));
         let client = realm.client(realm.validator_urls());
         realm.read(&client).await;
@@ -62,7 +60,7 @@ fn sighup_reads_credentials_again_and_ends_no_daemon() {
             assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
             // Without the signal they would be read again within a minute, and the log says why.
             logs(&realm, process, "SIGHUP").await;
-            logs(&realm, process, "kept the old credentials").await;
+            logs(&realm, process, "credentials not reloaded").await;
         }
         for process in [validator, member, edge] {
             // Panics if it has ended.
@@ -149,7 +147,7 @@ fn install(dir: &Path, name: &str, leaf: &Leaf) {
 /// signal it would within a minute, which is longer than this test waits.
 #[test]
 fn a_renewed_certificate_is_served_after_sighup() {
-    satrap_host::runtime::current_thread().unwrap().block_on(async {
+    satrap_runtime::runtime::current_thread().unwrap().block_on(async {
         let mut plan = plan(1, &["eu"], 0);
         let listen = addresses(1)[0];
         let etcd = EtcdPlan { listen, url: format!("https://{listen}") };
@@ -202,7 +200,7 @@ fn a_renewed_certificate_is_served_after_sighup() {
 
 #[test]
 fn a_daemon_ends_with_its_parent() {
-    satrap_host::runtime::current_thread().unwrap().block_on(async {
+    satrap_runtime::runtime::current_thread().unwrap().block_on(async {
         let mut realm = TestRealm::start(plan(1, &["eu"], 1));
         let client = realm.client(realm.validator_urls());
         realm.read(&client).await;

@@ -9,15 +9,13 @@ use std::{
     time::Duration,
 };
 
-use satrap_host::{
-    clock,
-    pki::{Authority, Scope},
-};
+use satrap_identity::pki::{Authority, Scope};
+use satrap_runtime::clock;
 
 /// Three CAs in one file, as an operating system ships them.
 fn trust_bundle(dir: &Path) -> PathBuf {
     let ca = |n: u32| {
-        let scope = Scope::Operators { chain: format!("somebody-{n}") };
+        let scope = Scope::Operators { chain: format!("other-{n}") };
         let ttl = Duration::from_secs(24 * 3600);
         Authority::create(scope, clock::now(), ttl).unwrap().certificate_pem().to_owned()
     };
@@ -76,7 +74,7 @@ fn dev_brings_a_realm_up_publishes_and_resumes() {
 }
 
 #[test]
-fn every_lie_of_an_evil_region_is_told_and_refused_by_its_rule() {
+fn every_lie_of_an_evil_region_is_sent_and_refused_by_its_rule() {
     let dir = tempfile::tempdir().unwrap();
     let output = dev(dir.path(), &["--evil-region"]);
     assert!(output.status.success(), "{}", text(&output));
@@ -87,8 +85,8 @@ fn every_lie_of_an_evil_region_is_told_and_refused_by_its_rule() {
         ("mix-versions", ["B4", "B4"]),
         ("forge-head", ["D1", "D1"]),
         ("foreign-certificate", ["C4", "C7"]),
-        ("garbage", ["W1", "W1"]),
-        ("oversized", ["W2", "W2"]),
+        ("garbage", ["WIRE-1", "WIRE-1"]),
+        ("oversized", ["WIRE-2", "WIRE-2"]),
     ] {
         let shown = text(&output);
         let told = shown.lines().filter(|line| line.trim_start().starts_with(lie));

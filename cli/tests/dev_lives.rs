@@ -4,90 +4,30 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod common;
+mod dev_realm;
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::mpsc,
     thread,
     time::Duration,
 };
 
+use common::satrap;
+use dev_realm::{Dev, WAIT, as_operators, kill};
 use satrap_certify::limits::CHANGE_BYTES_MAX;
-use satrap_host::{
-    clock,
+use satrap_identity::{
     mtls::{CredentialFiles, Credentials},
     pki::{Authority, Scope},
 };
+use satrap_runtime::clock;
 
-use common::{Ran, command, satrap};
-
-/// Generous, because the machine may be busy; reaching it is a failure.
-const WAIT: Duration = Duration::from_secs(120);
 /// The README states this bound.
 const DISK_BYTES_MAX: u64 = 150 * 1000 * 1000;
 /// The bundle of every edge.
 const BUNDLE: &str = "pki/edge-trust";
 const YEAR_S: i64 = 365 * 24 * 3600;
-
-/// A `satrap dev` that stays up, and what it says.
-struct Dev {
-    child: Child,
-    lines: mpsc::Receiver<String>,
-    said: Vec<String>,
-}
-
-impl Dev {
-    fn start(dir: &Path, more: &[&str]) -> Self {
-        let mut child = command(dir)
-            .args(["dev", "--state-dir", "realm"])
-            .args(more)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (sender, lines) = mpsc::channel();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        thread::spawn(move || {
-            output.lines().map_while(Result::ok).try_for_each(|l| sender.send(l))
-        });
-        Self { child, lines, said: Vec::new() }
-    }
-
-    /// Waits until it says `text`.
-    #[track_caller]
-    fn says(&mut self, text: &str) {
-        loop {
-            let line = self.lines.recv_timeout(WAIT);
-            let line = line.unwrap_or_else(|_| panic!("`{text}` was not said: {:#?}", self.said));
-            let found = line.contains(text);
-            self.said.push(line);
-            if found {
-                return;
-            }
-        }
-    }
-
-    fn signal(&self, signal: &str) {
-        kill(signal, self.child.id());
-    }
-}
-
-impl Drop for Dev {
-    fn drop(&mut self) {
-        // It has ended in the course of the test, unless that failed.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn kill(signal: &str, pid: u32) {
-    let sent = Command::new("kill").args([signal, &pid.to_string()]).status().unwrap();
-    assert!(sent.success());
-}
 
 /// All process ids in `realm.json`.
 fn pids(realm: &Path) -> Vec<u32> {
@@ -147,17 +87,6 @@ fn trust_bundle(dir: &Path, name: &str, cas: &[String]) -> String {
     let path = dir.join(name);
     fs::write(&path, cas.concat()).unwrap();
     path.display().to_string()
-}
-
-/// Gives a verb as both operators of the realm in `dir`.
-fn as_operators(dir: &Path, verb: &[&str]) -> Ran {
-    let realm = dir.join("realm");
-    let plan = fs::read_to_string(realm.join("realm.toml")).unwrap();
-    let plan = satrap_cli::realm::RealmPlan::from_toml(&plan).unwrap();
-    let operators = satrap_cli::realm::RealmFiles::of(&plan, &realm).operators;
-    let keys: Vec<_> = operators.iter().map(|o| o.operator_key.display().to_string()).collect();
-    let more = ["--realm", "realm", "--operator", &keys[0], "--operator", &keys[1]];
-    satrap(dir, &[verb, &more].concat())
 }
 
 #[test]
@@ -262,7 +191,7 @@ fn a_realm_is_made_for_years_and_says_whose_port_is_taken() {
         assert!(years >= 9, "the certificate of {process} ends after {years} years");
     }
     let plan = fs::read_to_string(realm.join("realm.toml")).unwrap();
-    let plan = satrap_cli::realm::RealmPlan::from_toml(&plan).unwrap();
+    let plan = satrap_realm::RealmPlan::from_toml(&plan).unwrap();
     // Nothing is decided while a realm does not run, so its last block gets as old as its pause.
     assert!(plan.policy.trusting_period >= Duration::from_secs(9 * 365 * 24 * 3600));
 

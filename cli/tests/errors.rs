@@ -45,14 +45,28 @@ const CASES: &[(&[&str], i32, &str)] = &[
     (
         &["submit", "words"],
         65,
-        "satrap: words is not a change file (input ends in the middle of a value); `satrap publish \
-         --out` makes them\n",
+        "satrap: words is not a change file (input ends in the middle of a value); \
+         `satrap publish`, `retire` and `govern` save one with --out\n",
     ),
     (
         &["init", "words"],
-        65,
+        64,
         "satrap: words: not a realm description: TOML parse error at line 1, column 5\n  |\n1 | not \
          toml\n  |     ^\nkey with no value, expected `=`\nsee `satrap init --example`\n",
+    ),
+    (&["init", "binary"], 64, "satrap: binary: invalid utf-8 sequence of 1 bytes from index 0\n"),
+    (
+        &["govern", "set-validators", "words"],
+        64,
+        "satrap: words is not a list of validators: TOML parse error at line 1, column 5\n  |\n1 | not \
+         toml\n  |     ^\nkey with no value, expected `=`\n; `satrap govern show --validators` prints a \
+         list\n",
+    ),
+    (
+        &["snapshot", "save", "words"],
+        64,
+        "satrap: words exists; a snapshot is never overwritten: choose another name, or remove it \
+         first\n",
     ),
     (
         &["edge", "run", "--config", "absent"],
@@ -115,6 +129,7 @@ const CASES: &[(&[&str], i32, &str)] = &[
 fn mistakes_are_explained() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("words"), "not toml\n").unwrap();
+    fs::write(dir.path().join("binary"), [0xff, 0xfe]).unwrap();
     std::os::unix::fs::symlink("nowhere", dir.path().join("dangling")).unwrap();
     let key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
     fs::write(dir.path().join("key.pem"), key).unwrap();
@@ -176,8 +191,8 @@ fn keys_are_made_once_and_must_stay_private() {
     satrap(dir.path(), &["govern", "new-key", "k"])
         .fails(64, "k exists; a key is never overwritten");
     let path = dir.path().join("k");
-    assert!(satrap_cli::operator::read_key(&path).is_ok());
+    assert!(satrap_operator::keys::read_signer(&path).is_ok());
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-    let error = satrap_cli::operator::read_key(&path).unwrap_err();
+    let error = satrap_operator::keys::read_signer(&path).err().unwrap();
     assert!(error.message.contains("run `chmod 600"), "{error}");
 }

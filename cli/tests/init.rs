@@ -6,14 +6,13 @@ mod common;
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
-use satrap_cli::realm::{RealmFiles, RealmPlan, text::EXAMPLE};
-use satrap_host::{
-    clock,
+use common::satrap;
+use satrap_identity::{
     mtls::{CredentialFiles, Credentials},
     pki::Role,
 };
-
-use common::satrap;
+use satrap_realm::{DiskPlan, RealmFiles, RealmPlan, text::EXAMPLE};
+use satrap_runtime::clock;
 
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
@@ -44,7 +43,7 @@ fn every_daemon_loads_what_was_made_for_it() {
     }
     let members = plan.regions.iter().flat_map(|r| r.members.iter().map(move |m| (r, m)));
     for ((region, m), at) in members.zip(&files.members) {
-        let config = satrap_regional_server::Config::load(&at.config).unwrap();
+        let config = satrap_region_server::Config::load(&at.config).unwrap();
         assert_eq!((&config.region, &config.name), (&region.name, &m.name));
         assert_eq!((config.client_listen, config.peer_listen), (m.client_listen, m.peer_listen));
         assert_eq!(config.validators.len(), plan.validators.len());
@@ -86,7 +85,7 @@ fn the_next_steps_can_be_taken_as_written() {
         }
         let loaded = match verb {
             "validator" => satrap_global_node::Config::load(&machine.join(config)).map(drop),
-            "region" => satrap_regional_server::Config::load(&machine.join(config)).map(drop),
+            "region" => satrap_region_server::Config::load(&machine.join(config)).map(drop),
             _ => satrap_edge_agent::Config::load(&machine.join(config)).map(drop),
         };
         loaded.unwrap_or_else(|error| panic!("{command}: {error}"));
@@ -94,7 +93,7 @@ fn the_next_steps_can_be_taken_as_written() {
 }
 
 #[test]
-fn every_process_can_prove_its_name_and_believes_no_more_than_it_must() {
+fn a_process_of_each_kind_proves_its_name_and_trusts_no_more_cas_than_it_must() {
     let dir = tempfile::tempdir().unwrap();
     let (_, files) = init(dir.path());
     let load = |dir: &Path| {
@@ -143,8 +142,8 @@ fn secrets_are_private_and_nothing_is_left_over() {
             assert_eq!(mode(path.parent().unwrap()), 0o700, "{}", path.display());
         }
     }
-    // CAs: validators, two regions, operators. Leaves: 4 + 6 + 2 + 2. Signing: 4 + 2. For clients of
-    // etcd in one region: its CA, 3 members, 2 operators.
+    // CAs: validators, two regions, operators. Leaves: 4 + 6 + 2 + 2. Signing: 4 + 2. For etcd
+    // clients in one region: its CA, 3 members, 2 operators.
     assert_eq!(secrets, 4 + 14 + 6 + 6);
     assert_eq!(mode(&files.dir), 0o700);
     let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
@@ -171,8 +170,30 @@ fn a_wrong_description_leaves_nothing_behind() {
     let wrong = EXAMPLE.replace("governance_approvals = 2", "governance_approvals = 3");
     fs::write(dir.path().join("realm.toml"), wrong).unwrap();
     satrap(dir.path(), &["init", "realm.toml", "--out", "realm"])
-        .fails(65, "asks for 3 approvals, but 2 principals exist");
+        .fails(64, "expected 1 to 2 (the number of operators), found 3");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+/// A class or a governance that no number of operators, or none at all, could satisfy.
+#[test]
+fn a_number_of_approvals_is_between_one_and_the_number_of_operators() {
+    let dir = tempfile::tempdir().unwrap();
+    let wrong = EXAMPLE.replace("governance_approvals = 2", "governance_approvals = 0");
+    fs::write(dir.path().join("realm.toml"), wrong).unwrap();
+    satrap(dir.path(), &["init", "realm.toml", "--out", "realm"])
+        .fails(64, "expected 1 to 2 (the number of operators), found 0");
+}
+
+/// The bounds that `init` checks are those of the member that reads the result.
+#[test]
+fn members_accept_every_size_on_disk_that_init_accepts() {
+    for (log_segment_mib, reserve_mib) in [(1, 1), (1, 4096), (1024, 1024), (1024, 4096)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut plan = RealmPlan::from_toml(EXAMPLE).unwrap();
+        plan.disk = Some(DiskPlan { log_segment_mib, reserve_mib });
+        let files = satrap_realm::create(&plan, &dir.path().join("realm")).unwrap();
+        satrap_region_server::Config::load(&files.members[0].config).unwrap();
+    }
 }
 
 #[test]

@@ -111,7 +111,8 @@ fn two_must_approve_where_the_realm_says_so() {
     fs::copy(live.realm.files.dir.join("ca/validator.crt"), live.dir().join("ca.pem")).unwrap();
     live.run(&["publish", "pki/edge-trust", "ca.pem"])
         .fails(65, "refused by rule V3: 1 distinct principals approved, 2 must");
-    live.run(&["publish", "pki/edge-trust", "ca.pem", "--out", "change"]).succeeds();
+    let saved = live.run(&["publish", "pki/edge-trust", "ca.pem", "--out", "change"]).succeeds();
+    assert!(saved.contains("next: `satrap approve change --operator KEY` by others"), "{saved}");
     live.write("other/x.pem", "not what was reviewed");
     live.run(&["approve", "change", "--operator", &bob, "--matches", "other"])
         .fails(65, "do not sign it");
@@ -122,7 +123,8 @@ fn two_must_approve_where_the_realm_says_so() {
     );
     assert!(shown.contains("approvals       1 of 2: alice"), "{shown}");
     live.run(&["submit", "change"]).fails(65, "refused by rule V3");
-    live.run(&["approve", "change", "--operator", &bob, "--matches", "ca.pem"]).succeeds();
+    let signed = live.run(&["approve", "change", "--operator", &bob, "--matches", "ca.pem"]);
+    assert!(signed.succeeds().contains("next: `satrap submit change`"));
     let done = live.run(&["--json", "submit", "change"]).json();
     assert_eq!(done["version"], 1);
     // The same change again is found to be decided.

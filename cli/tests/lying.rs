@@ -16,18 +16,18 @@ use std::{
 use satrap_certify::{
     Action, BundleName, Change, GovernanceAct, Operator, PublicKey, Retire, SignedChange,
 };
-use satrap_cli::{client::Client, error::Kind};
-use satrap_host::{
-    TaskGroup,
-    mtls::{CredentialFiles, Credentials, Limits, Listener, PeerRule, server_builder},
+use satrap_identity::mtls::{
+    CredentialFiles, Credentials, Limits, Listener, PeerRule, server_builder,
 };
 use satrap_merkle::BundleTree;
+use satrap_operator::{Kind, client::Client};
 use satrap_proto::v1::{
     GovernanceReply, GovernanceRequest, LightBlockReply, LightBlocksRequest, StatusReply,
     StatusRequest, SubmitReply, SubmitRequest, ValidatorStatus,
     control_server::{self, ControlServer},
     status_reply::Tier,
 };
+use satrap_runtime::TaskGroup;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 

@@ -1,4 +1,4 @@
-//! 000-48, E10, DC: what keeps working when the tiers above are gone.
+//! 000-48: what keeps working when the tiers above are gone.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -6,8 +6,8 @@ mod realm;
 
 use std::{fs, time::Duration};
 
-use satrap_cli::client::Endpoint;
 use satrap_merkle::BundleTree;
+use satrap_operator::client::Endpoint;
 use satrap_proto::v1::status_reply::Tier;
 
 use self::realm::{BUNDLE, TestRealm, plan};
@@ -78,7 +78,7 @@ async fn a_region_without_validators_and_an_edge_without_servers_serve_what_they
     let active = link.join("greeting.txt");
     assert_eq!(fs::read_to_string(&active).unwrap(), "hello");
 
-    // Even if somebody damaged the active file, or removed the link, while it was down.
+    // Even if the active file was damaged, or the link removed, while it was down.
     let damage: [&dyn Fn(); 2] =
         [&|| fs::write(&active, "tampered").unwrap(), &|| fs::remove_file(&link).unwrap()];
     for damage in damage {

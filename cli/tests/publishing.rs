@@ -15,8 +15,9 @@ use ed25519_dalek::SigningKey;
 use live_realm::Live;
 use realm::{BUNDLE, plan};
 use satrap_certify::{Action, BundleName, Change, Key, Publish, SignedChange};
-use satrap_cli::changes::Changes;
+use satrap_identity::signer::SoftSigner;
 use satrap_merkle::{BundleTree, codec::Canonical as _};
+use satrap_operator::changes::Changes;
 use serde_json::json;
 
 #[test]
@@ -37,7 +38,7 @@ fn content_that_edges_cannot_use_or_is_a_mistake_is_refused() {
     }
     live.run(&["publish", BUNDLE, "content"]).succeeds();
 
-    // P3 and P4: links, names that are no text, names that forge lines, the combined file.
+    // CONTENT-3 and CONTENT-4: links, names that are no text, names that forge lines, the combined file.
     let content = live.dir().join("content");
     let odd = |name: &[u8]| content.join(std::ffi::OsString::from_vec(name.to_vec()));
     std::os::unix::fs::symlink("/etc/hostname", odd(b"link")).unwrap();
@@ -126,7 +127,8 @@ fn approvals_are_shown_by_name_and_those_that_count_nothing_are_dropped() {
     let path = live.dir().join("change");
     let honest = Changes::read(&path).unwrap();
     let mut spoiled = honest.clone();
-    spoiled.approve(&SigningKey::from_bytes(&[9; 32])).unwrap();
+    let stranger = SoftSigner::new(SigningKey::from_bytes(&[9; 32])).shared();
+    live.runtime.block_on(spoiled.approve(&[stranger])).unwrap();
     spoiled.replace(&path).unwrap();
     let shown = live.run(&["approve", "change"]).succeeds();
     assert!(shown.contains("approvals       1 of 2: alice\n"), "{shown}");
@@ -156,7 +158,7 @@ fn approvals_are_shown_by_name_and_those_that_count_nothing_are_dropped() {
     let genesis = live.realm.files.genesis.display().to_string();
     let offline =
         satrap(live.dir(), &["approve", "change", "--genesis", &genesis, "--realm", "none"]);
-    assert!(offline.err.contains("the realm could not be asked"), "{}", offline.err);
+    assert!(offline.err.contains("no server could be read"), "{}", offline.err);
     assert!(offline.out.contains("as a new bundle: 1 entry put, 0 removed"), "{}", offline.out);
 }
 
@@ -217,8 +219,8 @@ fn approve_signs_no_change_that_is_not_what_it_says() {
         ),
     ] {
         let expected = format!(
-            "refused by rule V7: part 1 of the change makes the key {named} something else than it \
-             is in content"
+            "refused by rule V7: part 1 of the change gives the key {named} another value than \
+             content"
         );
         refused(&forged, &["--matches", "content"], &expected);
         refused(&forged, &[], "refused by rule V7: the content after part 1");
@@ -312,7 +314,7 @@ fn without_a_quorum_an_operator_learns_what_became_of_the_change() {
     let error: serde_json::Value = serde_json::from_str(&ran.err).unwrap();
     assert_eq!((ran.code, &error["error"]["kind"]), (75, &json!("undecided")));
 
-    // The validators decide it by themselves once they can, and the same command finds out.
+    // The validators decide it by themselves once they can, and the same command shows it.
     for process in live.realm.processes.iter_mut().filter(|p| validators(&p.name, &["v2", "v3"])) {
         let _guard = runtime.enter();
         process.restart();
@@ -337,7 +339,7 @@ fn without_a_quorum_an_operator_learns_what_became_of_the_change() {
 }
 
 #[test]
-fn credentials_of_others_are_told_from_servers_that_are_away() {
+fn wrong_credentials_are_distinguished_from_unreachable_servers() {
     let live = Live::start();
     let files = &live.realm.files;
     let edge = files.edges[0].dir.display().to_string();
@@ -356,7 +358,7 @@ fn credentials_of_others_are_told_from_servers_that_are_away() {
     for (key, expected) in [
         ("absent.key", "operator key absent.key: No such file"),
         ("open.key", "has mode 0644, expected 0600: run `chmod 600 open.key`"),
-        ("words.key", "operator key words.key: expected 64 hex digits"),
+        ("words.key", "operator key words.key: it holds no signing key; expected 64 hex digits"),
     ] {
         let ran = live.run(&["publish", BUNDLE, "content", "--operator", key]).fails(64, expected);
         assert!(ran.err.contains("; --operator names the file of your key"), "{}", ran.err);
@@ -366,14 +368,14 @@ fn credentials_of_others_are_told_from_servers_that_are_away() {
     let twin = tempfile::tempdir().unwrap();
     let at = |name: &str| twin.path().join(name);
     let mut other = plan(1, &["eu"], 0);
-    let made = satrap_cli::realm::create(&other, &at("twin")).unwrap();
+    let made = satrap_realm::create(&other, &at("twin")).unwrap();
     made.description(&other).store(&made.dir).unwrap();
     let endpoint = &live.realm.validator_urls()[0];
     let twin_dir = made.dir.display().to_string();
     satrap(live.dir(), &["get", BUNDLE, "--realm", &twin_dir, "--endpoint", endpoint])
         .fails(69, "no server at these addresses is trusted: they are of another realm");
     other.chain_id = "other-realm".parse().unwrap();
-    let made = satrap_cli::realm::create(&other, &at("other")).unwrap();
+    let made = satrap_realm::create(&other, &at("other")).unwrap();
     let genesis = made.genesis.display().to_string();
     live.run(&["get", BUNDLE, "--genesis", &genesis])
         .fails(64, "the certificate is of realm `test-realm`, the genesis of realm `other-realm`");

@@ -1,4 +1,4 @@
-//! 000-58, 000-59, 000-60, 000-73 to 000-75: a member is replaced without loss, a snapshot is
+//! 000-58, 000-59, 000-60, 000-73, 000-74, 000-75: a member is replaced without loss, a snapshot is
 //! restored, and a lost majority is recovered from, with the verbs that the runbooks name.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
@@ -9,7 +9,11 @@ mod realm;
 use std::{cell::Cell, fs, path::Path, time::Duration};
 
 use common::Ran;
-use satrap_cli::realm::create;
+use satrap_identity::mtls::{self, PeerRule};
+use satrap_proto::v1::{
+    RecoveryInfo, StatusRequest, control_client::ControlClient, status_reply::Tier,
+};
+use satrap_realm::create;
 use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -19,7 +23,7 @@ const WITHIN: Duration = Duration::from_secs(60);
 /// How long a member is refused for want of its disk; errors come with every heartbeat.
 const REFUSED_FOR: Duration = Duration::from_secs(6);
 /// Warnings and errors that each member may log meanwhile.
-const TROUBLES_MAX: usize = 12;
+const WARNINGS_MAX: usize = 12;
 
 /// Runs a verb beside the tasks of the test.
 async fn satrap(dir: &Path, args: &[&str]) -> Ran {
@@ -51,6 +55,18 @@ impl Ring {
     async fn online(&self, args: &[&str]) -> Ran {
         let realm = self.dir().display().to_string();
         self.satrap(&[args, &["--realm", &realm, "--json"]].concat()).await
+    }
+
+    /// The recoveries that one member shows, of its own state.
+    async fn recoveries(&self, member: usize) -> Option<Vec<RecoveryInfo>> {
+        let region = &self.realm.plan.regions[0];
+        let rule = PeerRule::Member(region.name.as_str().into());
+        let url = &region.members[member].client_url;
+        let channel = mtls::connect_lazy(url, &self.realm.credentials, rule).unwrap();
+        let asked = StatusRequest { local_only: true };
+        let status = ControlClient::new(channel).status(asked).await.ok()?;
+        let Some(Tier::Region(status)) = status.into_inner().tier else { panic!("not a member") };
+        Some(status.recoveries)
     }
 
     async fn role_of(&self, name: &str) -> String {
@@ -168,7 +184,7 @@ async fn wrong_files(ring: &Ring, config: &str) {
     let mut flipped = whole.clone();
     flipped[whole.len() / 3] ^= 1;
     fs::write(ring.dir().join("flipped.db"), &flipped).unwrap();
-    restore("flipped.db", config).await.fails(65, "does not have its digest");
+    restore("flipped.db", config).await.fails(65, "does not match its digest");
     restore("absent.db", config).await.fails(64, "No such file");
     let stranger = create(&etcd_plan(), &ring.dir().join("stranger")).unwrap();
     let stranger = stranger.members[0].config.display().to_string();
@@ -233,6 +249,21 @@ async fn a_lost_majority_is_recovered_from_by_an_explicit_choice_000_75() {
         ring.until_votes(name).await;
     }
     ring.until_all_hold(&keys).await;
+
+    // The record stays with the state: on the survivor after a restart, and on members that received the
+    // state as a snapshot.
+    ring.kill([0]).await;
+    ring.realm.processes[0].restart();
+    for member in 0..3 {
+        let record = until("the member answers", async || ring.recoveries(member).await).await;
+        let [record] = record.as_slice() else { panic!("member {member}: {record:?}") };
+        assert_eq!((record.kind.as_str(), record.reason.as_str()), ("forced", "fire in zone two"));
+        assert_eq!(record.trusted, ["a"]);
+        assert_eq!(record.lost, ["b", "c"]);
+        assert_eq!(record.kept, i64_of(&done, "kept"));
+    }
+    let cut = ring.online(&["recover", "status"]).await.json();
+    assert_eq!(cut["regions"][0]["recoveries"][0]["reason"], "fire in zone two", "{cut}");
 }
 
 /// Nothing but an explicit, signed and needed choice is taken.
@@ -263,7 +294,7 @@ async fn wrong_choices(ring: &mut Ring, configs: &[String]) {
     let listens = async || tokio::net::TcpStream::connect(address).await.ok();
     until("member b listens", listens).await;
     let wrong = run(ring, &["--trust", "a", "--lost", "b,c"], &because).await;
-    wrong.fails(65, "something answers");
+    wrong.fails(65, "a process answers");
     ring.kill([1]).await;
 }
 
@@ -295,11 +326,27 @@ async fn no_member_without_a_majority_speaks_for_the_ring() {
     refused.fails(69, "deploy/runbooks/forced-recovery.md");
 }
 
+/// The member that `satrap` asks first answers nothing more once it has left.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_runs_and_is_asked_first_is_replaced() {
+    let mut ring = Ring::start().await;
+    ring.until_votes("c").await;
+    ring.put("before", "").await;
+    let replaced = ring.online(&["member", "replace", "a"]).await.json();
+    let members = replaced["members"].as_array().unwrap();
+    assert!(members.iter().any(|member| member["role"] == "expected"), "{replaced}");
+    ring.kill([0]).await;
+    ring.wipe(0);
+    ring.realm.processes[0].restart();
+    ring.until_votes("a").await;
+    ring.until_all_hold(&["before".to_owned()]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_lost_its_disk_is_replaced_by_one_verb_000_65_000_73() {
     let mut ring = Ring::start().await;
     ring.until_votes("c").await;
-    ring.online(&["member", "remove", "nobody"]).await.fails(65, "no member `nobody`");
+    ring.online(&["member", "remove", "absent"]).await.fails(65, "no member `absent`");
     ring.kill([2]).await;
     let (done, writer) = (Cell::new(false), ring.client.clone());
     let drill = async {
@@ -313,14 +360,17 @@ async fn a_member_that_lost_its_disk_is_replaced_by_one_verb_000_65_000_73() {
         // Started too early, it is refused, and says so a few times.
         ring.realm.processes[2].restart();
         ring.until_logged(2, "this member cannot join").await;
+        let status = ring.online(&["status"]).await.out;
+        let line = "member `eu/c`: joining the ring: ";
+        assert!(status.contains(line) && status.contains("`satrap member replace`"), "{status}");
         let refused_for = Instant::now() + REFUSED_FOR;
         while Instant::now() < refused_for {
             ring.put("meanwhile", "").await;
             sleep(LOOK).await;
         }
         for process in &ring.realm.processes {
-            let troubles = process.troubles();
-            assert!(troubles.len() <= TROUBLES_MAX, "{}: {troubles:#?}", process.name);
+            let warnings = process.warnings();
+            assert!(warnings.len() <= WARNINGS_MAX, "{}: {warnings:#?}", process.name);
         }
         ring.kill([2]).await;
         ring.wipe(2);

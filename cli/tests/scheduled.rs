@@ -1,4 +1,4 @@
-//! Members save their ring without anybody's hand, and say so.
+//! Members save scheduled snapshots of their ring, and report them.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -63,7 +63,8 @@ async fn members_save_their_ring_and_say_when_they_cannot() {
     assert_eq!(verified.json()["revision"], saved["newest"]["revision"]);
 
     let failed = until(&ring, "b", |shown| !shown["error"].is_null()).await;
-    assert!(failed["error"].as_str().unwrap().contains("no/such/place"), "{failed}");
+    let error = failed["error"].as_str().unwrap();
+    assert!(error.contains("no/such/place") && error.contains("`snapshots.dir`"), "{failed}");
     let text = satrap(ring.dir(), &["status", "--realm", &realm]).out;
     assert!(text.contains("eu/a saved revision"), "{text}");
     assert!(text.contains("eu/b NO SNAPSHOT ("), "{text}");

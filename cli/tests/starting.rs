@@ -12,11 +12,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use satrap_cli::realm::{RealmFiles, RealmPlan, create, layout::ProcessFiles};
-use satrap_host::lock::DirectoryLock;
-
 use common::satrap;
 use realm::{addresses, plan};
+use satrap_realm::{RealmFiles, RealmPlan, create, layout::ProcessFiles};
+use satrap_runtime::lock::DirectoryLock;
 
 /// A realm on disk of which nothing runs.
 struct Files {
@@ -31,7 +30,7 @@ impl Files {
         for member in &mut plan.regions[0].members {
             let listen = addresses(1)[0];
             let url = format!("https://{listen}");
-            member.etcd = Some(satrap_cli::realm::EtcdPlan { listen, url });
+            member.etcd = Some(satrap_realm::EtcdPlan { listen, url });
         }
         let dir = tempfile::tempdir().unwrap();
         let files = create(&plan, &dir.path().join("realm")).unwrap();
@@ -96,7 +95,7 @@ fn a_listener_of_etcd_that_cannot_be_made_is_explained() {
         &["`etcd.tls.cert`", "etcd.crt", "No such file", "; name a file"],
     );
     fs::write(dir.join("etcd.crt"), cert).unwrap();
-    // A key, but that of somebody else.
+    // A valid key of another validator.
     fs::write(dir.join("etcd.key"), fs::read(realm.files.members[1].dir.join("etcd.key")).unwrap())
         .unwrap();
     refuses("region", member, 64, &["`etcd.tls.key`", "etcd.key", "not the certificate's key"]);
@@ -156,7 +155,7 @@ fn credentials_that_cannot_be_used_are_named_with_their_setting() {
         refuses(verb, process, 64, &["`tls.trust`", "trust.pem"]);
         fs::write(at("trust.pem"), trust).unwrap();
         let certificate = fs::read(at("tls.crt")).unwrap();
-        // One for clients of etcd names no process.
+        // One for etcd clients names no process.
         fs::copy(realm.member().dir.join("etcd.crt"), at("tls.crt")).unwrap();
         refuses(verb, process, 64, &["`tls.cert`", "tls.crt", "install the file that was issued"]);
         fs::write(at("tls.crt"), certificate).unwrap();
@@ -164,7 +163,12 @@ fn credentials_that_cannot_be_used_are_named_with_their_setting() {
         for name in ["tls.crt", "tls.key", "trust.pem"] {
             fs::copy(stranger.join(name), at(name)).unwrap();
         }
-        refuses(verb, process, 64, &["`tls.cert`", "member/b", "install the certificate of this"]);
+        refuses(
+            verb,
+            process,
+            64,
+            &["`tls.cert`", "member/b", "install the certificate of spiffe:"],
+        );
         fs::remove_file(at("tls.crt")).unwrap();
         refuses(verb, process, 64, &["`tls.cert`", "tls.crt", "No such file"]);
     }
@@ -181,7 +185,7 @@ fn a_signing_key_that_is_none_is_named() {
 }
 
 #[test]
-fn a_data_directory_has_one_owner_and_the_next_one_is_told_which() {
+fn a_second_process_is_refused_the_data_directory_and_shown_its_owner() {
     let realm = Files::new();
     let pid = format!("process {}", std::process::id());
     for (verb, process) in [

@@ -1,6 +1,6 @@
 //! The calls that run a ring, made by the thread that torments it.
 //!
-//! Each goes to one member and is given little time; whoever needs more asks again.
+//! Each goes to one member and is given little time; a caller that needs more asks again.
 
 use std::{future::Future, time::Duration};
 
@@ -13,7 +13,7 @@ use satrap_proto::etcdserverpb::{
 use tokio::{runtime::Runtime, time::timeout};
 use tonic::{Status, transport::Channel};
 
-use crate::{Trouble, session::Dialer};
+use crate::{RunError, session::Dialer};
 
 /// A member as the ring knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,9 +38,9 @@ impl Admin {
     /// # Errors
     ///
     /// If the operating system refuses an event queue.
-    pub fn new(dialer: Dialer) -> Result<Self, Trouble> {
-        let runtime = satrap_host::runtime::current_thread();
-        Ok(Self { runtime: runtime.map_err(Trouble::io("a runtime"))?, dialer })
+    pub fn new(dialer: Dialer) -> Result<Self, RunError> {
+        let runtime = satrap_runtime::runtime::current_thread();
+        Ok(Self { runtime: runtime.map_err(RunError::io("a runtime"))?, dialer })
     }
 
     /// Connects, calls, and takes any failure for no answer.

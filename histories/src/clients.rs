@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use satrap_history::{
-    Failure, Nanos, Operation, Outcome, Request,
+    Nanos, Operation, Outcome, Request,
     random::Random,
     workload::{LeaseKeeper, Workload},
 };
@@ -67,14 +67,7 @@ impl Client {
             request,
             outcome,
         });
-        let last = self.operations.last()?;
-        match &last.outcome {
-            // A full store refuses a thousand puts a second; they are checked, and prove little.
-            Outcome::Unknown | Outcome::Fail(Failure::Refused(_)) => {}
-            Outcome::Ok(_) | Outcome::Fail(_) => {
-                self.shared.complete(last.wrote_at().map(|_| call_ns));
-            }
-        }
+        self.shared.count(self.operations.last()?);
         // Sometimes to another member, although this one answers.
         if self.random.chance(20) {
             self.session = None;

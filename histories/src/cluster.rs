@@ -1,6 +1,6 @@
 //! The processes of a ring, one in each namespace and on each disk.
 //!
-//! What runs is a [`Store`]: how to start one member. The rest, killing, pausing, wiping and
+//! A [`Store`] says how to start one member. The rest, killing, pausing, wiping and
 //! starting again, is the same for every store that speaks the etcd API.
 
 use std::{
@@ -11,11 +11,11 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use satrap_cli::realm::description::Client;
 use satrap_history::Nanos;
+use satrap_realm::description::Client;
 
 use crate::{
-    Trouble,
+    RunError,
     disk::Disk,
     net::{Network, Node, address},
     shared::now_ns,
@@ -43,19 +43,19 @@ pub struct Start {
 
 /// A program that is a member of a ring and speaks the etcd API.
 pub trait Store: Send + Sync {
-    /// What the store is called.
+    /// The store's name.
     fn name(&self) -> &'static str;
     /// The program and its arguments.
     ///
     /// # Errors
     ///
     /// If what the program needs cannot be written.
-    fn command(&self, start: &Start) -> Result<Command, Trouble>;
+    fn command(&self, start: &Start) -> Result<Command, RunError>;
     /// The name of the member that comes to a place as the `generation`-th.
     fn member_name(&self, slot: usize, generation: u32) -> String {
         format!("m{slot}g{generation}")
     }
-    /// What clients connect with, if they do not without.
+    /// The credentials of clients; none if they connect without.
     fn credentials(&self) -> Option<&Client> {
         None
     }
@@ -67,6 +67,10 @@ pub trait Store: Send + Sync {
     fn peer_url(&self, address: &str) -> String {
         format!("http://{address}:2380")
     }
+    /// Whether it serves the store API besides that of etcd.
+    fn serves_store_api(&self) -> bool {
+        true
+    }
 }
 
 /// etcd itself, which the harness is proven with.
@@ -74,7 +78,7 @@ pub trait Store: Send + Sync {
 pub struct Etcd {
     /// The program.
     pub binary: PathBuf,
-    /// Milliseconds without a heartbeat until a follower stands for election.
+    /// Milliseconds without a heartbeat until a follower becomes a candidate.
     pub election_ms: u32,
 }
 
@@ -83,7 +87,11 @@ impl Store for Etcd {
         "etcd"
     }
 
-    fn command(&self, start: &Start) -> Result<Command, Trouble> {
+    fn serves_store_api(&self) -> bool {
+        false
+    }
+
+    fn command(&self, start: &Start) -> Result<Command, RunError> {
         let (client, peer) = (self.client_url(&start.address), self.peer_url(&start.address));
         let ring: Vec<_> = start
             .ring
@@ -127,14 +135,14 @@ fn sweep(place: &Path) {
         let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
         if owner.is_some_and(|pid| !fs::exists(format!("/proc/{pid}")).unwrap_or(true)) {
             Disk::sweep(&entry.path());
-            // Whatever is left over does no harm but takes memory.
+            // Files that are left over do no harm but take memory.
             drop(fs::remove_dir_all(entry.path()));
         }
     }
 }
 
 /// A directory of this run, which goes with it or is swept by a later one.
-pub(crate) fn directory() -> Result<tempfile::TempDir, Trouble> {
+pub(crate) fn directory() -> Result<tempfile::TempDir, RunError> {
     // In memory where there is some: what is tested is not this machine's disk.
     let memory = Path::new("/dev/shm");
     let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
@@ -142,7 +150,7 @@ pub(crate) fn directory() -> Result<tempfile::TempDir, Trouble> {
     let directory = tempfile::Builder::new()
         .prefix(&format!("{PREFIX}{}-", std::process::id()))
         .tempdir_in(place);
-    directory.map_err(Trouble::io("a directory for a run"))
+    directory.map_err(RunError::io("a directory for a run"))
 }
 
 /// One place for a member.
@@ -151,6 +159,8 @@ struct Slot {
     name: String,
     generation: u32,
     child: Option<Child>,
+    /// Whether the last process here ended by itself.
+    ended: bool,
     /// Until when an exit by itself is no surprise: its disk fails or failed of late, or it was
     /// removed.
     may_exit_until: Nanos,
@@ -181,7 +191,7 @@ impl Cluster {
     /// # Errors
     ///
     /// If the operating system refuses, which it does without root.
-    pub fn start(store: Box<dyn Store>) -> Result<Self, Trouble> {
+    pub fn start(store: Box<dyn Store>) -> Result<Self, RunError> {
         let directory = directory()?;
         let network = Network::new(SLOTS)?;
         let mut disks = Vec::new();
@@ -194,6 +204,7 @@ impl Cluster {
                 name: store.member_name(slot, 0),
                 generation: 0,
                 child: None,
+                ended: false,
                 may_exit_until: 0,
                 active: slot < MEMBERS,
                 joins: false,
@@ -238,7 +249,7 @@ impl Cluster {
     /// # Errors
     ///
     /// If the program cannot be started.
-    pub fn run(&mut self, slot: usize) -> Result<(), Trouble> {
+    pub fn run(&mut self, slot: usize) -> Result<(), RunError> {
         self.notice_exit(slot);
         if self.slots[slot].child.is_some() {
             return Ok(());
@@ -260,7 +271,7 @@ impl Cluster {
             .create(true)
             .append(true)
             .open(self.logs.join(format!("m{slot}.log")))
-            .map_err(Trouble::io("a log file"))?;
+            .map_err(RunError::io("a log file"))?;
         let space = format!("--net=/run/netns/{}", self.network.namespace(Node::Member(slot)));
         // Both replace themselves with the member, so that its process id is the one known here.
         // Not `ip netns exec`, which gives the member copies of all mounts: a disk that others
@@ -270,12 +281,12 @@ impl Cluster {
             .arg(wanted.get_program())
             .args(wanted.get_args())
             .stdin(Stdio::null())
-            .stdout(log.try_clone().map_err(Trouble::io("a log file"))?)
+            .stdout(log.try_clone().map_err(RunError::io("a log file"))?)
             .stderr(log)
             .spawn()
-            .map_err(Trouble::io("starting a member"))?;
+            .map_err(RunError::io("starting a member"))?;
         self.disks[slot].adopt(child.id())?;
-        self.slots[slot].child = Some(child);
+        (self.slots[slot].child, self.slots[slot].ended) = (Some(child), false);
         Ok(())
     }
 
@@ -284,11 +295,11 @@ impl Cluster {
         let place = &mut self.slots[slot];
         let Some(child) = &mut place.child else { return };
         if let Ok(Some(status)) = child.try_wait() {
-            place.child = None;
+            (place.child, place.ended) = (None, true);
             if now_ns() > place.may_exit_until {
                 let signal = status.signal();
                 let what = format!("{} ended by itself: {status}, signal {signal:?}", place.name);
-                self.crashes.push(format!("{what}\n{}", self.words_of(slot, CRASH_LINES)));
+                self.crashes.push(format!("{what}\n{}", self.log_tail_of(slot, CRASH_LINES)));
             }
         }
     }
@@ -303,6 +314,12 @@ impl Cluster {
         self.slots[slot].may_exit_until = now_ns() + EXIT_NS_MAX;
     }
 
+    /// Whether the member in a slot ended by itself and was not started again.
+    pub fn has_ended(&mut self, slot: usize) -> bool {
+        self.notice_exit(slot);
+        self.slots[slot].ended
+    }
+
     /// Whether the member in a slot runs.
     pub fn is_running(&mut self, slot: usize) -> bool {
         self.notice_exit(slot);
@@ -314,11 +331,11 @@ impl Cluster {
     /// # Errors
     ///
     /// If the process cannot be waited for.
-    pub fn kill(&mut self, slot: usize) -> Result<bool, Trouble> {
+    pub fn kill(&mut self, slot: usize) -> Result<bool, RunError> {
         self.notice_exit(slot);
         let Some(mut child) = self.slots[slot].child.take() else { return Ok(false) };
-        child.kill().map_err(Trouble::io("killing a member"))?;
-        child.wait().map_err(Trouble::io("waiting for a member"))?;
+        child.kill().map_err(RunError::io("killing a member"))?;
+        child.wait().map_err(RunError::io("waiting for a member"))?;
         Ok(true)
     }
 
@@ -327,7 +344,7 @@ impl Cluster {
     /// # Errors
     ///
     /// If the signal cannot be sent.
-    pub fn pause(&mut self, slot: usize) -> Result<bool, Trouble> {
+    pub fn pause(&mut self, slot: usize) -> Result<bool, RunError> {
         self.signal(slot, Signal::STOP)
     }
 
@@ -336,17 +353,17 @@ impl Cluster {
     /// # Errors
     ///
     /// If the signal cannot be sent.
-    pub fn resume(&mut self, slot: usize) -> Result<bool, Trouble> {
+    pub fn resume(&mut self, slot: usize) -> Result<bool, RunError> {
         self.signal(slot, Signal::CONT)
     }
 
-    fn signal(&mut self, slot: usize, signal: Signal) -> Result<bool, Trouble> {
+    fn signal(&mut self, slot: usize, signal: Signal) -> Result<bool, RunError> {
         self.notice_exit(slot);
         let Some(child) = &self.slots[slot].child else { return Ok(false) };
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let Some(pid) = pid else { return Ok(false) };
         let sent = kill_process(pid, signal).map_err(std::io::Error::from);
-        sent.map_err(Trouble::io("signaling a member")).map(|()| true)
+        sent.map_err(RunError::io("signaling a member")).map(|()| true)
     }
 
     /// Makes a slot part of the ring; the member is started with [`Self::run`].
@@ -364,7 +381,7 @@ impl Cluster {
     /// # Errors
     ///
     /// If its process or its data cannot be removed.
-    pub fn retire(&mut self, slot: usize) -> Result<(), Trouble> {
+    pub fn retire(&mut self, slot: usize) -> Result<(), RunError> {
         self.slots[slot].active = false;
         self.expect_exit(slot);
         self.kill(slot)?;
@@ -373,15 +390,15 @@ impl Cluster {
 
     /// The last lines that each member wrote.
     #[must_use]
-    pub fn last_words(&self) -> String {
-        (0..SLOTS).map(|slot| self.words_of(slot, LAST_LINES)).collect()
+    pub fn log_tails(&self) -> String {
+        (0..SLOTS).map(|slot| self.log_tail_of(slot, LAST_LINES)).collect()
     }
 
     /// The last lines that the member in a slot wrote.
     #[must_use]
-    pub fn words_of(&self, slot: usize, lines: usize) -> String {
+    pub fn log_tail_of(&self, slot: usize, lines: usize) -> String {
         let log = fs::read_to_string(self.logs.join(format!("m{slot}.log"))).unwrap_or_default();
-        // That there is no validator is how runs are made.
+        // Runs have no validator, and members log that.
         let lines: Vec<_> =
             log.lines().rev().filter(|l| !l.contains("validator")).take(lines).collect();
         let shown = |line: &str| line.chars().take(LINE_CHARS).collect::<String>();

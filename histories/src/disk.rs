@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Trouble, trouble::tool};
+use crate::{RunError, error::tool};
 
 /// Room for the data of a member and for what an operator keeps of it. Sparse.
 const IMAGE_BYTES: u64 = 1 << 30;
@@ -32,14 +32,14 @@ impl Disk {
     /// # Errors
     ///
     /// If the operating system has no loop device, ext4 or control group to offer.
-    pub fn new(directory: &Path, name: &str, group: &str) -> Result<Self, Trouble> {
+    pub fn new(directory: &Path, name: &str, group: &str) -> Result<Self, RunError> {
         let image = directory.join(format!("{name}.ext4"));
         let mount = directory.join(name);
         let group = Path::new(GROUPS).join(group);
-        let file = fs::File::create(&image).map_err(Trouble::io("creating a disk image"))?;
-        file.set_len(IMAGE_BYTES).map_err(Trouble::io("sizing a disk image"))?;
-        fs::create_dir_all(&mount).map_err(Trouble::io("creating a mount point"))?;
-        fs::create_dir_all(&group).map_err(Trouble::io("creating a control group"))?;
+        let file = fs::File::create(&image).map_err(RunError::io("creating a disk image"))?;
+        file.set_len(IMAGE_BYTES).map_err(RunError::io("sizing a disk image"))?;
+        fs::create_dir_all(&mount).map_err(RunError::io("creating a mount point"))?;
+        fs::create_dir_all(&group).map_err(RunError::io("creating a control group"))?;
         tool("mkfs.ext4", &["-q", "-F", text(&image)])?;
         let device = tool("losetup", &["-f", "--show", text(&image)])?.trim().to_owned();
         let disk = Self { image, device, mount, group };
@@ -61,7 +61,7 @@ impl Disk {
         }
     }
 
-    fn mount(&self) -> Result<(), Trouble> {
+    fn mount(&self) -> Result<(), RunError> {
         let options = "errors=remount-ro,noatime";
         tool("mount", &["-t", "ext4", "-o", options, &self.device, text(&self.mount)]).map(drop)
     }
@@ -77,9 +77,9 @@ impl Disk {
     /// # Errors
     ///
     /// If the process is gone.
-    pub fn adopt(&self, pid: u32) -> Result<(), Trouble> {
+    pub fn adopt(&self, pid: u32) -> Result<(), RunError> {
         let list = self.group.join("cgroup.procs");
-        fs::write(list, pid.to_string()).map_err(Trouble::io("joining a control group"))
+        fs::write(list, pid.to_string()).map_err(RunError::io("joining a control group"))
     }
 
     /// Allows so many writes a second; 0 for as many as there are.
@@ -87,13 +87,32 @@ impl Disk {
     /// # Errors
     ///
     /// If the kernel refuses.
-    pub fn limit(&self, writes_per_second: u32) -> Result<(), Trouble> {
-        let short = self.device.trim_start_matches("/dev/");
-        let number = fs::read_to_string(format!("/sys/class/block/{short}/dev"))
-            .map_err(Trouble::io("the number of a loop device"))?;
-        let rule = format!("{} {writes_per_second}", number.trim());
+    pub fn limit(&self, writes_per_second: u32) -> Result<(), RunError> {
+        let rule = format!("{} {writes_per_second}", self.number()?);
         let file = self.group.join("blkio.throttle.write_iops_device");
-        fs::write(file, rule).map_err(Trouble::io("limiting a disk"))
+        fs::write(file, rule).map_err(RunError::io("limiting a disk"))
+    }
+
+    /// The writes that the kernel has let through from the processes of the control group.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not count them.
+    pub fn writes(&self) -> Result<u64, RunError> {
+        let file = self.group.join("blkio.throttle.io_serviced");
+        let counts = fs::read_to_string(file).map_err(RunError::io("counting the writes"))?;
+        let label = format!("{} Write ", self.number()?);
+        let count = counts.lines().find_map(|line| line.strip_prefix(&label)?.parse().ok());
+        // The kernel lists no device that the group has not used.
+        Ok(count.unwrap_or(0))
+    }
+
+    /// The major and the minor number of the loop device.
+    fn number(&self) -> Result<String, RunError> {
+        let short = self.device.trim_start_matches("/dev/");
+        let number = fs::read_to_string(format!("/sys/class/block/{short}/dev"));
+        let number = number.map_err(RunError::io("the number of a loop device"))?;
+        Ok(number.trim().to_owned())
     }
 
     /// Takes all free space. Returns whether there was any.
@@ -101,7 +120,7 @@ impl Disk {
     /// # Errors
     ///
     /// If the disk cannot be asked for its space.
-    pub fn fill(&self) -> Result<bool, Trouble> {
+    pub fn fill(&self) -> Result<bool, RunError> {
         let filler = self.mount.join("filler");
         let mut took = false;
         // Ever smaller pieces, until not even a block is left.
@@ -122,11 +141,11 @@ impl Disk {
     /// # Errors
     ///
     /// If a file cannot be removed.
-    pub fn free(&self) -> Result<(), Trouble> {
-        let entries = fs::read_dir(&self.mount).map_err(Trouble::io("listing a disk"))?;
+    pub fn free(&self) -> Result<(), RunError> {
+        let entries = fs::read_dir(&self.mount).map_err(RunError::io("listing a disk"))?;
         for entry in entries.flatten() {
             if entry.file_name().to_string_lossy().starts_with("filler") {
-                fs::remove_file(entry.path()).map_err(Trouble::io("freeing a disk"))?;
+                fs::remove_file(entry.path()).map_err(RunError::io("freeing a disk"))?;
             }
         }
         Ok(())
@@ -137,13 +156,14 @@ impl Disk {
     /// # Errors
     ///
     /// If the file system took it lightly.
-    pub fn break_medium(&self) -> Result<(), Trouble> {
+    pub fn break_medium(&self) -> Result<(), RunError> {
         let short = self.device.trim_start_matches("/dev/");
         let trigger = format!("/sys/fs/ext4/{short}/trigger_fs_error");
-        fs::write(trigger, "a medium error of the test").map_err(Trouble::io("breaking a disk"))?;
+        fs::write(trigger, "a medium error of the test")
+            .map_err(RunError::io("breaking a disk"))?;
         match fs::write(self.mount.join("probe"), "x") {
             Err(_) => Ok(()),
-            Ok(()) => Err(Trouble::Worthless("a broken disk still takes writes".into())),
+            Ok(()) => Err(RunError::Inconclusive("a broken disk still takes writes".into())),
         }
     }
 
@@ -152,7 +172,7 @@ impl Disk {
     /// # Errors
     ///
     /// If it is still in use, or beyond repair.
-    pub fn repair(&self) -> Result<(), Trouble> {
+    pub fn repair(&self) -> Result<(), RunError> {
         tool("umount", &[text(&self.mount)])?;
         // It exits with 1 when it repaired something, which is what it is called for.
         drop(tool("e2fsck", &["-p", "-f", &self.device]));
@@ -164,12 +184,12 @@ impl Disk {
     /// # Errors
     ///
     /// If something cannot be removed.
-    pub fn wipe(&self) -> Result<(), Trouble> {
-        let entries = fs::read_dir(&self.mount).map_err(Trouble::io("listing a disk"))?;
+    pub fn wipe(&self) -> Result<(), RunError> {
+        let entries = fs::read_dir(&self.mount).map_err(RunError::io("listing a disk"))?;
         for path in entries.flatten().map(|entry| entry.path()) {
             let removed =
                 if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(Trouble::io("wiping a disk"))?;
+            removed.map_err(RunError::io("wiping a disk"))?;
         }
         Ok(())
     }

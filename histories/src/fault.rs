@@ -1,11 +1,11 @@
-//! What may befall a ring, and which of it together.
+//! The faults that a ring may meet, and which of them together.
 
 use satrap_history::random::Random;
 
 /// Faults that use the same means exclude each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Class {
-    /// Processes die or stand still.
+    /// Processes die or are paused.
     Process,
     /// Packets are lost.
     Network,
@@ -13,7 +13,7 @@ pub enum Class {
     Disk,
     /// Members come and go.
     Membership,
-    /// What an operator does while the ring works.
+    /// An operator's change while the ring works.
     Maintenance,
 }
 
@@ -28,11 +28,11 @@ pub enum Fault {
     KillMajority,
     /// All are killed at once.
     KillAll,
-    /// Any member stands still.
+    /// Any member is paused.
     PauseAny,
-    /// The leader stands still, for longer than an election takes.
+    /// The leader is paused, for longer than an election takes.
     PauseLeader,
-    /// A member stands still again and again.
+    /// A member is paused again and again.
     Strobe,
     /// The leader is cut from the other members.
     IsolateLeader,

@@ -1,5 +1,7 @@
-//! The experiment with roles: holders that are stopped past their lease, and a resource that looks
-//! at their tokens, or does not.
+//! The experiment with roles: holders that are stopped past their lease, and resources that check
+//! their tokens, or do not.
+//!
+//! There are several roles with different times to live, and two holders and one resource for each.
 //!
 //! ```text
 //!   referee     ◀── want, got TOKEN, ready TOKEN, wrote TOKEN STATUS ── holders ──▶ ring
@@ -22,15 +24,15 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use satrap_cli::realm::description::Client;
 use satrap_client::FencingToken;
 use satrap_history::{
     Nanos, Violation,
     fencing::{Access, Grant, Token, check},
 };
+use satrap_realm::description::Client;
 
 use crate::{
-    Trouble,
+    RunError,
     cluster::{Store, directory},
     nemesis::Nemesis,
     resource::{Guard, LISTENING, journal},
@@ -39,16 +41,24 @@ use crate::{
     shared::{Shared, now_ns},
 };
 
-const HOLDERS: usize = 3;
-const ROLE: &str = "writer";
-/// Where the resource listens, in the namespace of the clients.
-const RESOURCE: ([u8; 4], u16) = ([127, 0, 0, 1], 8080);
+/// The roles, with their times to live in seconds. Two is the shortest that default settings grant.
+const ROLES: [(&str, u32); 6] = [
+    ("writer", 2),
+    ("billing", 3),
+    ("reports", 4),
+    ("cleanup", 5),
+    ("migration", 2),
+    ("scheduler", 3),
+];
+const HOLDERS_PER_ROLE: usize = 2;
+/// Where the resource of the first role listens, in the namespace of the clients.
+const RESOURCE_PORT: u16 = 8080;
 /// How long anything of the experiment may take.
 const PATIENCE_NS: Nanos = 30_000_000_000;
 const TAKEN: u16 = 200;
 const REFUSED: u16 = 412;
 
-/// What came of an experiment.
+/// The result of an experiment.
 #[derive(Debug)]
 pub struct Outcome {
     /// How often the role was granted.
@@ -59,8 +69,19 @@ pub struct Outcome {
     pub refused: usize,
     /// For each holder that was stopped past its lease, whether its late write was taken.
     pub late: Vec<bool>,
-    /// What the checker found.
+    /// The violations that the checker found.
     pub violations: Vec<Violation>,
+}
+
+/// The role of a holder, by its index.
+fn role_of(holder: u32) -> usize {
+    holder as usize % ROLES.len()
+}
+
+/// Where the resource of a role listens.
+fn resource_address(role: usize) -> SocketAddr {
+    let port = RESOURCE_PORT + u16::try_from(role).expect("there are few roles");
+    SocketAddr::from(([127, 0, 0, 1], port))
 }
 
 /// A write that was answered.
@@ -71,14 +92,14 @@ struct Written {
     status: u16,
 }
 
-/// What the referee writes down.
+/// The record that the referee keeps.
 #[derive(Default)]
 struct Book {
     pids: Vec<u32>,
     grants: Vec<Grant>,
     written: Vec<Written>,
-    /// Whether the next one that is ready is to be stopped.
-    stop_next: bool,
+    /// The role whose next holder that is ready is to be stopped.
+    stop_next: Option<usize>,
     stopped: Option<(u32, FencingToken)>,
 }
 
@@ -95,7 +116,7 @@ impl Referee {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Listens to one line of a holder until it hangs up.
+    /// Reads one connection of a holder until it hangs up.
     fn listen(&self, stream: TcpStream) -> std::io::Result<()> {
         let mut out = stream.try_clone()?;
         let mut holder = 0;
@@ -123,7 +144,7 @@ impl Referee {
     }
 
     fn granted(&self, holder: u32, call_ns: Nanos, token: FencingToken) {
-        let (lock, token) = (ROLE.to_owned(), token_of(token));
+        let (lock, token) = (ROLES[role_of(holder)].0.to_owned(), token_of(token));
         let grant = Grant { lock, holder, call_ns, return_ns: now_ns(), token };
         self.book().grants.push(grant);
     }
@@ -131,12 +152,13 @@ impl Referee {
     /// Stops a holder before it hears that it may go on, if one is to be stopped.
     fn ready(&self, holder: u32, token: FencingToken) {
         let mut book = self.book();
-        let is_working = book.written.iter().any(|w| w.token == token && w.status == TAKEN);
-        if book.stop_next && is_working {
-            book.stop_next = false;
+        let own = |w: &&Written| w.holder == holder && w.token == token;
+        let is_working = book.written.iter().filter(own).any(|w| w.status == TAKEN);
+        if book.stop_next == Some(role_of(holder)) && is_working {
+            book.stop_next = None;
             book.stopped = Some((holder, token));
             signal(&book.pids, holder, Signal::STOP);
-            // The signal is on its way. Until every thread stands still, one of them could still hear
+            // The signal is on its way. Until every thread is stopped, one of them could still hear
             // that it may go on.
             while !book.pids.get(holder as usize).is_none_or(|pid| stands_still(*pid)) {
                 thread::sleep(Duration::from_millis(1));
@@ -144,11 +166,11 @@ impl Referee {
         }
     }
 
-    fn wait(&self, what: &str, met: impl Fn(&Book) -> bool) -> Result<(), Trouble> {
+    fn wait(&self, what: &str, met: impl Fn(&Book) -> bool) -> Result<(), RunError> {
         let deadline = now_ns() + PATIENCE_NS;
         while !met(&self.book()) {
             if now_ns() > deadline {
-                return Err(Trouble::Ring(what.to_owned()));
+                return Err(RunError::Ring(what.to_owned()));
             }
             thread::sleep(Duration::from_millis(5));
         }
@@ -175,8 +197,8 @@ fn signal(pids: &[u32], holder: u32, signal: Signal) {
     }
 }
 
-/// Runs holders against a ring, and stops whoever has the role, `pauses` times. `program` is the
-/// binary that has the commands `holder` and `resource`.
+/// Runs holders against a ring, and stops the holder of one role after the other, `pauses` times in
+/// all. `program` is the binary that has the commands `holder` and `resource`.
 ///
 /// # Errors
 ///
@@ -186,7 +208,7 @@ pub fn experiment(
     program: &Path,
     guard: Guard,
     pauses: usize,
-) -> Result<Outcome, Trouble> {
+) -> Result<Outcome, RunError> {
     thread::scope(|scope| {
         let run = scope.spawn(|| on_this_thread(store, program, guard, pauses));
         run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -198,22 +220,25 @@ fn on_this_thread(
     program: &Path,
     guard: Guard,
     pauses: usize,
-) -> Result<Outcome, Trouble> {
+) -> Result<Outcome, RunError> {
     let shared = Arc::new(Shared::new(Dialer::new(store.credentials())?));
     let credentials = store.credentials().cloned();
     // This thread goes into the namespace of the clients, and so does all that it starts.
     let mut nemesis = start(store, &shared, 1)?;
     let files = directory()?;
-    let mut resource = Resource::start(program, guard, files.path())?;
+    let mut resources = Vec::new();
+    for role in 0..ROLES.len() {
+        resources.push(Resource::start(program, guard, role, files.path())?);
+    }
     let referee = Arc::new(Referee::default());
     let holders = Holders::start(program, &referee, &shared, credentials.as_ref())?;
     let mut late = Vec::new();
     for pause in 0..pauses {
-        late.push(overtake(&referee, pause, &mut resource, &mut nemesis)?);
+        late.push(overtake(&referee, pause, &mut resources, &mut nemesis)?);
     }
     drop(holders);
     drop(nemesis);
-    drop(resource);
+    drop(resources);
     let book = referee.book();
     let accesses = accesses(&book, files.path())?;
     let admitted = accesses.iter().filter(|access| access.admitted).count();
@@ -222,35 +247,36 @@ fn on_this_thread(
     Ok(Outcome { grants: book.grants.len(), admitted, refused, late, violations })
 }
 
-/// Stops whoever has the role until another one has it and wrote. Returns whether the resource took
-/// what it had been about to write.
+/// Stops the holder of a role until another one holds it and has written. Returns whether the
+/// resource took the write that the stopped one had been about to make.
 fn overtake(
     referee: &Referee,
     pause: usize,
-    resource: &mut Resource,
+    resources: &mut [Resource],
     nemesis: &mut Nemesis,
-) -> Result<bool, Trouble> {
-    referee.book().stop_next = true;
-    referee.wait("give the role to anybody who writes", |book| book.stopped.is_some())?;
+) -> Result<bool, RunError> {
+    // Each kind of death below comes to several roles.
+    let role = (pause + pause / ROLES.len()) % ROLES.len();
+    referee.book().stop_next = Some(role);
+    let what = format!("give the role {} to a holder that writes", ROLES[role].0);
+    referee.wait(&what, |book| book.stopped.is_some())?;
     let Some((holder, old)) = referee.book().stopped.take() else { return Ok(false) };
-    // What stands between the old holder and the resource must survive the death of either.
+    // The token that keeps the old holder out must survive the death of the resource and the ring.
     match pause % 4 {
-        1 => resource.restart()?,
+        1 => resources[role].restart()?,
         2 => {
-            if let Some(leader) = nemesis.leader() {
-                nemesis.cluster.kill(leader)?;
-            }
+            nemesis.kill_leader()?;
             nemesis.heal()?;
         }
         3 => {
             for slot in nemesis.cluster.active() {
-                nemesis.cluster.kill(slot)?;
+                nemesis.kill(slot)?;
             }
             nemesis.heal()?;
         }
         _ => {}
     }
-    let by_another = |w: &Written| w.token > old && w.status == TAKEN;
+    let by_another = |w: &Written| role_of(w.holder) == role && w.token > old && w.status == TAKEN;
     let overtaken = referee.wait("give the role of a stopped holder to another", |book| {
         book.written.iter().any(by_another)
     });
@@ -260,8 +286,8 @@ fn overtake(
     };
     signal(&pids, holder, Signal::CONT);
     overtaken?;
-    // It goes on where it was stopped, and nobody has told it.
-    let is_late = |w: &&Written| w.token == old;
+    // It goes on where it was stopped, and does not know that its time is over.
+    let is_late = |w: &&Written| w.holder == holder && w.token == old;
     referee.wait("let a stopped holder go on", |book| {
         book.written[before..].iter().any(|w| is_late(&w))
     })?;
@@ -270,27 +296,29 @@ fn overtake(
     match written.map(|written| written.status) {
         Some(TAKEN) => Ok(true),
         Some(REFUSED) => Ok(false),
-        other => Err(Trouble::Worthless(format!("a late write was answered with {other:?}"))),
+        other => Err(RunError::Inconclusive(format!("a late write was answered with {other:?}"))),
     }
 }
 
-/// What the resource took, in its order, and then what it refused.
-fn accesses(book: &Book, files: &Path) -> Result<Vec<Access>, Trouble> {
-    let journal = fs::read_to_string(journal(files)).map_err(Trouble::io("the journal"))?;
+/// The writes that each resource took, in its order, and then those that were refused.
+fn accesses(book: &Book, files: &Path) -> Result<Vec<Access>, RunError> {
     let mut accesses = Vec::new();
-    for line in journal.lines() {
-        let parsed = line.split_once(' ').and_then(|(holder, token)| {
-            Some((holder.parse().ok()?, token.parse::<FencingToken>().ok()?))
-        });
-        let Some((holder, token)) = parsed else {
-            return Err(Trouble::Worthless(format!("the journal says {line:?}")));
-        };
-        let token = token_of(token);
-        accesses.push(Access { lock: ROLE.to_owned(), holder, token, admitted: true });
+    for (role, _) in ROLES {
+        let journal = fs::read_to_string(journal(&files.join(role)));
+        for line in journal.map_err(RunError::io("the journal"))?.lines() {
+            let parsed = line.split_once(' ').and_then(|(holder, token)| {
+                Some((holder.parse().ok()?, token.parse::<FencingToken>().ok()?))
+            });
+            let Some((holder, token)) = parsed else {
+                return Err(RunError::Inconclusive(format!("the journal says {line:?}")));
+            };
+            let token = token_of(token);
+            accesses.push(Access { lock: role.to_owned(), holder, token, admitted: true });
+        }
     }
     let refused = book.written.iter().filter(|written| written.status == REFUSED);
     accesses.extend(refused.map(|written| Access {
-        lock: ROLE.to_owned(),
+        lock: ROLES[role_of(written.holder)].0.to_owned(),
         holder: written.holder,
         token: token_of(written.token),
         admitted: false,
@@ -302,42 +330,45 @@ fn accesses(book: &Book, files: &Path) -> Result<Vec<Access>, Trouble> {
 struct Resource {
     program: PathBuf,
     guard: Guard,
+    role: usize,
     files: PathBuf,
     child: Child,
 }
 
 impl Resource {
-    fn start(program: &Path, guard: Guard, files: &Path) -> Result<Self, Trouble> {
-        let child = Self::spawn(program, guard, files)?;
-        Ok(Self { program: program.to_owned(), guard, files: files.to_owned(), child })
+    fn start(program: &Path, guard: Guard, role: usize, files: &Path) -> Result<Self, RunError> {
+        let files = files.join(ROLES[role].0);
+        fs::create_dir_all(&files).map_err(RunError::io("the directory of a resource"))?;
+        let child = Self::spawn(program, guard, role, &files)?;
+        Ok(Self { program: program.to_owned(), guard, role, files, child })
     }
 
-    fn spawn(program: &Path, guard: Guard, files: &Path) -> Result<Child, Trouble> {
+    fn spawn(program: &Path, guard: Guard, role: usize, files: &Path) -> Result<Child, RunError> {
         let mut command = Command::new(program);
-        command.args(["resource", "--listen", &SocketAddr::from(RESOURCE).to_string()]);
+        command.args(["resource", "--listen", &resource_address(role).to_string()]);
         command.args(["--guard", guard.name()]).arg("--dir").arg(files);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = command.spawn().map_err(Trouble::io("starting the resource"))?;
+        let mut child = command.spawn().map_err(RunError::io("starting the resource"))?;
         let mut said = String::new();
         if let Some(out) = child.stdout.take() {
             let read = BufReader::new(out).read_line(&mut said);
-            read.map_err(Trouble::io("listening to the resource"))?;
+            read.map_err(RunError::io("listening to the resource"))?;
         }
         match said.trim() == LISTENING {
             true => Ok(child),
-            false => Err(Trouble::Worthless(format!("the resource says {said:?}"))),
+            false => Err(RunError::Inconclusive(format!("the resource says {said:?}"))),
         }
     }
 
     /// Kills it at whatever instruction it is, and starts it on what it had written.
-    fn restart(&mut self) -> Result<(), Trouble> {
+    fn restart(&mut self) -> Result<(), RunError> {
         self.stop();
-        self.child = Self::spawn(&self.program, self.guard, &self.files)?;
+        self.child = Self::spawn(&self.program, self.guard, self.role, &self.files)?;
         Ok(())
     }
 
     fn stop(&mut self) {
-        // One that is gone is not there any more, which is what is wanted.
+        // An error says that the process has ended already.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -349,7 +380,7 @@ impl Drop for Resource {
     }
 }
 
-/// The processes that want the role, which end with the experiment.
+/// The processes that want the roles, which end with the experiment.
 struct Holders(Vec<Child>);
 
 impl Holders {
@@ -358,28 +389,32 @@ impl Holders {
         referee: &Arc<Referee>,
         shared: &Shared,
         credentials: Option<&Client>,
-    ) -> Result<Self, Trouble> {
-        let port = Trouble::io("the referee's port");
+    ) -> Result<Self, RunError> {
+        let port = RunError::io("the referee's port");
         let listener = TcpListener::bind("127.0.0.1:0").map_err(port)?;
-        let address = listener.local_addr().map_err(Trouble::io("the referee's port"))?;
+        let address = listener.local_addr().map_err(RunError::io("the referee's port"))?;
         let mut holders = Self(Vec::new());
-        for number in 0..HOLDERS {
+        for number in 0..ROLES.len() * HOLDERS_PER_ROLE {
+            let role = number % ROLES.len();
+            let (name, ttl_s) = ROLES[role];
             let mut command = Command::new(program);
-            command.arg("holder").args(["--number", &number.to_string(), "--role", ROLE]);
+            command.arg("holder").args(["--number", &number.to_string(), "--role", name]);
+            command.args(["--ttl-s", &ttl_s.to_string()]);
             command.args(["--referee", &address.to_string()]).stdin(Stdio::null());
-            command.args(["--resource", &SocketAddr::from(RESOURCE).to_string()]);
+            command.args(["--resource", &resource_address(role).to_string()]);
             for peer in shared.peers() {
                 command.args(["--url", &peer.url]);
             }
             if let Some(Client { ca, cert, key }) = credentials {
                 command.arg("--ca").arg(ca).arg("--cert").arg(cert).arg("--key").arg(key);
             }
-            let child = command.spawn().map_err(Trouble::io("starting a holder"))?;
+            let child = command.spawn().map_err(RunError::io("starting a holder"))?;
             referee.book().pids.push(child.id());
             holders.0.push(child);
-            // One line on which it asks for the role, and one on which it writes.
+            // One connection on which it asks for the role, and one on which it writes.
             for _ in 0..2 {
-                let (stream, _) = listener.accept().map_err(Trouble::io("a holder's line"))?;
+                let accepted = listener.accept();
+                let (stream, _) = accepted.map_err(RunError::io("a holder's connection"))?;
                 let referee = Arc::clone(referee);
                 // It ends with the holder at its other end.
                 thread::spawn(move || drop(referee.listen(stream)));

@@ -13,16 +13,16 @@ use std::{
 };
 
 use http::HeaderMap;
-use satrap_cli::realm::description::Client;
 use satrap_client::{
     Ring, Terms,
     role::{Attempt, Candidate, Leadership, try_role},
 };
+use satrap_realm::description::Client;
 use tokio::{sync::oneshot, time::sleep};
 
-use crate::{Trouble, resource::HOLDER_HEADER, session::Dialer};
+use crate::{RunError, resource::HOLDER_HEADER, session::Dialer};
 
-/// What a holder is told.
+/// The arguments of a holder.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Holder {
     /// Its number, which seeds the order in which it tries members.
@@ -40,6 +40,9 @@ pub struct Holder {
     /// The role.
     #[arg(long)]
     pub role: String,
+    /// The time to live that it asks for, in seconds.
+    #[arg(long)]
+    pub ttl_s: u32,
     /// The CA of the members' certificates, if connections have TLS.
     #[arg(long, requires_all = ["cert", "key"])]
     pub ca: Option<PathBuf>,
@@ -51,30 +54,28 @@ pub struct Holder {
     pub key: Option<PathBuf>,
 }
 
-/// The shortest that default settings grant.
-const TTL_S: u32 = 2;
 const WRITES: usize = 12;
 const WRITE_EVERY: Duration = Duration::from_millis(20);
 const ASK_EVERY: Duration = Duration::from_millis(50);
-/// What the resource answers within, unless it is dead.
+/// How long the resource may take to answer; longer means that it is dead.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// A line to the referee: one word of a holder, one of the referee.
-struct Line {
+/// A connection to the referee: one word of a holder, one of the referee.
+struct Connection {
     out: TcpStream,
     answers: BufReader<TcpStream>,
 }
 
-impl Line {
+impl Connection {
     fn open(holder: &Holder) -> io::Result<Self> {
         let out = TcpStream::connect(&holder.referee)?;
         let answers = BufReader::new(out.try_clone()?);
-        let mut line = Self { out, answers };
-        line.say(&format!("holder {}", holder.number))?;
-        Ok(line)
+        let mut referee = Self { out, answers };
+        referee.say(&format!("holder {}", holder.number))?;
+        Ok(referee)
     }
 
-    /// Says a word, and waits for leave to go on. An end of the line is an error.
+    /// Sends a word, and waits for leave to go on. A closed connection is an error.
     fn say(&mut self, word: &str) -> io::Result<()> {
         writeln!(self.out, "{word}")?;
         if self.answers.read_line(&mut String::new())? == 0 {
@@ -84,7 +85,7 @@ impl Line {
     }
 }
 
-/// A term in which to write, and whom to tell that its writes are done.
+/// A term in which to write, and where to report that its writes are done.
 type Turn = (Leadership, oneshot::Sender<()>);
 
 /// Takes the role again and again, until the referee hangs up.
@@ -92,9 +93,10 @@ type Turn = (Leadership, oneshot::Sender<()>);
 /// # Errors
 ///
 /// If there is no referee or no runtime.
-pub fn hold(holder: &Holder) -> Result<(), Trouble> {
-    let lines = Line::open(holder).and_then(|asking| Ok((asking, Line::open(holder)?)));
-    let (asking, writing) = lines.map_err(Trouble::io("the referee's line"))?;
+pub fn hold(holder: &Holder) -> Result<(), RunError> {
+    let opened =
+        Connection::open(holder).and_then(|asking| Ok((asking, Connection::open(holder)?)));
+    let (asking, writing) = opened.map_err(RunError::io("the connection to the referee"))?;
     let (turns, taken) = mpsc::sync_channel(1);
     let writer = {
         let holder = holder.clone();
@@ -109,7 +111,7 @@ pub fn hold(holder: &Holder) -> Result<(), Trouble> {
             // The experiment is over.
             io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => Ok(()),
             io::ErrorKind::ConnectionReset => Ok(()),
-            _ => Err(Trouble::io("the referee's line")(error)),
+            _ => Err(RunError::io("the connection to the referee")(error)),
         },
     }
 }
@@ -117,9 +119,9 @@ pub fn hold(holder: &Holder) -> Result<(), Trouble> {
 /// Asks for the role, and hands each term to the writer.
 fn ask(
     holder: &Holder,
-    mut line: Line,
+    mut referee: Connection,
     turns: &mpsc::SyncSender<Turn>,
-) -> Result<io::Result<()>, Trouble> {
+) -> Result<io::Result<()>, RunError> {
     let credentials = match (&holder.ca, &holder.cert, &holder.key) {
         (Some(ca), Some(cert), Some(key)) => {
             Some(Client { ca: ca.clone(), cert: cert.clone(), key: key.clone() })
@@ -127,14 +129,14 @@ fn ask(
         _ => None,
     };
     let dialer = Dialer::new(credentials.as_ref())?;
-    let runtime = satrap_host::runtime::current_thread().map_err(Trouble::io("a runtime"))?;
+    let runtime = satrap_runtime::runtime::current_thread().map_err(RunError::io("a runtime"))?;
     let (role, name) = (holder.role.clone(), format!("holder {}", holder.number));
-    let candidate = Candidate { role, name, terms: Terms::of(TTL_S) };
+    let candidate = Candidate { role, name, terms: Terms::of(holder.ttl_s) };
     Ok(runtime.block_on(async {
         for turn in holder.number.. {
             let url = &holder.urls[turn % holder.urls.len()];
             if let Some(channel) = dialer.connect(url).await {
-                once(&Ring::over(channel), &candidate, &mut line, turns).await?;
+                once(&Ring::over(channel), &candidate, &mut referee, turns).await?;
             }
             sleep(ASK_EVERY).await;
         }
@@ -146,13 +148,13 @@ fn ask(
 async fn once(
     ring: &Ring,
     candidate: &Candidate,
-    line: &mut Line,
+    referee: &mut Connection,
     turns: &mpsc::SyncSender<Turn>,
 ) -> io::Result<()> {
     // Before the call, so that the referee's clock brackets it.
-    line.say("want")?;
+    referee.say("want")?;
     let Ok(Attempt::Granted(holder)) = try_role(ring, candidate).await else { return Ok(()) };
-    line.say(&format!("got {}", holder.token()))?;
+    referee.say(&format!("got {}", holder.token()))?;
     let work = async |leadership: Leadership| {
         let (done, written) = oneshot::channel();
         // A writer that is busy with an older term, or gone, leaves this one unused.
@@ -164,8 +166,8 @@ async fn once(
     Ok(())
 }
 
-/// Writes in every term that it is handed, on a thread that nobody can stop in time.
-fn write(holder: &Holder, mut line: Line, turns: &mpsc::Receiver<Turn>) -> io::Result<()> {
+/// Writes in every term that it is handed, on a thread that the end of a term does not interrupt.
+fn write(holder: &Holder, mut referee: Connection, turns: &mpsc::Receiver<Turn>) -> io::Result<()> {
     for (leadership, done) in turns {
         for _ in 0..WRITES {
             let mut headers = HeaderMap::new();
@@ -173,13 +175,13 @@ fn write(holder: &Holder, mut line: Line, turns: &mpsc::Receiver<Turn>) -> io::R
                 break;
             }
             // Here it may be stopped for longer than the role lasts.
-            line.say(&format!("ready {}", leadership.token()))?;
+            referee.say(&format!("ready {}", leadership.token()))?;
             // A resource that is dead at the moment answers nothing.
             let status = post(holder, &headers).unwrap_or_default();
-            line.say(&format!("wrote {} {status}", leadership.token()))?;
+            referee.say(&format!("wrote {} {status}", leadership.token()))?;
             std::thread::sleep(WRITE_EVERY);
         }
-        // Whoever lost the role does not wait for this.
+        // A holder that lost the role does not wait for this.
         let _ = done.send(());
     }
     Ok(())

@@ -9,10 +9,11 @@
 //!
 //! # Invariants
 //!
-//! - A run goes on until [`run::OPERATIONS_MIN`] operations were completed and every fault had an
-//!   effect; without that it would prove nothing.
+//! - A run goes on until [`answers::OPERATIONS_MIN`] operations were completed and every fault had an
+//!   effect. It is inconclusive without that, with too few answers of a kind, or with a watcher that
+//!   was sent nothing.
 //! - An operation of the recording is one call on the wire. Nothing is sent again by itself.
-//! - What no code path proves to have been refused has an unknown outcome.
+//! - An operation has an unknown outcome unless a code path proves that it was refused.
 //! - Nothing outlives a run: not a process, not a namespace, not a mount; also not on a panic.
 //!
 //! # Deliberately absent
@@ -21,9 +22,11 @@
 //! started by a [`cluster::Store`] is run alike.
 
 pub mod admin;
+pub mod answers;
 pub mod clients;
 pub mod cluster;
 pub mod disk;
+pub mod error;
 pub mod failover;
 pub mod fault;
 pub mod fencing;
@@ -37,8 +40,7 @@ pub mod satrap;
 pub mod session;
 pub mod shared;
 pub mod summary;
-pub mod trouble;
 pub mod watchers;
 pub mod wire;
 
-pub use trouble::Trouble;
+pub use error::RunError;

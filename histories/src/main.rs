@@ -8,17 +8,17 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use satrap_histories::{
-    Trouble,
+    RunError,
     cluster::{Etcd, Store},
     failover::{measure, percentile},
     fencing::experiment,
     holder::{Holder, hold},
     resource::{Guard, Resource, guard},
-    run::{Options, many},
+    run::{Options, WATCHERS, many},
     satrap::Satrap,
 };
 
-/// What members have unless they are told otherwise: there are elections within most faults.
+/// The default election timeout of members: short enough for elections within most faults.
 const ELECTION_MS: u32 = 250;
 
 /// Runs a live ring of three under faults and checks what its clients saw. Wants root.
@@ -43,11 +43,14 @@ enum Verb {
         /// Rounds of faults in each run.
         #[arg(long, default_value_t = 7)]
         rounds: usize,
+        /// Watchers in each run.
+        #[arg(long, default_value_t = WATCHERS)]
+        watchers: u32,
         /// How many runs side by side.
         #[arg(long, default_value_t = 1)]
         at_once: usize,
     },
-    /// Holders of a role that are stopped past their lease, with a guarded resource and without.
+    /// Holders of roles that are stopped past their lease, with guarded resources and without.
     Fencing {
         /// The satrap binary.
         #[arg(long)]
@@ -63,7 +66,7 @@ enum Verb {
         /// How many leaders are killed.
         #[arg(long, default_value_t = 50)]
         kills: usize,
-        /// Milliseconds without a heartbeat until a follower stands for election.
+        /// Milliseconds without a heartbeat until a follower becomes a candidate.
         #[arg(long, default_value_t = 1_000)]
         election_ms: u32,
     },
@@ -75,7 +78,7 @@ enum Verb {
     Resource(Resource),
 }
 
-/// What the members run.
+/// The program that the members run.
 #[derive(Clone, Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 struct Program {
@@ -88,20 +91,22 @@ struct Program {
 }
 
 impl Program {
-    fn store(&self, election_ms: u32) -> Result<Box<dyn Store>, Trouble> {
+    fn store(&self, election_ms: u32) -> Result<Box<dyn Store>, RunError> {
         Ok(match (&self.satrap, &self.etcd) {
             (Some(binary), _) => Box::new(Satrap::new(binary, election_ms)?),
             (None, Some(binary)) => Box::new(Etcd { binary: binary.clone(), election_ms }),
-            (None, None) => return Err(Trouble::Worthless("there is no program to run".into())),
+            (None, None) => {
+                return Err(RunError::Inconclusive("there is no program to run".into()));
+            }
         })
     }
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().verb {
-        Verb::Run { program, runs, seed, rounds, at_once } => {
+        Verb::Run { program, runs, seed, rounds, watchers, at_once } => {
             let seeds: Vec<_> = (seed..seed + runs).collect();
-            histories(&program, &seeds, rounds, at_once)
+            histories(&program, &seeds, (rounds, watchers), at_once)
         }
         Verb::Fencing { satrap, pauses } => fencing(&satrap, pauses),
         Verb::Failover { program, kills, election_ms } => failover(&program, kills, election_ms),
@@ -110,8 +115,8 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(trouble) => {
-            eprintln!("{trouble}");
+        Err(error) => {
+            eprintln!("{error}");
             ExitCode::FAILURE
         }
     }
@@ -120,11 +125,11 @@ fn main() -> ExitCode {
 fn histories(
     program: &Program,
     seeds: &[u64],
-    rounds: usize,
+    (rounds, watchers): (usize, u32),
     at_once: usize,
-) -> Result<(), Trouble> {
+) -> Result<(), RunError> {
     let failed = Mutex::new(Vec::new());
-    let make = |seed| Ok((program.store(ELECTION_MS)?, Options { seed, rounds }));
+    let make = |seed| Ok((program.store(ELECTION_MS)?, Options { seed, rounds, watchers }));
     many(seeds, at_once, make, |seed, made| {
         let is_well = match made {
             Ok(summary) => {
@@ -132,8 +137,8 @@ fn histories(
                 summary.violations.iter().take(5).for_each(|violation| println!("  {violation}"));
                 summary.violations.is_empty()
             }
-            Err(trouble) => {
-                println!("seed {seed}: {trouble}");
+            Err(error) => {
+                println!("seed {seed}: {error}");
                 false
             }
         };
@@ -142,11 +147,15 @@ fn histories(
         }
     });
     let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if failed.is_empty() { Ok(()) } else { Err(Trouble::Worthless(format!("seeds {failed:?}"))) }
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(RunError::Inconclusive(format!("seeds {failed:?}")))
+    }
 }
 
-fn fencing(satrap: &Path, pauses: usize) -> Result<(), Trouble> {
-    let own = std::env::current_exe().map_err(Trouble::io("the path of this program"))?;
+fn fencing(satrap: &Path, pauses: usize) -> Result<(), RunError> {
+    let own = std::env::current_exe().map_err(RunError::io("the path of this program"))?;
     for guard in [Guard::Tokens, Guard::Nothing] {
         let outcome = experiment(Box::new(Satrap::new(satrap, ELECTION_MS)?), &own, guard, pauses)?;
         println!("{guard:?}: {outcome:?}");
@@ -154,7 +163,7 @@ fn fencing(satrap: &Path, pauses: usize) -> Result<(), Trouble> {
     Ok(())
 }
 
-fn failover(program: &Program, kills: usize, election_ms: u32) -> Result<(), Trouble> {
+fn failover(program: &Program, kills: usize, election_ms: u32) -> Result<(), RunError> {
     let times = measure(program.store(election_ms)?, kills)?;
     let (p50, p99) = (percentile(&times, 50), percentile(&times, 99));
     let most = times.last().copied().unwrap_or_default();

@@ -1,20 +1,24 @@
 //! Lets faults befall a ring and takes them back.
 //!
 //! A fault that had no effect proves nothing, so each one is asked for evidence: a process that
-//! died, packets that were lost, a disk that refused. A run in which one did not fire fails.
+//! died, packets that were lost, writes that a slow disk held back, a member that ended on a broken
+//! disk. A run in which one did not fire fails.
 
 use std::{sync::Arc, thread::sleep, time::Duration};
 
 use satrap_history::{Nanos, random::Random};
 
 use crate::{
-    Trouble,
+    RunError,
     admin::Admin,
     cluster::Cluster,
     fault::{Class, Fault},
     net::{Node, Rule, address},
     shared::{Peer, Shared, now_ns},
 };
+
+/// The writes that a slow disk does in a second.
+const SLOW_WRITES_PER_S: u32 = 15;
 
 /// A fault that was, for the report of a run.
 #[derive(Clone, Debug)]
@@ -43,10 +47,12 @@ struct Active {
     fired: bool,
     /// Of a fault that comes and goes, whether it is there.
     on: bool,
+    /// Of a slow disk: the writes that it had done when it became slow.
+    writes: u64,
     from_ms: u64,
 }
 
-/// What torments a ring.
+/// Injects faults into a ring and heals it.
 pub struct Nemesis {
     /// The ring.
     pub cluster: Cluster,
@@ -55,7 +61,7 @@ pub struct Nemesis {
     shared: Arc<Shared>,
     random: Random,
     begun: Nanos,
-    /// What happened so far.
+    /// The faults so far.
     pub history: Vec<Fired>,
 }
 
@@ -81,7 +87,7 @@ impl Nemesis {
     /// # Errors
     ///
     /// If a fault could not be made or taken back.
-    pub fn round(&mut self, faults: &[Fault]) -> Result<(), Trouble> {
+    pub fn round(&mut self, faults: &[Fault]) -> Result<(), RunError> {
         let mut active = Vec::new();
         for fault in faults {
             active.push(self.begin(*fault)?);
@@ -109,7 +115,7 @@ impl Nemesis {
         (now_ns() - self.begun) / 1_000_000
     }
 
-    fn hold(&mut self, active: &mut [Active], time: Duration) -> Result<(), Trouble> {
+    fn hold(&mut self, active: &mut [Active], time: Duration) -> Result<(), RunError> {
         let end = now_ns() + time.as_nanos() as u64;
         while now_ns() < end {
             let step = self.random.between(50, 300);
@@ -122,7 +128,7 @@ impl Nemesis {
     }
 
     /// Lets a fault that comes and goes do so, and an operator's action happen once more.
-    fn toggle(&mut self, active: &mut Active) -> Result<(), Trouble> {
+    fn toggle(&mut self, active: &mut Active) -> Result<(), RunError> {
         match (active.fault, active.slots.first().copied()) {
             (Fault::Strobe, Some(slot)) if active.on => self.cluster.resume(slot).map(drop)?,
             (Fault::Strobe, Some(slot)) => self.cluster.pause(slot).map(drop)?,
@@ -139,10 +145,10 @@ impl Nemesis {
         Ok(())
     }
 
-    fn begin(&mut self, fault: Fault) -> Result<Active, Trouble> {
+    fn begin(&mut self, fault: Fault) -> Result<Active, RunError> {
         let from_ms = self.now_ms();
         let slots = self.victims(fault);
-        let mut fired = false;
+        let (mut fired, mut writes) = (false, 0);
         match fault {
             Fault::KillAny | Fault::KillLeader | Fault::KillMajority | Fault::KillAll => {
                 for slot in &slots {
@@ -156,8 +162,8 @@ impl Nemesis {
             }
             Fault::SlowDisk => {
                 for slot in &slots {
-                    self.cluster.disks[*slot].limit(15)?;
-                    fired = true;
+                    self.cluster.disks[*slot].limit(SLOW_WRITES_PER_S)?;
+                    writes += self.cluster.disks[*slot].writes()?;
                 }
             }
             Fault::FullDisk => {
@@ -172,7 +178,6 @@ impl Nemesis {
                 for slot in &slots {
                     self.cluster.expect_exit(*slot);
                     self.cluster.disks[*slot].break_medium()?;
-                    fired = true;
                 }
             }
             Fault::Replace => self.join()?,
@@ -181,14 +186,14 @@ impl Nemesis {
             }
             _ => self.cut(fault, &slots)?,
         }
-        Ok(Active { fault, slots, fired, on: true, from_ms })
+        Ok(Active { fault, slots, fired, on: true, writes, from_ms })
     }
 
     /// The members that a fault hits.
     fn victims(&mut self, fault: Fault) -> Vec<usize> {
         let mut active = self.cluster.active();
         if fault.class() == Class::Process {
-            // What another fault took down cannot be taken down again.
+            // A member that another fault took down cannot be taken down again.
             active.retain(|slot| self.cluster.is_running(*slot));
         }
         // In any order, so that the first are any.
@@ -221,7 +226,30 @@ impl Nemesis {
         leading.max_by_key(|(_, status)| status.raft_term).map(|(slot, _)| slot)
     }
 
-    fn isolate(&mut self, slot: usize) -> Result<(), Trouble> {
+    /// Kills the leader, and returns its slot.
+    ///
+    /// # Errors
+    ///
+    /// If no member leads, or the one that does is not there to be killed.
+    pub fn kill_leader(&mut self) -> Result<usize, RunError> {
+        let leader = self.leader();
+        let leader = leader.ok_or(RunError::Ring("have a leader when all was well".into()))?;
+        self.kill(leader).map(|()| leader)
+    }
+
+    /// Kills the member in a slot, which must be running.
+    ///
+    /// # Errors
+    ///
+    /// If it is not running, or cannot be killed.
+    pub fn kill(&mut self, slot: usize) -> Result<(), RunError> {
+        match self.cluster.kill(slot)? {
+            true => Ok(()),
+            false => Err(RunError::Inconclusive(format!("no member runs in slot {slot} to kill"))),
+        }
+    }
+
+    fn isolate(&mut self, slot: usize) -> Result<(), RunError> {
         for other in self.cluster.active() {
             if other != slot {
                 let (one, other) = (Node::Member(slot), Node::Member(other));
@@ -231,7 +259,7 @@ impl Nemesis {
         Ok(())
     }
 
-    fn cut(&mut self, fault: Fault, slots: &[usize]) -> Result<(), Trouble> {
+    fn cut(&mut self, fault: Fault, slots: &[usize]) -> Result<(), RunError> {
         let first = slots.first().copied().unwrap_or(0);
         let others: Vec<_> = self.cluster.active().into_iter().filter(|s| *s != first).collect();
         match fault {
@@ -287,7 +315,7 @@ impl Nemesis {
     }
 
     /// Ends a fault, and returns whether it had an effect.
-    fn end(&mut self, active: Active) -> Result<bool, Trouble> {
+    fn end(&mut self, active: Active) -> Result<bool, RunError> {
         let mut fired = active.fired;
         match active.fault {
             Fault::PauseAny | Fault::PauseLeader | Fault::Strobe => {
@@ -297,6 +325,8 @@ impl Nemesis {
             }
             Fault::SlowDisk => {
                 for slot in &active.slots {
+                    let writes = self.cluster.disks[*slot].writes()? - active.writes;
+                    fired |= was_slow(writes, self.now_ms() - active.from_ms);
                     self.cluster.disks[*slot].limit(0)?;
                 }
             }
@@ -308,6 +338,7 @@ impl Nemesis {
             }
             Fault::BrokenDisk => {
                 for slot in &active.slots {
+                    fired |= self.cluster.has_ended(*slot);
                     self.cluster.kill(*slot)?;
                     self.cluster.disks[*slot].repair()?;
                     self.cluster.expect_life(*slot);
@@ -336,7 +367,7 @@ impl Nemesis {
     }
 
     /// Asks `question` of the active members in turn until one says yes.
-    fn until(&self, what: &str, question: impl Fn(&Self, &str) -> bool) -> Result<(), Trouble> {
+    fn until(&self, what: &str, question: impl Fn(&Self, &str) -> bool) -> Result<(), RunError> {
         for _ in 0..100 {
             for Peer { url, .. } in self.shared.peers() {
                 if question(self, &url) {
@@ -345,7 +376,7 @@ impl Nemesis {
             }
             sleep(Duration::from_millis(150));
         }
-        Err(Trouble::Ring(format!("{what} in time")))
+        Err(RunError::Ring(format!("{what} in time")))
     }
 
     /// The id of the member in a slot, if the ring knows it.
@@ -357,7 +388,7 @@ impl Nemesis {
     }
 
     /// Adds the member in the spare slot as a learner and starts it.
-    fn join(&mut self) -> Result<(), Trouble> {
+    fn join(&mut self) -> Result<(), RunError> {
         let Some(slot) = self.cluster.spare() else { return Ok(()) };
         let peer_url = self.cluster.store().peer_url(&address(slot));
         self.until("add a learner", |nemesis, url| {
@@ -368,11 +399,11 @@ impl Nemesis {
     }
 
     /// Promotes the learner, and removes another member for it.
-    fn replace(&mut self) -> Result<(), Trouble> {
+    fn replace(&mut self) -> Result<(), RunError> {
         let voters: Vec<_> = self.shared.peers().into_iter().map(|peer| peer.slot).collect();
         let Some(new) = self.cluster.active().into_iter().find(|slot| !voters.contains(slot))
         else {
-            return Err(Trouble::Worthless("there is no learner to promote".into()));
+            return Err(RunError::Inconclusive("there is no learner to promote".into()));
         };
         for slot in self.cluster.active() {
             self.cluster.run(slot)?;
@@ -401,7 +432,7 @@ impl Nemesis {
     /// # Errors
     ///
     /// If the ring does not recover in half a minute.
-    pub fn heal(&mut self) -> Result<(), Trouble> {
+    pub fn heal(&mut self) -> Result<(), RunError> {
         self.cluster.network.heal()?;
         for disk in &self.cluster.disks {
             disk.limit(0)?;
@@ -419,8 +450,14 @@ impl Nemesis {
             }
             sleep(Duration::from_millis(100));
         }
-        Err(Trouble::Ring("recover after all faults were taken back".into()))
+        Err(RunError::Ring("recover after all faults were taken back".into()))
     }
+}
+
+/// Whether a member's disk held it back: it did half of the writes that the limit let through, or
+/// more. A member that wanted fewer did not notice the limit.
+fn was_slow(writes: u64, span_ms: u64) -> bool {
+    writes * 1_000 * 2 >= u64::from(SLOW_WRITES_PER_S) * span_ms
 }
 
 /// Whether a member says of itself that it leads.

@@ -17,7 +17,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use crate::{Trouble, trouble::tool};
+use crate::{RunError, error::tool};
 
 /// One end of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,7 +28,7 @@ pub enum Node {
     Member(usize),
 }
 
-/// What happens to packets in one direction.
+/// The treatment of packets in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// All are lost.
@@ -57,7 +57,7 @@ impl Network {
     /// # Errors
     ///
     /// If the operating system refuses any of them.
-    pub fn new(members: usize) -> Result<Self, Trouble> {
+    pub fn new(members: usize) -> Result<Self, RunError> {
         sweep();
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{number}", process::id());
@@ -74,7 +74,7 @@ impl Network {
         Ok(network)
     }
 
-    fn connect(&self, hub: &str, member: usize) -> Result<(), Trouble> {
+    fn connect(&self, hub: &str, member: usize) -> Result<(), RunError> {
         let space = self.namespace(Node::Member(member));
         let (port, address) = (format!("m{member}"), format!("{}/24", address(member)));
         add_namespace(&space)?;
@@ -87,7 +87,7 @@ impl Network {
     }
 
     /// Adds the device that swallows packets, and the place for filters.
-    fn prepare(&self, space: &str, device: &str) -> Result<(), Trouble> {
+    fn prepare(&self, space: &str, device: &str) -> Result<(), RunError> {
         let hole = ["link", "add", "hole", "type", "veth", "peer", "name", "hole2"];
         tool("ip", &[&["-n", space], &hole[..]].concat())?;
         tool("ip", &["-n", space, "link", "set", "hole", "up"])?;
@@ -115,7 +115,7 @@ impl Network {
     /// # Errors
     ///
     /// If the kernel refuses the filter.
-    pub fn set(&mut self, from: Node, to: Node, rule: Rule) -> Result<(), Trouble> {
+    pub fn set(&mut self, from: Node, to: Node, rule: Rule) -> Result<(), RunError> {
         self.rules.insert((from, to), rule);
         self.apply(from)
     }
@@ -125,7 +125,7 @@ impl Network {
     /// # Errors
     ///
     /// As [`Self::set`].
-    pub fn set_both(&mut self, one: Node, other: Node, rule: Rule) -> Result<(), Trouble> {
+    pub fn set_both(&mut self, one: Node, other: Node, rule: Rule) -> Result<(), RunError> {
         self.set(one, other, rule)?;
         self.set(other, one, rule)
     }
@@ -135,7 +135,7 @@ impl Network {
     /// # Errors
     ///
     /// As [`Self::set`].
-    pub fn heal(&mut self) -> Result<u64, Trouble> {
+    pub fn heal(&mut self) -> Result<u64, RunError> {
         let from: Vec<_> = self.rules.keys().map(|(from, _)| *from).collect();
         self.rules.clear();
         for node in from {
@@ -144,7 +144,7 @@ impl Network {
         Ok(self.lost)
     }
 
-    fn apply(&mut self, from: Node) -> Result<(), Trouble> {
+    fn apply(&mut self, from: Node) -> Result<(), RunError> {
         let space = self.namespace(from);
         let device = if from == Node::Clients { "br0" } else { "v0" };
         let place = ["-n", &space, "filter"];
@@ -165,7 +165,7 @@ impl Drop for Network {
     fn drop(&mut self) {
         let members = (0..self.members).map(Node::Member);
         for node in members.chain([Node::Clients]) {
-            // What was never made cannot be removed.
+            // A namespace that was never made cannot be removed.
             drop(tool("ip", &["netns", "del", &self.namespace(node)]));
         }
     }
@@ -177,7 +177,7 @@ pub fn address(member: usize) -> String {
     format!("10.77.0.{}", member + 1)
 }
 
-fn add_namespace(name: &str) -> Result<(), Trouble> {
+fn add_namespace(name: &str) -> Result<(), RunError> {
     tool("ip", &["netns", "add", name])?;
     tool("ip", &["-n", name, "link", "set", "lo", "up"]).map(drop)
 }

@@ -1,8 +1,8 @@
-//! A process that guards something: it takes writes over HTTP, behind the guard of the client crate
-//! or behind nothing, and writes down each one it takes.
+//! A guarded resource, as a process: it takes writes over HTTP, behind the guard of the client crate
+//! or behind nothing, and appends each write that it takes to a journal.
 //!
-//! What it takes must survive it: it is killed in the middle of the experiment and started again, and
-//! a guard that forgot what it had seen would let a former holder in.
+//! The highest token it has seen must survive it: it is killed in the middle of the experiment and
+//! started again, and a guard that forgot the token would let a former holder in.
 
 use std::{
     convert::Infallible,
@@ -24,9 +24,9 @@ use satrap_client::{
 use tokio::{net::TcpListener, task::JoinSet};
 use tower::{Layer as _, Service, service_fn};
 
-use crate::Trouble;
+use crate::RunError;
 
-/// What the resource does with tokens.
+/// How the resource treats tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Guard {
     /// It takes a write only with a token that is no older than any it has seen.
@@ -36,7 +36,7 @@ pub enum Guard {
 }
 
 impl Guard {
-    /// As it stands on a command line.
+    /// Its name on the command line.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -46,7 +46,7 @@ impl Guard {
     }
 }
 
-/// What a resource is told.
+/// The arguments of a resource.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Resource {
     /// Where it listens.
@@ -55,14 +55,14 @@ pub struct Resource {
     /// Where it keeps the highest token it has seen, and its journal.
     #[arg(long)]
     pub dir: PathBuf,
-    /// What it does with tokens.
+    /// How it treats tokens.
     #[arg(long)]
     pub guard: Guard,
 }
 
 /// The header with the number of the holder.
 pub const HOLDER_HEADER: &str = "holder";
-/// What the resource says once it listens.
+/// The line that the resource prints once it listens.
 pub const LISTENING: &str = "listening";
 
 /// The journal in the directory of a resource: `HOLDER TOKEN` for each write it took, in order.
@@ -76,9 +76,9 @@ pub fn journal(dir: &Path) -> PathBuf {
 /// # Errors
 ///
 /// If it cannot listen, or has no place for its files.
-pub fn guard(resource: &Resource) -> Result<(), Trouble> {
-    let runtime = satrap_host::runtime::current_thread().map_err(Trouble::io("a runtime"))?;
-    runtime.block_on(serve(resource)).map_err(Trouble::io("the resource"))
+pub fn guard(resource: &Resource) -> Result<(), RunError> {
+    let runtime = satrap_runtime::runtime::current_thread().map_err(RunError::io("a runtime"))?;
+    runtime.block_on(serve(resource)).map_err(RunError::io("the resource"))
 }
 
 async fn serve(resource: &Resource) -> io::Result<()> {

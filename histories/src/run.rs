@@ -1,4 +1,4 @@
-//! One run: start a ring, load it, torment it, heal it, and judge what everyone saw.
+//! One run: start a ring, load it, inject faults, heal it, and check what all clients saw.
 
 use std::{
     fs,
@@ -13,8 +13,9 @@ use satrap_history::{
 };
 
 use crate::{
-    Trouble,
+    RunError,
     admin::Admin,
+    answers::{OPERATIONS_MAX, OPERATIONS_MIN},
     clients::Client,
     cluster::{Cluster, SLOTS, Store},
     fault,
@@ -22,15 +23,16 @@ use crate::{
     net::{Network, Node},
     session::Dialer,
     shared::{Shared, now_ns},
-    summary::{Seconds, Summary, count, idle},
+    summary::{Seconds, Summary, count, idle, served},
     watchers,
 };
 
 const CLIENTS: u32 = 12;
 const KEEPERS: u32 = 2;
-const WATCHERS: u32 = 8;
-/// Fewer completed operations make a run worthless.
-pub const OPERATIONS_MIN: u64 = 10_000;
+/// Watchers of most runs.
+pub const WATCHERS: u32 = 8;
+/// Watchers of a run that has many.
+pub const WATCHERS_MANY: u32 = 500;
 /// How often faults that had no effect come again, such as the death of a leader in a ring that had
 /// none at that moment.
 const AGAIN_MAX: usize = 4;
@@ -42,13 +44,15 @@ const CATCH_UP_NS: u64 = 15_000_000_000;
 /// ended leases every half second.
 const LATE_NS_MAX: u64 = 4_000_000_000;
 
-/// What a run is made of.
+/// The settings of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Decides what clients ask and which faults come.
     pub seed: u64,
     /// How many rounds of faults.
     pub rounds: usize,
+    /// How many watchers.
+    pub watchers: u32,
 }
 
 /// Puts the calling thread into the namespace of a node.
@@ -56,13 +60,13 @@ pub struct Options {
 /// # Errors
 ///
 /// If the kernel refuses.
-pub fn enter(network: &Network, node: Node) -> Result<(), Trouble> {
+pub fn enter(network: &Network, node: Node) -> Result<(), RunError> {
     let path = format!("/run/netns/{}", network.namespace(node));
-    let space = fs::File::open(path).map_err(Trouble::io("opening a namespace"))?;
+    let space = fs::File::open(path).map_err(RunError::io("opening a namespace"))?;
     let kind = Some(rustix::thread::LinkNameSpaceType::Network);
     rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&space), kind)
         .map_err(std::io::Error::from)
-        .map_err(Trouble::io("entering a namespace"))
+        .map_err(RunError::io("entering a namespace"))
 }
 
 /// Starts a ring, and waits until it has a leader. The calling thread moves into the namespace of
@@ -70,17 +74,17 @@ pub fn enter(network: &Network, node: Node) -> Result<(), Trouble> {
 ///
 /// # Errors
 ///
-/// If the ring cannot be made or elects nobody.
-pub fn start(store: Box<dyn Store>, shared: &Arc<Shared>, seed: u64) -> Result<Nemesis, Trouble> {
+/// If the ring cannot be made or elects no leader.
+pub fn start(store: Box<dyn Store>, shared: &Arc<Shared>, seed: u64) -> Result<Nemesis, RunError> {
     let cluster = Cluster::start(store)?;
     enter(&cluster.network, Node::Clients)?;
     let mut nemesis =
         Nemesis::new(cluster, Admin::new(shared.dialer.clone())?, Arc::clone(shared), seed);
     match nemesis.heal() {
         Ok(()) => Ok(nemesis),
-        Err(trouble) => {
-            eprintln!("{}", nemesis.cluster.last_words());
-            Err(trouble)
+        Err(error) => {
+            eprintln!("{}", nemesis.cluster.log_tails());
+            Err(error)
         }
     }
 }
@@ -89,8 +93,8 @@ pub fn start(store: Box<dyn Store>, shared: &Arc<Shared>, seed: u64) -> Result<N
 ///
 /// # Errors
 ///
-/// If the run could not be made, or is worthless. What the checkers found is in the summary.
-pub fn run(store: Box<dyn Store>, options: Options) -> Result<Summary, Trouble> {
+/// If the run could not be made, or shows nothing. The findings of the checkers are in the summary.
+pub fn run(store: Box<dyn Store>, options: Options) -> Result<Summary, RunError> {
     thread::scope(|scope| {
         let run = scope.spawn(|| on_this_thread(store, options));
         run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -102,8 +106,8 @@ pub fn run(store: Box<dyn Store>, options: Options) -> Result<Summary, Trouble> 
 pub fn many(
     seeds: &[u64],
     at_once: usize,
-    make: impl Fn(u64) -> Result<(Box<dyn Store>, Options), Trouble> + Sync,
-    done: impl Fn(u64, Result<Summary, Trouble>) + Sync,
+    make: impl Fn(u64) -> Result<(Box<dyn Store>, Options), RunError> + Sync,
+    done: impl Fn(u64, Result<Summary, RunError>) + Sync,
 ) {
     let left = Mutex::new(seeds.iter().copied());
     let work = || {
@@ -120,7 +124,7 @@ pub fn many(
     });
 }
 
-fn on_this_thread(store: Box<dyn Store>, options: Options) -> Result<Summary, Trouble> {
+fn on_this_thread(store: Box<dyn Store>, options: Options) -> Result<Summary, RunError> {
     let mut watch = Stopwatch(now_ns());
     let mut seconds = Seconds::default();
     let shared = Arc::new(Shared::new(Dialer::new(store.credentials())?));
@@ -129,11 +133,11 @@ fn on_this_thread(store: Box<dyn Store>, options: Options) -> Result<Summary, Tr
     let recorded = thread::scope(|scope| {
         let load = {
             let shared = Arc::clone(&shared);
-            scope.spawn(move || load(shared, options.seed))
+            scope.spawn(move || load(shared, options))
         };
-        let finished = torment(&mut nemesis, options).and_then(|()| {
+        let finished = inject_faults(&mut nemesis, options).and_then(|()| {
             seconds.faults = watch.lap();
-            suffice(&shared)?;
+            complete_operations(&shared, nemesis.cluster.store().serves_store_api())?;
             seconds.rest = watch.lap();
             finish(&nemesis, &shared)
         });
@@ -143,9 +147,9 @@ fn on_this_thread(store: Box<dyn Store>, options: Options) -> Result<Summary, Tr
     });
     let (last, mut recording) = match recorded {
         Ok(recorded) => recorded,
-        Err(trouble) => {
-            eprintln!("{}", nemesis.cluster.last_words());
-            return Err(trouble);
+        Err(error) => {
+            eprintln!("{}", nemesis.cluster.log_tails());
+            return Err(error);
         }
     };
     seconds.end = watch.lap();
@@ -158,9 +162,11 @@ fn on_this_thread(store: Box<dyn Store>, options: Options) -> Result<Summary, Tr
     seconds.check = watch.lap();
     let summary = Summary {
         seed: options.seed,
-        completed: shared.completed(),
         unknown: count(&recording, |outcome| *outcome == Outcome::Unknown),
         refused: count(&recording, |o| matches!(o, Outcome::Fail(Failure::Refused(_)))),
+        answers: shared.answers(),
+        watchers: options.watchers as usize,
+        served: served(&recording.watches),
         events: recording.watches.iter().map(|watch| watch.events().count()).sum(),
         faults: nemesis.history,
         head: last.healed.revision,
@@ -170,7 +176,7 @@ fn on_this_thread(store: Box<dyn Store>, options: Options) -> Result<Summary, Tr
     if !summary.violations.is_empty() {
         summary.keep(&recording)?;
     }
-    summary.worth(&nemesis.cluster.crashes)?;
+    summary.conclusive(&nemesis.cluster)?;
     Ok(summary)
 }
 
@@ -185,7 +191,7 @@ impl Stopwatch {
 }
 
 /// Faults until all were there and had an effect.
-fn torment(nemesis: &mut Nemesis, options: Options) -> Result<(), Trouble> {
+fn inject_faults(nemesis: &mut Nemesis, options: Options) -> Result<(), RunError> {
     thread::sleep(Duration::from_millis(700));
     for faults in fault::plan(options.seed, options.rounds) {
         nemesis.round(&faults)?;
@@ -199,24 +205,30 @@ fn torment(nemesis: &mut Nemesis, options: Options) -> Result<(), Trouble> {
     nemesis.heal()
 }
 
-/// Waits until there are enough operations, and stops those that write.
-fn suffice(shared: &Shared) -> Result<(), Trouble> {
-    let mut last = (shared.completed(), now_ns());
-    while last.0 < OPERATIONS_MIN + OPERATIONS_MIN / 50 {
-        thread::sleep(Duration::from_millis(50));
-        let completed = shared.completed();
+/// Waits until there are enough operations and enough answers of each kind, and stops those that
+/// write.
+fn complete_operations(shared: &Shared, serves_store_api: bool) -> Result<(), RunError> {
+    let mut last = (0, now_ns());
+    loop {
+        let answers = shared.answers();
+        let completed = answers.completed();
+        let is_enough = completed >= OPERATIONS_MIN && answers.too_few(serves_store_api).is_empty();
+        if is_enough || completed >= OPERATIONS_MAX {
+            break;
+        }
         if completed > last.0 {
             last = (completed, now_ns());
         } else if now_ns() > last.1 + STALLED_NS_MAX {
             let what = format!("do more than {completed} operations, though all was well");
-            return Err(Trouble::Ring(what));
+            return Err(RunError::Ring(what));
         }
+        thread::sleep(Duration::from_millis(50));
     }
     shared.stop_writers();
     Ok(())
 }
 
-/// What is asked of the ring when all is well again.
+/// The last operations and digests, after the ring was healed.
 struct Last {
     operations: Vec<Operation>,
     healed: Healed,
@@ -224,9 +236,9 @@ struct Last {
 }
 
 /// Writes and reads a last time, waits for the watchers, and compares the members.
-fn finish(nemesis: &Nemesis, shared: &Arc<Shared>) -> Result<Last, Trouble> {
+fn finish(nemesis: &Nemesis, shared: &Arc<Shared>) -> Result<Last, RunError> {
     let begun = now_ns();
-    let runtime = satrap_host::runtime::current_thread().map_err(Trouble::io("a runtime"))?;
+    let runtime = satrap_runtime::runtime::current_thread().map_err(RunError::io("a runtime"))?;
     let client = Client::new(Arc::clone(shared), u32::MAX, begun);
     let put = |attempt: u32| {
         let value = format!("last:{attempt}");
@@ -246,7 +258,7 @@ fn finish(nemesis: &Nemesis, shared: &Arc<Shared>) -> Result<Last, Trouble> {
     let Some(revision) =
         revision.filter(|_| operations.last().is_some_and(|o| o.answer().is_some()))
     else {
-        return Err(Trouble::Ring("take a write after all faults were taken back".into()));
+        return Err(RunError::Ring("take a write after all faults were taken back".into()));
     };
     shared.set_target(revision);
     let healed = Healed { at_ns: now_ns(), within_ns: CATCH_UP_NS, revision };
@@ -262,7 +274,11 @@ fn finish(nemesis: &Nemesis, shared: &Arc<Shared>) -> Result<Last, Trouble> {
     }
     if !behind().is_empty() {
         let what = format!("deliver the log up to {revision} on slots {:?}", behind());
-        return Err(Trouble::Ring(what));
+        return Err(RunError::Ring(what));
+    }
+    if shared.waiting() > 0 {
+        let what = format!("deliver the log up to {revision} to {} watchers", shared.waiting());
+        return Err(RunError::Ring(what));
     }
     let digests = nemesis
         .cluster
@@ -271,20 +287,21 @@ fn finish(nemesis: &Nemesis, shared: &Arc<Shared>) -> Result<Last, Trouble> {
         .filter_map(|slot| nemesis.admin.digest(&nemesis.cluster.client_url(slot), revision))
         .collect::<Vec<_>>();
     if digests.len() < nemesis.cluster.active().len() {
-        return Err(Trouble::Ring(format!("tell the digests of all members: {digests:?}")));
+        return Err(RunError::Ring(format!("tell the digests of all members: {digests:?}")));
     }
     Ok(Last { operations, healed, digests })
 }
 
 /// All clients, watchers and recorders, on the calling thread.
-fn load(shared: Arc<Shared>, seed: u64) -> Result<Recording, Trouble> {
+fn load(shared: Arc<Shared>, options: Options) -> Result<Recording, RunError> {
+    let Options { seed, watchers, .. } = options;
     // A thread starts in the namespace of the one that started it.
-    let runtime = satrap_host::runtime::current_thread().map_err(Trouble::io("a runtime"))?;
+    let runtime = satrap_runtime::runtime::current_thread().map_err(RunError::io("a runtime"))?;
     let client = |number| Client::new(Arc::clone(&shared), number, seed);
     let clients = (0..CLIENTS).map(|number| client(number).share());
     let keepers = (CLIENTS..CLIENTS + KEEPERS).map(|number| client(number).keep_leases());
     let compactor = client(CLIENTS + KEEPERS).compact();
-    let watching = (0..WATCHERS).map(|number| watchers::watch(Arc::clone(&shared), number, seed));
+    let watching = (0..watchers).map(|number| watchers::watch(Arc::clone(&shared), number, seed));
     let recording = (0..SLOTS).map(|slot| watchers::record(Arc::clone(&shared), slot));
     let (clients, keepers, compactor, watches, logs) = runtime.block_on(async {
         tokio::join!(

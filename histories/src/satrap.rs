@@ -5,8 +5,8 @@
 //! that start: which members there are to be founded with or joined, and data on the disk that
 //! faults hit. No validator runs; the keyspace of a ring does not need one.
 //!
-//! A place keeps its name, because the name stands in its certificate: whoever was removed comes
-//! back under it as a new member.
+//! A place keeps its name, because the name is in its certificate: a removed member comes back
+//! under it as a new member.
 
 use std::{
     fs,
@@ -17,13 +17,13 @@ use std::{
 };
 
 use satrap_certify::{ChainId, Class, ClassKind, Label, Policy};
-use satrap_cli::realm::{
+use satrap_realm::{
     EtcdPlan, Lifetimes, MemberPlan, RealmFiles, RealmPlan, RegionPlan, ValidatorPlan, configs,
     create, description::Client,
 };
 
 use crate::{
-    Trouble,
+    RunError,
     cluster::{MEMBERS, SLOTS, Start, Store, directory},
     net::address,
 };
@@ -46,15 +46,15 @@ pub struct Satrap {
     _directory: tempfile::TempDir,
 }
 
-fn wrong(what: &'static str) -> impl Fn(String) -> Trouble {
-    move |why| Trouble::Worthless(format!("{what}: {why}"))
+fn wrong(what: &'static str) -> impl Fn(String) -> RunError {
+    move |why| RunError::Inconclusive(format!("{what}: {why}"))
 }
 
-fn label(text: &str) -> Result<Label, Trouble> {
+fn label(text: &str) -> Result<Label, RunError> {
     Label::new(text).map_err(|error| wrong("a name")(error.to_string()))
 }
 
-fn member(slot: usize) -> Result<MemberPlan, Trouble> {
+fn member(slot: usize) -> Result<MemberPlan, RunError> {
     let host: IpAddr = address(slot).parse().map_err(|error: std::net::AddrParseError| {
         wrong("the address of a place")(error.to_string())
     })?;
@@ -65,7 +65,7 @@ fn member(slot: usize) -> Result<MemberPlan, Trouble> {
     Ok(MemberPlan { name, client_listen, client_url, peer_listen, peer_url, etcd })
 }
 
-fn plan() -> Result<RealmPlan, Trouble> {
+fn plan() -> Result<RealmPlan, RunError> {
     let chain_id = ChainId::new("histories");
     let listen = |port| SocketAddr::from(([10, 77, 0, 254], port));
     let (validator, mesh) = (listen(7000), listen(7001));
@@ -100,21 +100,21 @@ fn plan() -> Result<RealmPlan, Trouble> {
 }
 
 impl Satrap {
-    /// Makes a realm for members that run `binary`, and stand for election after `election_ms` to
-    /// twice as many milliseconds without a heartbeat.
+    /// Makes a realm for members that run `binary`, and campaign after `election_ms` to twice as many
+    /// milliseconds without a heartbeat.
     ///
     /// # Errors
     ///
     /// If the disk refuses.
-    pub fn new(binary: &Path, election_ms: u32) -> Result<Self, Trouble> {
+    pub fn new(binary: &Path, election_ms: u32) -> Result<Self, RunError> {
         let (plan, directory) = (plan()?, directory()?);
         let files = create(&plan, &directory.path().join("realm"))
             .map_err(|error| wrong("the realm")(error.to_string()))?;
-        describe(&plan, &files).map_err(Trouble::io("describing the realm"))?;
+        describe(&plan, &files).map_err(RunError::io("describing the realm"))?;
         let operator = files.operators.first();
         let credentials = operator.map(|operator| operator.etcd(&plan.regions[0].name));
         let credentials = credentials.ok_or_else(|| wrong("the realm")("no operator".into()))?;
-        let binary = std::path::absolute(binary).map_err(Trouble::io("the program"))?;
+        let binary = std::path::absolute(binary).map_err(RunError::io("the program"))?;
         Ok(Self { binary, election_ms, plan, files, credentials, _directory: directory })
     }
 
@@ -131,7 +131,7 @@ impl Satrap {
     }
 
     /// The configuration of one start.
-    fn config(&self, start: &Start) -> Result<PathBuf, Trouble> {
+    fn config(&self, start: &Start) -> Result<PathBuf, RunError> {
         let is_there =
             |member: &&MemberPlan| start.ring.iter().any(|(name, _)| name == member.name.as_str());
         let whole = &self.plan.regions[0];
@@ -148,7 +148,7 @@ impl Satrap {
         );
         let text = text.replacen("data_dir = \"data\"", &data, 1) + &clocks;
         let path = self.files.members[own].config.clone();
-        fs::write(&path, text).map_err(Trouble::io("writing a configuration"))?;
+        fs::write(&path, text).map_err(RunError::io("writing a configuration"))?;
         Ok(path)
     }
 }
@@ -165,7 +165,7 @@ impl Store for Satrap {
         "satrap"
     }
 
-    fn command(&self, start: &Start) -> Result<Command, Trouble> {
+    fn command(&self, start: &Start) -> Result<Command, RunError> {
         let mut command = Command::new(&self.binary);
         command.args(["region", "run", "--config"]).arg(self.config(start)?);
         Ok(command)

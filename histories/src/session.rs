@@ -5,19 +5,23 @@
 
 use std::time::Duration;
 
-use satrap_cli::{client::etcd::EtcdClient, realm::description::Client as Credentials};
 use satrap_history::{Answer, Body, Outcome, Request};
-use satrap_proto::etcdserverpb::{
-    LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest,
-    ResponseHeader, kv_client::KvClient, lease_client::LeaseClient,
+use satrap_operator::client::etcd::EtcdClient;
+use satrap_proto::{
+    etcdserverpb::{
+        LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest,
+        ResponseHeader, kv_client::KvClient, lease_client::LeaseClient,
+    },
+    v1::store_client::StoreClient,
 };
+use satrap_realm::description::Client as Credentials;
 use tokio::time::timeout;
 use tonic::{
     Status,
     transport::{Channel, Endpoint},
 };
 
-use crate::{Trouble, wire};
+use crate::{RunError, wire};
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_millis(400);
@@ -40,9 +44,10 @@ impl Dialer {
     /// # Errors
     ///
     /// If a file is missing or wrong.
-    pub fn new(credentials: Option<&Credentials>) -> Result<Self, Trouble> {
+    pub fn new(credentials: Option<&Credentials>) -> Result<Self, RunError> {
         let client = credentials.map(|files| EtcdClient::open(files, Vec::new()));
-        let client = client.transpose().map_err(|error| Trouble::Worthless(error.to_string()))?;
+        let client =
+            client.transpose().map_err(|error| RunError::Inconclusive(error.to_string()))?;
         Ok(Self(client))
     }
 
@@ -78,6 +83,7 @@ async fn ask(
     request: &Request,
 ) -> Result<(Option<ResponseHeader>, Body), Status> {
     let mut kv = KvClient::new(channel.clone());
+    let mut store = StoreClient::new(channel.clone());
     let mut lease = LeaseClient::new(channel);
     Ok(match request {
         Request::Range(range) => {
@@ -89,6 +95,16 @@ async fn ask(
             let answer = kv.put(wire::put(put)).await?.into_inner();
             let body = wire::put_body(&answer);
             (answer.header, body)
+        }
+        Request::PutIf(put) => {
+            let answer = store.put_if_revision(wire::put_if(put)).await?.into_inner();
+            let body = wire::put_if_body(&answer);
+            (answer.header.map(wire::header), body)
+        }
+        Request::PutSequential(put) => {
+            let answer = store.put_sequential(wire::put_sequential(put)).await?.into_inner();
+            let key = String::from_utf8_lossy(&answer.key).into_owned();
+            (answer.header.map(wire::header), Body::PutSequential(key))
         }
         Request::Delete(keys) => {
             let answer = kv.delete_range(wire::delete(keys)).await?.into_inner();

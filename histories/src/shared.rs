@@ -1,4 +1,4 @@
-//! What the clients of a run and the thread that torments the ring share.
+//! State that the clients of a run share with the thread that injects faults.
 
 use std::{
     collections::BTreeMap,
@@ -8,9 +8,9 @@ use std::{
     },
 };
 
-use satrap_history::{Nanos, Revision, random::Random};
+use satrap_history::{Nanos, Operation, Revision, random::Random};
 
-use crate::session::Dialer;
+use crate::{answers::Answers, session::Dialer};
 
 /// A member that clients may talk to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub struct Shared {
     peers: Mutex<Vec<Peer>>,
     writers_stop: AtomicBool,
     stop: AtomicBool,
-    completed: AtomicU64,
+    answers: Mutex<Answers>,
     recorded: Mutex<BTreeMap<usize, Revision>>,
     target: AtomicI64,
     acknowledged_ns: AtomicU64,
@@ -40,7 +40,7 @@ pub struct Shared {
 /// Now, on the one clock of a run.
 #[must_use]
 pub fn now_ns() -> Nanos {
-    u64::try_from(satrap_host::clock::monotonic().as_nanos()).unwrap_or(Nanos::MAX)
+    u64::try_from(satrap_runtime::clock::monotonic().as_nanos()).unwrap_or(Nanos::MAX)
 }
 
 impl Shared {
@@ -92,19 +92,20 @@ impl Shared {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Counts an operation that had an answer; `wrote` if it was an acknowledged write that was
-    /// called at `call_ns`.
-    pub fn complete(&self, wrote: Option<Nanos>) {
-        self.completed.fetch_add(1, Ordering::Relaxed);
-        if let Some(call_ns) = wrote {
-            self.acknowledged_ns.fetch_max(call_ns, Ordering::Relaxed);
+    /// Counts an operation of a client.
+    pub fn count(&self, operation: &Operation) {
+        if let Ok(mut answers) = self.answers.lock() {
+            answers.add(operation);
+        }
+        if operation.wrote_at().is_some() {
+            self.acknowledged_ns.fetch_max(operation.call_ns, Ordering::Relaxed);
         }
     }
 
-    /// How many operations had an answer.
+    /// The answers that clients have had.
     #[must_use]
-    pub fn completed(&self) -> u64 {
-        self.completed.load(Ordering::Relaxed)
+    pub fn answers(&self) -> Answers {
+        self.answers.lock().map(|answers| answers.clone()).unwrap_or_default()
     }
 
     /// When the youngest acknowledged write was called.

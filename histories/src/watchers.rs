@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use satrap_history::{
     Delivered, Delivery, Filter, MemberLog, Revision, Span, Watch, WatchRequest,
     random::Random,
-    workload::{LEASED, SHARED},
+    workload::{LEASED, SHARED, SHARED_KEYS},
 };
 use satrap_proto::etcdserverpb::{
     self as pb, WatchCreateRequest, WatchProgressRequest, WatchResponse, watch_client::WatchClient,
@@ -84,10 +84,17 @@ fn delivery(answer: &WatchResponse) -> Delivery {
     Delivery { at_ns: now_ns(), what }
 }
 
-/// What watcher number `client` watches.
+/// The first watchers watch much, and all of one kind or another; the others one key each, so that
+/// many of them fit into the memory of a run.
+const MIXED: u32 = 16;
+
+/// The keys and options of watcher number `client`.
 fn interest(random: &mut Random, client: u32) -> WatchRequest {
     WatchRequest {
         span: match client % 8 {
+            _ if client >= MIXED => {
+                Span::key(format!("{SHARED}{}", u64::from(client) % SHARED_KEYS))
+            }
             0 => Span { key: "\u{1}".into(), end: Some("~".into()) },
             1 => Span::prefix(LEASED),
             2..5 => Span::prefix(SHARED),
@@ -163,7 +170,7 @@ async fn follow(shared: &Shared, random: &mut Random, mut stream: Stream, watch:
         }
         let next = watch.next_wanted().unwrap_or(0);
         if shared.should_stop() || target.is_some_and(|target| next > target) {
-            // Whoever has seen the last revision has seen all, and waits for the others.
+            // A watcher at the last revision has seen all, and waits for the others.
             shared.has_caught_up();
             while !shared.should_stop() {
                 sleep(Duration::from_millis(50)).await;

@@ -1,8 +1,8 @@
 //! Between the words of the checkers and those of the etcd API.
 
 use satrap_history::{
-    Body, Compare, Event, Failure, KeyValue, Order, Outcome, Range, Request, Span, Target, Txn,
-    WatchEvent,
+    Body, Compare, Event, Failure, KeyValue, Order, Outcome, PutIf, Range, Request, Sequential,
+    Span, Target, Txn, WatchEvent,
 };
 use satrap_proto::{
     etcdserverpb::{
@@ -13,6 +13,7 @@ use satrap_proto::{
         response_op::Response as OpAnswer,
     },
     mvccpb,
+    v1::{self, PutIfRevisionRequest, PutSequentialRequest},
 };
 use tonic::{Code, Status};
 
@@ -47,6 +48,46 @@ pub fn put(put: &satrap_history::Put) -> PutRequest {
     }
 }
 
+/// A conditional write, which always asks for the value in the way.
+#[must_use]
+pub fn put_if(PutIf { put, revision }: &PutIf) -> PutIfRevisionRequest {
+    PutIfRevisionRequest {
+        key: put.key.clone().into_bytes().into(),
+        value: put.value.clone().into_bytes().into(),
+        mod_revision: *revision,
+        lease: put.lease,
+        want_value: true,
+    }
+}
+
+/// A write of a key that the ring names.
+#[must_use]
+pub fn put_sequential(put: &Sequential) -> PutSequentialRequest {
+    PutSequentialRequest {
+        prefix: put.prefix.clone().into_bytes().into(),
+        value: put.value.clone().into_bytes().into(),
+        lease: 0,
+    }
+}
+
+/// The header of an answer beyond the etcd API, as the one that etcd has.
+#[must_use]
+pub fn header(header: v1::StoreHeader) -> pb::ResponseHeader {
+    pb::ResponseHeader {
+        cluster_id: header.cluster_id,
+        member_id: header.member_id,
+        revision: header.revision,
+        raft_term: header.raft_term,
+    }
+}
+
+/// The body of a conditional write's answer.
+#[must_use]
+pub fn put_if_body(answer: &v1::PutIfRevisionResponse) -> Body {
+    let value = answer.value.as_ref().map(|value| String::from_utf8_lossy(value).into_owned());
+    Body::PutIf { written: answer.written, modified: answer.mod_revision, value }
+}
+
 /// A deletion, which always asks for the values before.
 #[must_use]
 pub fn delete(keys: &Span) -> DeleteRangeRequest {
@@ -76,7 +117,8 @@ fn operation(request: &Request) -> Option<RequestOp> {
         Request::Put(inner) => Op::RequestPut(put(inner)),
         Request::Delete(keys) => Op::RequestDeleteRange(delete(keys)),
         Request::Txn(inner) => Op::RequestTxn(txn(inner)),
-        // Nothing else can stand in a transaction.
+        // Nothing else can be part of a transaction.
+        Request::PutIf(_) | Request::PutSequential(_) => return None,
         Request::Compact(_) | Request::Grant { .. } => return None,
         Request::Renew(_) | Request::Revoke(_) | Request::Inspect(_) => return None,
     };
@@ -170,8 +212,8 @@ pub fn event(event: &mvccpb::Event) -> Option<WatchEvent> {
     Some(WatchEvent { event: what, before: event.prev_kv.as_ref().map(key_value) })
 }
 
-/// What an error proves. Only refusals that name the request as their reason prove that nothing
-/// happened; whatever the network or an election may have caused leaves the outcome unknown.
+/// The outcome that an error proves. Only refusals that name the request as their reason prove that
+/// nothing happened; whatever the network or an election may have caused leaves the outcome unknown.
 #[must_use]
 pub fn refusal(status: &Status) -> Outcome {
     let message = status.message();
@@ -179,7 +221,7 @@ pub fn refusal(status: &Status) -> Outcome {
         Code::OutOfRange if message.contains("has been compacted") => Failure::Compacted,
         Code::OutOfRange if message.contains("future revision") => Failure::Future,
         Code::NotFound if message.contains("lease not found") => Failure::NoLease,
-        Code::InvalidArgument => Failure::Refused(message.to_owned()),
+        Code::InvalidArgument | Code::Unimplemented => Failure::Refused(message.to_owned()),
         Code::ResourceExhausted
             if message.contains("too many requests") || message.contains("space exceeded") =>
         {

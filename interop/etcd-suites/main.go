@@ -122,6 +122,9 @@ func (s *settings) build(ctx context.Context, exceptions []exception) error {
 	if err := os.CopyFS(s.tests(), os.DirFS(downloaded.Dir)); err != nil {
 		return err
 	}
+	if err := s.protectKeys(); err != nil {
+		return err
+	}
 	replaced := map[string]string{}
 	for _, name := range []string{"cluster.go", "member.go"} {
 		replaced[filepath.Join(s.tests(), "framework/integration", name)] = filepath.Join(s.source, "overlay", name)
@@ -164,6 +167,20 @@ func (s *settings) build(ctx context.Context, exceptions []exception) error {
 	}
 	if err := compile.Run(); err != nil {
 		return fmt.Errorf("compile the suites: %w", err)
+	}
+	return nil
+}
+
+// protectKeys hides the private keys of the fixtures from other users: a member takes no others.
+func (s *settings) protectKeys() error {
+	keys, err := filepath.Glob(filepath.Join(s.tests(), "fixtures", "*.key*"))
+	if err != nil {
+		return err
+	}
+	for _, key := range keys {
+		if err := os.Chmod(key, 0o600); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -63,7 +63,7 @@ func main() {
 // quiet takes what the server's starter says.
 type quiet struct{}
 
-// Logf is what nobody asked for.
+// Logf drops messages: the harness prints its own.
 func (quiet) Logf(string, ...any) {}
 
 // Errorf is an error that the server goes on after.

@@ -245,7 +245,7 @@ func strangers(size int) (*types.ValidatorSet, map[string]types.MockPV) {
 }
 
 // The best forgery there is without one of the realm's keys: valid in itself, signed by all of a
-// set that nobody announced.
+// set that was not announced.
 func signAsStrangers(b *types.LightBlock) {
 	set, keys := strangers(b.ValidatorSet.Size())
 	b.ValidatorSet = set

@@ -1,4 +1,4 @@
-"""Runs a Python client of etcd on etcd and on the ring under test, and compares what it sees.
+"""Runs a Python etcd client on etcd and on the ring under test, and compares what it sees.
 
 The client is `aetcd`. Each scenario writes an account, with revisions counted from its begin; the two
 accounts must be the same, word for word.

@@ -5,11 +5,13 @@
 //! whole system and a re-encoded message can never change what a signature covers. The envelopes
 //! carry only transport concerns and status for people.
 //!
-//! `etcd` is the etcd v3 API, which the regional ring speaks so that every client of etcd is a client
+//! `etcd` is the etcd v3 API, which the regional ring speaks so that every etcd client is a client
 //! of the ring. Packages, names and numbers are etcd's.
 
+pub mod fault;
+
 /// Message and service types of `satrap.v1`.
-#[allow(missing_docs, clippy::all, reason = "generated; the comments stand in the .proto files")]
+#[allow(missing_docs, clippy::all, reason = "generated; the comments are in the .proto files")]
 pub mod v1 {
     tonic::include_proto!("satrap.v1");
 }

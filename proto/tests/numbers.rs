@@ -2,8 +2,8 @@
 //! it with what the `.proto` files say now.
 //!
 //! A peer of another release reads by number. So a number that was once given keeps its name and
-//! type, or is reserved, and is never given to anything else. What is new is added to the list by
-//! `UPDATE=1 cargo test -p satrap-proto --test numbers`, and shows in a review as the lines it adds.
+//! type, or is reserved, and is never given to anything else. `UPDATE=1 cargo test -p
+//! satrap-proto --test numbers` adds new numbers to the list, so that a review shows them.
 
 #![expect(clippy::unwrap_used, reason = "the lint exempts test functions but not their helpers")]
 
@@ -18,7 +18,7 @@ use prost_types::{
 
 const COMMAND: &str = "UPDATE=1 cargo test -p satrap-proto --test numbers";
 
-/// What stands for a number that must not be given again.
+/// The entry of a number that must not be given again.
 const RESERVED: &str = "reserved";
 
 /// From a message and number, or service and method, to what it is.
@@ -100,7 +100,7 @@ fn service(listing: &mut Listing, scope: &str, service: &ServiceDescriptorProto)
     }
 }
 
-/// What the `.proto` files say.
+/// The numbers in the `.proto` files.
 fn compiled() -> Listing {
     let mut listing = Listing::new();
     for file in FileDescriptorSet::decode(satrap_proto::DESCRIPTORS).unwrap().file {
@@ -131,14 +131,14 @@ fn read(text: &str) -> Listing {
         .collect()
 }
 
-/// What no release may do, and what is merely new.
+/// The changes that no release may make, and the entries that are merely new.
 fn compare(listed: &Listing, compiled: &Listing) -> (Vec<String>, Vec<String>) {
     let (mut refused, mut new) = (Vec::new(), Vec::new());
     for (at, was) in listed {
         let (of, place) = (&at.0, at.1.text());
         match compiled.get(at) {
             Some(is) if is == was => {}
-            // What is kept from being given again may be told so at any time.
+            // A number may be reserved at any time.
             Some(is) if is == RESERVED => new.push(format!("{of} {place}: {RESERVED}, was {was}")),
             Some(is) => refused.push(format!("{of} {place}: was `{was}`, is `{is}`")),
             None => refused.push(format!("{of} {place}: was `{was}`, is gone")),

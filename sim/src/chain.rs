@@ -1,4 +1,4 @@
-//! Certified blocks with the sets that signed them, as a Tendermint light client wants them.
+//! Certified blocks with the sets that signed them, as a Tendermint light client reads them.
 
 use satrap_certify::{
     Checkpoint, Commit, Realm, SignedChange, Step, Trusted, ValidatorSet, light_block,
@@ -11,7 +11,7 @@ use crate::realm::SimRealm;
 pub struct CertifiedBlock {
     /// The header and the state that results.
     pub checkpoint: Checkpoint,
-    /// Who certified it.
+    /// The signatures over it.
     pub commit: Commit,
     /// The set that signed it.
     pub validators: ValidatorSet,
@@ -30,7 +30,7 @@ impl CertifiedBlock {
         }
     }
 
-    /// What a process trusts that has verified this block.
+    /// The trusted state of a process that has verified this block.
     #[must_use]
     pub fn trusted(&self, realm: &Realm) -> Trusted {
         let id = self.checkpoint.id(realm);

@@ -1,4 +1,4 @@
-//! A global quorum without a network: it decides whatever it is given, with real signatures.
+//! A global quorum without a network: it decides every valid change, with real signatures.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -20,9 +20,9 @@ pub const GENESIS_TIME: Timestamp = Timestamp(1_767_225_600_000_000_000);
 pub struct SimRealm {
     /// The root of trust.
     pub genesis: Genesis,
-    /// What the validators agree on.
+    /// The state that the validators agree on.
     pub ledger: Ledger,
-    /// Keys of all validators that ever were, by public key.
+    /// Keys of all present and former validators, by public key.
     pub validator_keys: BTreeMap<PublicKey, SigningKey>,
     /// Keys of the operators `alice`, `bob`, `carol`.
     pub operators: Vec<SigningKey>,

@@ -120,7 +120,7 @@ impl Costs {
 }
 
 #[test]
-fn no_message_costs_more_than_its_bound() {
+fn each_measured_message_costs_less_than_its_bound() {
     let (realm, relay, keys) = world();
     let mut costs = Costs(unit(), Vec::new());
     let held = relay.content(&bundle()).unwrap();

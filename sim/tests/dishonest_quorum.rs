@@ -1,6 +1,6 @@
-//! What a follower refuses although more than two thirds of the validators signed it: a quorum can
-//! stop the realm or publish nonsense, but it cannot make a follower forget, fork or run over its
-//! limits unnoticed (rules H1, D1, D2, B1, B2, B7, and R1 for reports).
+//! Updates that a follower refuses although more than two thirds of the validators signed them: a
+//! quorum can stop the realm or publish anything, but it cannot make a follower go back, fork or exceed
+//! its limits (rules H1, D1, D2, B1, B2, B7, and R1 for reports).
 
 #![expect(clippy::unwrap_used, reason = "the lint exempts test functions but not their helpers")]
 
@@ -48,7 +48,7 @@ fn world() -> World {
 }
 
 impl World {
-    /// What the edge would be sent for the next, empty block.
+    /// The update that the edge would get for the next, empty block.
     fn heartbeat(&mut self) -> Update {
         let update = self.realm.decide(&[]).unwrap();
         let advance = self.relay.verify(&update, self.realm.now).unwrap();

@@ -1,5 +1,5 @@
-//! Rules of the edge that no other test breaks: one offer at a time (A4), nothing in part (A6),
-//! and whom to ask when servers lie, vanish (P1, P2) or hold back (P3).
+//! Rules of the edge that no other test breaks: one offer at a time (ACCEPT-4), nothing in part (ACCEPT-6),
+//! and the choice of a server when servers lie, vanish (PULL-1, PULL-2) or withhold (PULL-3).
 
 #![expect(clippy::unwrap_used, reason = "the lint exempts test functions but not their helpers")]
 
@@ -9,8 +9,8 @@ use std::{
 };
 
 use satrap_certify::{BundleName, Interest, Replica, Timestamp};
-use satrap_edge_core::{Acceptor, Effect, Ended, Event, Pull, Source};
-use satrap_pressure::{Freshness, FullJitter, Seen};
+use satrap_edge_core::{Acceptor, Due, Effect, Ended, Event, Failure, Follower, Pull, Source};
+use satrap_pressure::{FullJitter, Seen};
 use satrap_sim::SimRealm;
 
 /// An acceptor with an offer in flight, and the event of the same offer once more.
@@ -32,29 +32,29 @@ fn in_flight() -> (SimRealm, Acceptor, Event) {
 
 #[test]
 #[should_panic(expected = "BUG")]
-fn a4_a_second_offer_is_not_queued_behind_the_first() {
+fn accept_4_a_second_offer_is_not_queued_behind_the_first() {
     let (realm, mut edge, again) = in_flight();
     let _ = edge.step(realm.now, again);
 }
 
 #[test]
 #[should_panic(expected = "BUG")]
-fn a2_an_activation_that_nobody_ordered_is_not_recorded() {
+fn accept_2_an_activation_that_was_not_ordered_is_not_recorded() {
     let (realm, mut edge, _) = in_flight();
     let _ = edge.step(realm.now, Event::Activated);
 }
 
 #[test]
-fn a4_an_offer_that_could_not_be_stored_makes_room_for_the_next() {
+fn accept_4_an_offer_that_could_not_be_stored_makes_room_for_the_next() {
     let (realm, mut edge, again) = in_flight();
     let effect = edge.step(realm.now, Event::StageFailed).unwrap();
-    assert!(matches!(effect, Effect::Settled) && edge.is_idle());
-    assert_eq!(edge.position().height, 0, "A2: what is not durable did not happen");
+    assert!(matches!(effect, Effect::Wait) && edge.is_idle());
+    assert_eq!(edge.position().height, 0, "ACCEPT-2: what is not durable did not happen");
     assert!(matches!(edge.step(realm.now, again).unwrap(), Effect::Stage(_)));
 }
 
 #[test]
-fn p1_p2_there_is_always_a_next_attempt_and_its_delay_is_bounded() {
+fn pull_1_pull_2_there_is_always_a_next_attempt_and_its_delay_is_bounded() {
     let mut pull = Pull::new(&[Source::Home, Source::Home, Source::Fallback]);
     let mut now = Duration::from_secs(1_000);
     let mut asked = BTreeSet::new();
@@ -127,67 +127,71 @@ struct Outcome {
 }
 
 /// Follows `servers`, the last of which is of another region, from the first third of the realm on.
-/// The loop is that of `edge-agent/agent/src/run.rs`, with a clock that jumps.
+/// The decisions are those of the agent's loop, on a clock that jumps.
 fn follow(realm: &Realm, servers: &[Server]) -> Outcome {
     let mut sources = vec![Source::Home; servers.len()];
     *sources.last_mut().unwrap() = Source::Fallback;
-    let mut pull = Pull::new(&sources);
     let interest = Interest::Bundles(vec![BundleName::new("config/a").unwrap()]);
     let replica = Replica::genesis(&realm.sim.genesis, interest);
     let mut edge = Acceptor::new(replica, BTreeMap::new(), BTreeSet::new());
     let wall = |now: Duration| realm.sim.genesis.time.plus(now);
     let end = realm.heartbeat * u32::try_from(realm.states.len() - 1).unwrap();
     let begin = end / 3;
+    let mut follower = Follower::new(&sources, realm.heartbeat, begin, 0);
     let (mut now, mut outcome) = (begin, Outcome { oldest: 0, asked: BTreeSet::new(), version: 0 });
     // Drips begin with what was new when the edge came up.
     let mut drip = realm.height_at(begin);
+    let mut started = begin;
     while now < end {
-        let attempt = pull.next(now, 0);
-        now += attempt.delay;
-        outcome.asked.insert(attempt.server);
-        let server = servers[attempt.server];
-        let started = now;
-        let mut freshness = Freshness::new(realm.heartbeat, started);
-        let ended = loop {
-            let Some(patience) = freshness.patience(now) else { break Ended::Stale };
-            let (wait, state) = match server {
-                Server::Honest | Server::Withholding => {
-                    (realm.heartbeat, realm.height_at(now + realm.heartbeat))
-                }
-                Server::Drip(pace) | Server::Dropping(pace, _) => (pace, drip + 1),
-            };
-            if matches!(server, Server::Dropping(_, after) if now + wait > started + after) {
-                now = started + realm.heartbeat;
-                break if freshness.was_fresh() { Ended::Lost } else { Ended::Stale };
-            }
-            now += wait.min(patience);
-            outcome.version = edge.active().values().map(|a| a.version).max().unwrap_or(0);
-            if wait > patience || now >= end {
-                break Ended::Stale;
-            }
-            if !matches!(server, Server::Honest | Server::Withholding) {
-                drip = state;
-            }
-            let answer = realm.states[state].answer(&edge.position()).unwrap();
-            if let Some(mut answer) = answer {
-                if server == Server::Withholding {
-                    answer.update.contents.clear();
-                }
-                // A server that has nothing more to say that is new repeats itself: refused (C13).
-                match edge.step(wall(now), Event::Offered(Box::new(answer.update))) {
-                    Ok(effect) => drop(settle(&mut edge, effect, wall(now))),
-                    Err(_) => break Ended::Lied,
-                }
-            }
-            let replica = edge.replica();
-            let age = wall(now).since(replica.certified_time());
-            freshness.observe(now, Seen { age, complete: replica.is_complete() });
-            pull.useful(attempt.server);
-            if replica.height() > 0 {
-                outcome.oldest = outcome.oldest.max(age.as_secs() / realm.heartbeat.as_secs());
-            }
+        let patience = follower.patience(now);
+        let Some(followed) = follower.server() else {
+            now += patience;
+            let Due::Open(server) = follower.due(now, 0) else { panic!("no server was followed") };
+            outcome.asked.insert(server);
+            started = now;
+            continue;
         };
-        pull.ended(attempt.server, now, now - started, ended);
+        let server = servers[followed];
+        let (wait, state) = match server {
+            Server::Honest | Server::Withholding => {
+                (realm.heartbeat, realm.height_at(now + realm.heartbeat))
+            }
+            Server::Drip(pace) | Server::Dropping(pace, _) => (pace, drip + 1),
+        };
+        if matches!(server, Server::Dropping(_, after) if now + wait > started + after) {
+            now = started + realm.heartbeat;
+            follower.ended(now, 0, Failure::Lost);
+            continue;
+        }
+        now += wait.min(patience);
+        outcome.version = edge.active().values().map(|a| a.version).max().unwrap_or(0);
+        if wait >= patience || now >= end {
+            assert!(matches!(follower.due(now, 0), Due::Leave(_)));
+            continue;
+        }
+        if !matches!(server, Server::Honest | Server::Withholding) {
+            drip = state;
+        }
+        let answer = realm.states[state].answer(&edge.position()).unwrap();
+        if let Some(mut answer) = answer {
+            if server == Server::Withholding {
+                answer.update.contents.clear();
+            }
+            // A server that has nothing more to say that is new repeats itself: refused (C13).
+            match edge.step(wall(now), Event::Offered(Box::new(answer.update))) {
+                Ok(effect) => drop(settle(&mut edge, effect, wall(now))),
+                Err(_) => {
+                    follower.ended(now, 0, Failure::Lied);
+                    continue;
+                }
+            }
+        }
+        let replica = edge.replica();
+        let age = wall(now).since(replica.certified_time());
+        follower.observe(now, Seen { age, complete: replica.is_complete() });
+        if replica.height() > 0 {
+            outcome.oldest = outcome.oldest.max(age.as_secs() / realm.heartbeat.as_secs());
+        }
     }
     outcome
 }
@@ -196,7 +200,7 @@ fn settle(edge: &mut Acceptor, mut effect: Effect, now: Timestamp) -> usize {
     let mut activated = 0;
     loop {
         let event = match effect {
-            Effect::Settled => return activated,
+            Effect::Wait => return activated,
             Effect::Stage(_) => Event::Staged,
             Effect::Activate(..) => {
                 activated += 1;
@@ -208,7 +212,7 @@ fn settle(edge: &mut Acceptor, mut effect: Effect, now: Timestamp) -> usize {
 }
 
 #[test]
-fn p3_a_region_that_holds_back_is_left_for_another_one() {
+fn pull_3_a_region_that_holds_back_is_left_for_another_one() {
     let realm = Realm::new(300);
     let beats = |tenths: u32| realm.heartbeat * tenths / 10;
     let newest = realm.states.last().unwrap().heads().values().next().unwrap().version;

@@ -1,4 +1,4 @@
-//! DESIGN section 2, executed: one config on its way from an operator to the workload of an edge.
+//! The life of a config, executed: on its way from an operator to the workload of an edge.
 //!
 //! Read this beside ARCHITECTURE.md, which lists the same files in the same order. Everything here
 //! is the production core; only networks and disks are replaced by function calls.
@@ -7,11 +7,13 @@
 
 use std::{collections::BTreeMap, collections::BTreeSet, time::Duration};
 
+use bytes::Bytes;
 use satrap_certify::{BundleName, Commit, Interest, Replica, Report, Timestamp, Update, keys};
-use satrap_edge_core::{Acceptor, Active, Effect, Event, Kept, kept::Versions};
+use satrap_edge_core::{Acceptor, Active, Candidate, Effect, Event, Kept, kept::Versions};
 use satrap_global_core::Ledger;
 use satrap_merkle::codec::Canonical as _;
-use satrap_regional_core::{Command, Outcome, Region};
+use satrap_region_core::{Adopt, CertifiedReplica, state_setup};
+use satrap_ring_core::{AppliedState, Command, Entry, Outcome};
 use satrap_sim::SimRealm;
 
 const BUNDLE: &str = "config/routing";
@@ -21,11 +23,11 @@ fn settle(acceptor: &mut Acceptor, mut effect: Effect, now: Timestamp) -> Vec<u6
     let mut activated = Vec::new();
     loop {
         let event = match effect {
-            Effect::Settled => return activated,
+            Effect::Wait => return activated,
             Effect::Stage(_) => Event::Staged,
-            Effect::Activate(head, tree) => {
-                assert!(head.describes(&tree));
-                activated.push(head.version);
+            Effect::Activate(Candidate { version, content, .. }) => {
+                assert_eq!(content.root(), version.root);
+                activated.push(version.version);
                 Event::Activated
             }
         };
@@ -35,7 +37,7 @@ fn settle(acceptor: &mut Acceptor, mut effect: Effect, now: Timestamp) -> Vec<u6
 
 #[test]
 fn one_config_travels_from_an_operator_to_an_edge() {
-    // The genesis is all that anybody trusts.
+    // The genesis is the only root of trust.
     let realm = SimRealm::new("life", 4);
     let genesis = &realm.genesis;
     let now = realm.now.plus(Duration::from_secs(1));
@@ -74,37 +76,39 @@ fn one_config_travels_from_an_operator_to_an_edge() {
     }
     assert!(updates.iter().all(|update| *update == updates[0]), "one decision, one update");
 
-    // A validator serves it from a replica that verified it like everybody else:
+    // A validator serves it from a replica that verified it as every follower does:
     // certify/src/replica.rs.
     let mut validator = Replica::genesis(genesis, Interest::Everything);
     let advance = validator.verify(&updates[0], now).unwrap();
     validator.advance(advance);
 
     // 5. The ring's leader follows, verifies and proposes; every member verifies again:
-    //    regional/core/src/lib.rs.
-    let mut members: Vec<Region> = (0..3).map(|_| Region::genesis(genesis)).collect();
-    let position = members[0].replica().position();
-    let update = validator.answer(&position).unwrap().unwrap().update;
-    members[0].replica().verify(&update, now).map(drop).unwrap();
-    let entry = Command::Adopt { update: Box::new(update), now }.to_canonical();
+    //    regional/region/core/src/replica.rs, regional/ring/core/src/applied.rs.
+    let state = state_setup(genesis);
+    let mut members: Vec<_> = (0..3).map(|_| AppliedState::new(&state)).collect();
+    let leader = CertifiedReplica::of(members[0].extensions()).replica();
+    let update = validator.answer(&leader.position()).unwrap().unwrap().update;
+    leader.verify(&update, now).map(drop).unwrap();
+    let entry = Bytes::from(Adopt { now, update }.command());
     let snapshots: BTreeSet<Vec<u8>> = members
         .iter_mut()
         .map(|member| {
-            let outcome = member.apply(&Command::from_canonical(&entry).unwrap());
-            assert_eq!(outcome, Outcome::Adopted(1));
-            member.snapshot()
+            let outcome = member.apply(Entry::Command(Command::decode(&entry)));
+            assert_eq!(outcome, Outcome::Extension(1));
+            CertifiedReplica::of(member.extensions()).snapshot()
         })
         .collect();
     assert_eq!(snapshots.len(), 1, "members hold the same verified replica");
 
-    // 6. The edge says where it stands and gets the head, its proof and the content:
+    // 6. The edge sends its position and gets the head, its proof and the content:
     //    edge-agent/core/src/pull.rs, certify/src/replica/serve.rs.
     let bundle = BundleName::new(BUNDLE).unwrap();
     let interest = Interest::Bundles(vec![bundle.clone()]);
     let replica = Replica::genesis(genesis, interest.clone());
     let mut edge = Acceptor::new(replica, BTreeMap::new(), BTreeSet::new());
-    assert!(matches!(edge.resume(&Versions::new()), Effect::Settled));
-    let update = members[1].replica().answer(&edge.position()).unwrap().unwrap().update;
+    assert!(matches!(edge.resume(&Versions::new(), &BTreeMap::new()), Effect::Wait));
+    let member = CertifiedReplica::of(members[1].extensions()).served();
+    let update = member.answer(&edge.position()).unwrap().unwrap().update;
 
     // 7. It verifies, stores, activates: edge-agent/core/src/accept.rs.
     let wire = update.to_canonical();
@@ -142,7 +146,10 @@ fn one_config_travels_from_an_operator_to_an_edge() {
         BTreeMap::from([(bundle.clone(), edge.replica().content(&bundle).unwrap().clone())]);
     let replica = Replica::resume(genesis, interest, disk.memory, contents).unwrap();
     let mut restarted = Acceptor::new(replica, disk.active, disk.quarantine);
-    assert!(matches!(restarted.resume(&disk.ready), Effect::Settled), "nothing is left to do");
+    assert!(
+        matches!(restarted.resume(&disk.ready, &BTreeMap::new()), Effect::Wait),
+        "nothing is left to do"
+    );
     let (before, after) = (edge.position(), restarted.position());
     assert_eq!(
         (after.height, after.history_size, after.held),
@@ -176,7 +183,7 @@ fn edge_at_one() -> (SimRealm, Acceptor, Update, BundleName) {
 
 #[test]
 fn a_crash_between_staging_and_activation_restarts_what_ran_and_then_goes_on() {
-    // A2: power is lost after the state is durable, before the workload took it.
+    // ACCEPT-2: power is lost after the state is durable, before the workload took it.
     let (realm, mut edge, offer, bundle) = edge_at_one();
     let effect = edge.step(realm.now, Event::Offered(Box::new(offer))).unwrap();
     let Effect::Stage(staged) = effect else { panic!("staged first") };
@@ -190,35 +197,37 @@ fn a_crash_between_staging_and_activation_restarts_what_ran_and_then_goes_on() {
         let replica = Replica::resume(&realm.genesis, interest.clone(), memory, contents).unwrap();
         Acceptor::new(replica, disk.active.clone(), BTreeSet::new())
     };
-    let mut restarted = restart(BTreeMap::from([(bundle.clone(), content)]));
+    let contents = BTreeMap::from([(bundle.clone(), content)]);
+    let mut restarted = restart(contents.clone());
     assert_eq!(restarted.active()[&bundle].version, 1, "what ran before runs again");
-    let effect = restarted.resume(&disk.ready);
+    let effect = restarted.resume(&disk.ready, &contents);
     assert_eq!(settle(&mut restarted, effect, realm.now), [2]);
-    // A6: if content was lost as well, all of it waits for a server.
+    // ACCEPT-6: if content was lost as well, all of it waits for a server.
     let mut restarted = restart(BTreeMap::new());
-    assert!(matches!(restarted.resume(&disk.ready), Effect::Settled));
+    assert!(matches!(restarted.resume(&disk.ready, &BTreeMap::new()), Effect::Wait));
     assert_eq!(restarted.active()[&bundle].version, 1);
 }
 
 #[test]
 fn a_version_that_fails_here_is_quarantined_and_the_last_known_good_stays() {
-    // A3, A5.
+    // ACCEPT-3, ACCEPT-5.
     let (mut realm, mut edge, offer, bundle) = edge_at_one();
     edge.step(realm.now, Event::Offered(Box::new(offer))).unwrap();
-    let Effect::Activate(head, _) = edge.step(realm.now, Event::Staged).unwrap() else {
+    let Effect::Activate(two) = edge.step(realm.now, Event::Staged).unwrap() else {
         panic!("activated after staging")
     };
-    assert_eq!(head.version, 2);
+    assert_eq!(two.version.version, 2);
     let effect = edge.step(realm.now, Event::ActivationFailed).unwrap();
-    assert!(matches!(effect, Effect::Settled));
+    assert!(matches!(effect, Effect::Wait));
     assert_eq!(edge.active()[&bundle].version, 1);
-    assert!(edge.quarantine().contains(&(bundle.clone(), Active::of(&head))));
+    assert!(edge.quarantine().contains(&(bundle.clone(), two.version)));
     // It is verified, so it is not fetched again; and after a restart it is not tried again.
     let (replica, active) = (edge.replica().clone(), edge.active().clone());
     let mut restarted = Acceptor::new(replica, active, edge.quarantine().clone());
     let versions = restarted.replica().heads().values();
     let ready: Versions = versions.map(|h| (h.name.clone(), Active::of(h))).collect();
-    assert!(matches!(restarted.resume(&ready), Effect::Settled));
+    let contents = BTreeMap::from([(bundle.clone(), two.content)]);
+    assert!(matches!(restarted.resume(&ready, &contents), Effect::Wait));
     // The next version is.
     let mut relay = Replica::genesis(&realm.genesis, Interest::Everything);
     let mut replay = Ledger::genesis(&realm.genesis);
@@ -237,7 +246,7 @@ fn a_version_that_fails_here_is_quarantined_and_the_last_known_good_stays() {
 
 #[test]
 fn a_refused_offer_leaves_the_edge_as_it_was() {
-    // A1.
+    // ACCEPT-1.
     let (realm, mut edge, offer, bundle) = edge_at_one();
     let before = edge.position();
     let mut tampered = offer.clone();

@@ -189,7 +189,7 @@ fn skipping_forwards_is_accepted_and_backwards_is_a_rollback() {
 }
 
 #[test]
-fn a_set_that_nobody_trusted_knows_cannot_be_skipped_to() {
+fn a_set_that_no_trusted_set_overlaps_cannot_be_skipped_to() {
     let mut realm = SimRealm::new("light", 4);
     let mut blocks = vec![realm.certify(&[])];
     // One by one, all four validators are replaced by others.
@@ -383,7 +383,7 @@ fn clocks_are_judged_alike_up_to_the_nanosecond_of_the_limit() {
             assert!(ours.is_ok() && reference != Verdict::Success, "{reference:?}");
         }
     }
-    // C10: time may not stand still, however well it is signed.
+    // C10: time must advance, however well it is signed.
     let mut late = blocks[9].clone();
     late.checkpoint.time = blocks[10].checkpoint.time;
     assert_eq!(judges.agree(&late, &blocks[10], judges.realm.now), Err("C10"));

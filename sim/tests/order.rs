@@ -73,7 +73,7 @@ fn the_governance_state_has_one_encoding() {
     ordered("regions", &governance, regions.try_into().unwrap());
 }
 
-/// The order of validators is free, but nobody is listed twice, by name or key.
+/// The order of validators is free, but none is listed twice, by name or key.
 #[test]
 fn a_validator_is_listed_once() {
     let mut governance = governance();

@@ -1,4 +1,4 @@
-//! Rules C1 to B7 against a sender that may lie in every field (DC, reliability notes 4.2).
+//! Rules C1 to B7 against a sender that may lie in every field.
 
 #![expect(clippy::unwrap_used, reason = "the lint exempts test functions but not their helpers")]
 
@@ -9,11 +9,9 @@ use satrap_certify::{
     limits::EDGE_UPDATE_BYTES_MAX,
     update::{Delta, HistoryUpdate},
 };
+use satrap_lies::{Lie, Truth};
 use satrap_merkle::codec::Canonical as _;
-use satrap_sim::{
-    SimRealm,
-    lies::{Lie, Truth},
-};
+use satrap_sim::SimRealm;
 
 /// The signatures of a commit, one place per validator.
 type Places = Vec<Option<[u8; 64]>>;
@@ -103,7 +101,7 @@ fn every_lie_of_a_region_is_refused_by_its_rule() {
     };
     for lie in Lie::ALL {
         let bytes = lie.tell(truth, EDGE_UPDATE_BYTES_MAX);
-        // W1 and W2 are the session's rules, on bytes; the rest must decode and be refused.
+        // WIRE-1 and WIRE-2 are the session's rules, on bytes; the rest must decode and be refused.
         match lie {
             Lie::Oversized => assert!(bytes.len() > EDGE_UPDATE_BYTES_MAX),
             Lie::Garbage => assert!(Update::from_canonical(&bytes).is_err()),
@@ -183,7 +181,7 @@ fn rollback_future_and_expired_trust_are_refused() {
     assert_eq!(rule(edge.certified_time().plus(period)), Ok(()));
     assert_eq!(rule(edge.certified_time().plus(period + Duration::from_nanos(1))), Err("C8"));
 
-    // What an edge that holds nothing would get is a rollback for one that is ahead.
+    // The answer for an edge that holds nothing is a rollback for one that is ahead.
     follow(&mut edge, &honest, realm.now).unwrap();
     let whole = relay.answer(&fresh.position()).unwrap().unwrap().update;
     let refusal = edge.verify(&whole, realm.now).map(drop).unwrap_err();
@@ -191,9 +189,9 @@ fn rollback_future_and_expired_trust_are_refused() {
 }
 
 #[test]
-fn an_edge_that_is_provisioned_late_starts_from_a_certificate_somebody_vouches_for() {
+fn an_edge_that_is_provisioned_late_starts_from_a_vouched_certificate() {
     let (mut realm, mut relay, _) = two_versions();
-    // The realm lives on; its genesis is older than anybody may trust its first validators.
+    // The realm lives on; its genesis is older than the trusting period of its first validators.
     for _ in 0..2 {
         realm.now = realm.now.plus(realm.genesis.policy.trusting_period / 2);
         let heartbeat = realm.decide(&[]).unwrap();
@@ -202,7 +200,7 @@ fn an_edge_that_is_provisioned_late_starts_from_a_certificate_somebody_vouches_f
     let fresh = edge(&realm);
     let offered = relay.answer(&fresh.position()).unwrap().unwrap().update;
     assert_eq!(fresh.verify(&offered, realm.now).map(drop).unwrap_err().rule(), "C8");
-    // What `satrap get --certificate` writes is that very update; signatures are still checked.
+    // `satrap get --certificate` writes that very update; signatures are still checked.
     let interest = Interest::Bundles(vec![bundle()]);
     let vouched = Snapshot(offered.clone());
     let mut provisioned = Replica::restore(&realm.genesis, interest.clone(), &vouched).unwrap();

@@ -10,15 +10,15 @@ use std::{
 };
 
 use satrap_certify::{ChainId, Class, ClassKind, Label, Policy};
-use satrap_cli::realm::{Lifetimes, MemberPlan, RealmPlan, RegionPlan, ValidatorPlan, create};
-use satrap_host::{
-    child::{self, Daemon, Running},
-    clock,
-    ports::Reserved,
-};
 use satrap_proto::{
     etcdserverpb::{StatusRequest, StatusResponse},
     v1::{SetQuotaRequest, SetQuotaResponse},
+};
+use satrap_realm::{Lifetimes, MemberPlan, RealmPlan, RegionPlan, ValidatorPlan, create};
+use satrap_runtime::{
+    child::{self, Daemon, Running},
+    clock,
+    ports::Reserved,
 };
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
@@ -32,19 +32,24 @@ use super::{
 const MEMBERS: [&str; 3] = ["a", "b", "c"];
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const START_TIMEOUT: Duration = Duration::from_secs(120);
-/// How often a member is looked at that may have ended.
+/// Pause between two checks whether a member has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A call that fails because a member dies may fail before the process has ended.
 const END_AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// Room for the large parts; the default of 2 GiB, which both have, would refuse.
 const QUOTA_BYTES: u64 = 8 << 30;
 
-/// What is measured.
+/// The system that is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum System {
-    /// The peer, this program.
-    Etcd(PathBuf),
-    /// Ours, this program.
+    /// etcd.
+    Etcd {
+        /// The path of the program.
+        program: PathBuf,
+        /// Whether its members speak TLS with each other, as Satrap's always do.
+        peer_tls: bool,
+    },
+    /// Satrap, with the path of its program.
     Satrap(PathBuf),
 }
 
@@ -52,14 +57,14 @@ impl System {
     /// The release, as the program itself says.
     #[must_use]
     pub fn release(&self) -> String {
-        let (Self::Etcd(path) | Self::Satrap(path)) = self;
+        let (Self::Etcd { program: path, .. } | Self::Satrap(path)) = self;
         let output = Command::new(path).arg("--version").output();
         let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
         text.unwrap_or_default().lines().next().unwrap_or("unknown").to_owned()
     }
 }
 
-/// How a member is started. It ends with this process, whatever this process died of.
+/// The process of a member. It ends when this process ends, even if this process is killed.
 enum Program {
     /// Ends with its standard input.
     Satrap(Daemon),
@@ -116,7 +121,7 @@ impl Cluster {
         // Beside the build: where the machine's disk is, not where its memory is.
         let dir = tempfile::Builder::new().prefix("bench-").tempdir_in("target")?;
         let (programs, ports) = match system {
-            System::Etcd(path) => etcd(path, dir.path())?,
+            System::Etcd { program, peer_tls } => etcd(program, *peer_tls, dir.path())?,
             System::Satrap(path) => satrap(path, dir.path())?,
         };
         let member = |(address, program)| Member { address, program, running: RefCell::default() };
@@ -158,7 +163,7 @@ impl Cluster {
     pub async fn while_all_run<T>(&self, work: impl Future<Output = Bench<T>>) -> Bench<T> {
         tokio::select! {
             done = work => match done {
-                // The end of a member, if there was one, explains what failed.
+                // If a member ended, that explains the failure.
                 Err(error) => match timeout(END_AFTER_FAILURE, self.ended()).await {
                     Ok(ended) => Err(format!("{error}; {ended}").into()),
                     Err(_) => Err(error),
@@ -229,7 +234,7 @@ impl Cluster {
         Err("no member leads".into())
     }
 
-    /// What a member says about itself.
+    /// The maintenance status of a member.
     ///
     /// # Errors
     ///
@@ -286,11 +291,12 @@ fn log(dir: &Path, member: &str) -> PathBuf {
     dir.join(format!("{member}.log"))
 }
 
-fn etcd(program: &Path, dir: &Path) -> Bench<(Programs, Reserved)> {
+fn etcd(program: &Path, peer_tls: bool, dir: &Path) -> Bench<(Programs, Reserved)> {
     let ports = Reserved::any(2 * MEMBERS.len())?;
     let (clients, peers) = ports.addresses().split_at(MEMBERS.len());
+    let scheme = if peer_tls { "https" } else { "http" };
     let initial: Vec<_> =
-        MEMBERS.iter().zip(peers).map(|(name, peer)| format!("{name}=http://{peer}")).collect();
+        MEMBERS.iter().zip(peers).map(|(name, peer)| format!("{name}={scheme}://{peer}")).collect();
     let initial = initial.join(",");
     let member = |((name, client), peer): ((&&str, &SocketAddr), &SocketAddr)| {
         let args = [
@@ -298,14 +304,17 @@ fn etcd(program: &Path, dir: &Path) -> Bench<(Programs, Reserved)> {
             ("--data-dir", dir.join(name).display().to_string()),
             ("--listen-client-urls", format!("http://{client}")),
             ("--advertise-client-urls", format!("http://{client}")),
-            ("--listen-peer-urls", format!("http://{peer}")),
-            ("--initial-advertise-peer-urls", format!("http://{peer}")),
+            ("--listen-peer-urls", format!("{scheme}://{peer}")),
+            ("--initial-advertise-peer-urls", format!("{scheme}://{peer}")),
             ("--initial-cluster", initial.clone()),
             ("--quota-backend-bytes", QUOTA_BYTES.to_string()),
             ("--log-level", "error".to_owned()),
         ];
         let args = args.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
-        let args = std::iter::once(program.display().to_string()).chain(args).collect();
+        // With a certificate that it makes itself; only the handshake differs from one with an authority.
+        let tls = peer_tls.then(|| "--peer-auto-tls".to_owned());
+        let program = std::iter::once(program.display().to_string());
+        let args = program.chain(args).chain(tls).collect();
         (*client, Program::Etcd { args, log: log(dir, name) })
     };
     let programs = MEMBERS.iter().zip(clients).zip(peers).map(member).collect();
@@ -388,7 +397,7 @@ mod tests {
 
     #[test]
     fn a_member_that_ends_ends_the_measurement_with_its_name_and_last_log_lines() {
-        let runtime = satrap_host::runtime::current_thread().expect("a runtime");
+        let runtime = satrap_runtime::runtime::current_thread().expect("a runtime");
         let ended = runtime.block_on(async {
             let cluster = cluster(&["sh", "-c", "echo the disk is gone; exit 3"])?;
             cluster.launch(0)?;
@@ -401,7 +410,7 @@ mod tests {
 
     #[test]
     fn a_member_that_the_measurement_kills_does_not_end_it() {
-        let runtime = satrap_host::runtime::current_thread().expect("a runtime");
+        let runtime = satrap_runtime::runtime::current_thread().expect("a runtime");
         let done = runtime.block_on(async {
             let cluster = cluster(&["sleep", "1000"])?;
             cluster.launch(0)?;

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use satrap_host::clock;
 use satrap_proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DefragmentRequest, DefragmentResponse, PutRequest,
 };
+use satrap_runtime::clock;
 use tokio::time::sleep;
 
 use super::{

@@ -4,14 +4,14 @@ use std::{cell::RefCell, net::SocketAddr, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::FuturesUnordered};
-use satrap_host::clock;
+use satrap_runtime::clock;
 
 use super::{
     Bench,
     wire::{Channel, Driver},
 };
 
-/// What a load consists of.
+/// The size of a load.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     /// Calls under way.
@@ -20,7 +20,7 @@ pub struct Load {
     pub duration: Duration,
 }
 
-/// What it achieved.
+/// The result of a load.
 #[derive(Clone, Debug, Default)]
 pub struct Achieved {
     /// Operations.
@@ -80,7 +80,7 @@ pub async fn connect(address: SocketAddr, count: usize) -> Bench<(Vec<Channel>, 
 pub async fn driven<T>(drivers: Vec<Driver>, work: impl Future<Output = Bench<T>>) -> Bench<T> {
     let drive = async {
         let mut all: FuturesUnordered<_> = drivers.into_iter().collect();
-        // Connections end when the other side goes away; the calls on them say so.
+        // A connection that ends is no error here; the calls on it fail.
         while all.next().await.is_some() {}
         std::future::pending::<()>().await;
     };

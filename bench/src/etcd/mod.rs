@@ -5,14 +5,15 @@
 //! target/production/satrap-bench etcd --etcd PATH-TO-ETCD
 //! ```
 //!
-//! Machines are shared and noisy, so the two systems take turns and what counts are ratios of medians
-//! over the rounds. Both run plaintext on loopback towards clients; Satrap's members talk mTLS among
+//! Machines are shared and noisy, so the two systems take turns; the figures to compare are ratios of
+//! medians over the rounds. Both run plaintext on loopback towards clients; Satrap's members talk mTLS among
 //! themselves, etcd's plaintext, because that is how each is usually benchmarked.
 
 mod cluster;
 mod compaction;
 mod failover;
 mod load;
+mod program;
 mod scale;
 mod table;
 mod throughput;
@@ -27,18 +28,24 @@ pub use cluster::{Cluster, System};
 
 use self::table::{head, median, row};
 
-/// Result of everything here: whatever goes wrong ends the benchmark.
+/// Result of every measurement; any error ends the benchmark.
 pub type Bench<T> = Result<T, Box<dyn Error>>;
 
-/// What to measure, and against what.
+/// The measurement to make, and the servers to compare.
 #[derive(ClapArgs, Clone, Debug)]
 pub struct Args {
     /// The etcd program
     #[arg(long)]
     etcd: PathBuf,
+    /// Let etcd's members speak TLS with each other, as Satrap's always do
+    #[arg(long)]
+    etcd_peer_tls: bool,
     /// The satrap program, unless it is the one beside this
     #[arg(long)]
     satrap: Option<PathBuf>,
+    /// Etcd's `benchmark` program, unless it is to be built from `bench/etcd-benchmark`
+    #[arg(long)]
+    benchmark: Option<PathBuf>,
     /// How often each system gets its turn
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -54,11 +61,11 @@ pub struct Args {
     /// Of `throughput`, only these operations
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = throughput::Operation::ALL)]
     operations: Vec<throughput::Operation>,
-    /// Of `throughput`, only so many clients at once
+    /// Of `throughput` and `program`, only so many clients at once
     #[arg(long, value_delimiter = ',', default_values_t = throughput::CLIENTS)]
     clients: Vec<usize>,
     /// Which measurements
-    #[arg(value_enum, default_values_t = [Part::Throughput, Part::Watch, Part::Scale, Part::Failover, Part::Compaction])]
+    #[arg(value_enum, default_values_t = [Part::Throughput, Part::Program, Part::Watch, Part::Scale, Part::Failover, Part::Compaction])]
     parts: Vec<Part>,
 }
 
@@ -67,6 +74,8 @@ pub struct Args {
 pub enum Part {
     /// Puts and reads at 1, 64, 256 and 1 000 clients
     Throughput,
+    /// Puts and ranges from etcd's own `benchmark` program
+    Program,
     /// Memory and delay of many watches
     Watch,
     /// Restart and snapshot with many keys
@@ -86,6 +95,7 @@ pub async fn run(args: Args) -> Bench<()> {
     for part in &args.parts {
         match part {
             Part::Throughput => throughput::run(&args).await?,
+            Part::Program => program::run(&args).await?,
             Part::Watch => watch::run(&args).await?,
             Part::Scale => scale::run(&args).await?,
             Part::Failover => failover::run(&args).await?,
@@ -98,7 +108,8 @@ pub async fn run(args: Args) -> Bench<()> {
 impl Args {
     fn systems(&self) -> Bench<[System; 2]> {
         let satrap = self.satrap.clone().map_or_else(crate::realm::binary, Ok)?;
-        Ok([System::Etcd(self.etcd.clone()), System::Satrap(satrap)])
+        let etcd = System::Etcd { program: self.etcd.clone(), peer_tls: self.etcd_peer_tls };
+        Ok([etcd, System::Satrap(satrap)])
     }
 
     /// Measures both systems in turn, as often as wanted, and prints the medians: a row for each

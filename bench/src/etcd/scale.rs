@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use satrap_host::clock;
 use satrap_proto::etcdserverpb::{
     PutRequest, RangeRequest, RangeResponse, RequestOp, SnapshotRequest, SnapshotResponse,
     TxnRequest, request_op::Request,
 };
+use satrap_runtime::clock;
 use tokio::time::sleep;
 
 use super::{
@@ -42,7 +42,7 @@ async fn measure(cluster: &Cluster, keys: u64) -> Bench<[f64; 3]> {
     let memory = cluster.memory(leader) as f64 / 1e6;
     let snapshot = snapshot(cluster, leader).await?.as_secs_f64();
     let follower = (leader + 1) % cluster.len();
-    // Gives it time to write down what it has, as any member that runs for a while.
+    // Lets the member write a checkpoint, as a member that has run for a while has.
     sleep(Duration::from_secs(5)).await;
     cluster.kill(follower).await?;
     let began = clock::monotonic();

@@ -4,11 +4,11 @@ use std::{cell::RefCell, collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::FuturesUnordered};
-use satrap_host::{clock, rng};
 use satrap_proto::{
     etcdserverpb::{PutRequest, RangeRequest},
     v1::{GetRequest, PutStreamRequest, PutStreamResponse, ReadMode, StreamedPut},
 };
+use satrap_runtime::{clock, rng};
 
 use super::{
     Args, Bench, Cluster, System,
@@ -24,16 +24,16 @@ const VALUE_BYTES: usize = 256;
 /// Puts in one message of a stream.
 const STREAM_BATCH: usize = 32;
 
-/// What is called.
+/// The call that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Operation {
     /// One call a key.
     Put,
     /// Linearizable, of one key.
     Range,
-    /// Etcd has none; its linearizable range stands beside it.
+    /// Etcd has none, so this is compared with etcd's linearizable range.
     LeaseRead,
-    /// Etcd has none; its unary put stands beside it.
+    /// Etcd has none, so this is compared with etcd's unary put.
     StreamPut,
 }
 
@@ -50,7 +50,7 @@ impl Operation {
         }
     }
 
-    /// What the issue asks of the throughput.
+    /// The goal for the throughput.
     fn goal(self, clients: usize) -> &'static str {
         match (self, clients) {
             (Self::Put, 256) => ">= 4",

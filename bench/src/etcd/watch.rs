@@ -5,10 +5,10 @@ use std::{cell::RefCell, time::Duration};
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use h2::SendStream;
-use satrap_host::clock;
 use satrap_proto::etcdserverpb::{
     PutRequest, WatchCreateRequest, WatchRequest, WatchResponse, watch_request::RequestUnion,
 };
+use satrap_runtime::clock;
 use tokio::sync::{mpsc, watch};
 
 use super::{

@@ -7,17 +7,17 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::{RecvStream, SendStream, client};
 use http::{Method, Request, Uri};
 use prost::Message;
-use satrap_host::gather::Gather;
+use satrap_runtime::coalesce::Coalesce;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::Bench;
 
-/// Below this a connection counts as dead.
+/// Bound on connecting and on the HTTP/2 handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 
-/// What drives a connection; poll it beside its calls.
-pub type Driver = client::Connection<Gather<TcpStream>, Bytes>;
+/// The driver of a connection; poll it beside the calls on it.
+pub type Driver = client::Connection<Coalesce<TcpStream>, Bytes>;
 
 /// One connection. Clones share it.
 #[derive(Clone)]
@@ -49,7 +49,7 @@ impl Channel {
         let mut builder = client::Builder::new();
         builder.initial_window_size(WINDOW_BYTES).initial_connection_window_size(WINDOW_BYTES);
         let (send, driver) =
-            timeout(CONNECT_TIMEOUT, builder.handshake(Gather::new(tcp))).await??;
+            timeout(CONNECT_TIMEOUT, builder.handshake(Coalesce::new(tcp))).await??;
         Ok((Self { send, authority: address.to_string() }, driver))
     }
 

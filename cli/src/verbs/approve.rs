@@ -2,28 +2,33 @@
 //!
 //! The approver sees what the signed bytes do to the certified content of now, and with `--matches`
 //! checks that the resulting content is the one they reviewed, without trusting the author of the
-//! file. Without a server in reach the bytes alone are shown, and that is said.
+//! file. Without a server in reach it shows the change file alone, and says so.
 
 use std::{path::PathBuf, time::Duration};
 
-use ed25519_dalek::SigningKey;
-use satrap_certify::{Action, Genesis, Governance, PublicKey};
-use tokio::time::timeout;
-
-use crate::{
+use satrap_certify::{Action, Genesis, Governance};
+use satrap_operator::{
+    Error,
     changes::{
         Changes,
         review::{Present, Review, void},
     },
     client::{Client, Connection, version_of},
     content::{self, Links, key_text},
-    error::CliError,
-    operator,
-    output::{Output, one_line},
-    verbs::{block_on, publish::Saved},
+    keys,
+    text::one_line,
+};
+use tokio::time::timeout;
+
+use crate::{
+    output::Output,
+    verbs::{
+        block_on,
+        signing::{Saved, check_keys},
+    },
 };
 
-/// How long the realm may take to say what a change applies to.
+/// Bound on reading the state that the change applies to.
 const READ_WITHIN: Duration = Duration::from_secs(15);
 
 /// Arguments of `approve`.
@@ -44,7 +49,7 @@ pub struct Args {
     connection: Connection,
 }
 
-/// Certified state, or that of the genesis and why there is no better.
+/// Certified state, or the genesis state and why no server could be read.
 struct Known {
     governance: Governance,
     base: Option<(u64, satrap_merkle::BundleTree)>,
@@ -67,26 +72,26 @@ impl Known {
 ///
 /// If the change is for another realm, does not result in what the approver reviewed, or the key is
 /// of no operator.
-pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
+pub fn run(args: &Args, output: &Output) -> Result<(), Error> {
     let mut changes = Changes::read(&args.change)?;
     let genesis = args.connection.genesis()?;
     check_realm(&changes, &genesis)?;
     check_outcome(args, &changes)?;
-    let keys = operator::read_keys(&args.operators)?;
+    let signers = keys::read_signers(&args.operators)?;
     let known = known(args, &genesis, &changes);
     if let Some(why) = &known.missing {
         output.note(&format!(
-            "the realm could not be asked, so this shows the bytes of the change alone, and \
-             operators as of the genesis: {why}"
+            "no server could be read, so this shows the change file alone, with the \
+             operators of the genesis: {why}"
         ));
     }
     let present = known.present();
     let review = Review::of(&changes, &present);
-    if keys.is_empty() {
+    if signers.is_empty() {
         return output.show(&review);
     }
     if let Some(part) = review.wrong_part {
-        return Err(CliError::rule(
+        return Err(Error::rule(
             "V7",
             format!(
                 "the content after part {part} of the change does not have the root that it names, \
@@ -95,7 +100,7 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
         ));
     }
     if present.is_certified {
-        check_keys(&keys, present.governance)?;
+        check_keys(&signers, present.governance)?;
     }
     // The validators refuse a change with such an approval, even if enough others approved.
     let dropped = void(&changes, &present);
@@ -106,33 +111,18 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
              holds it"
         ));
     }
-    keys.iter().try_for_each(|key| changes.approve(key))?;
+    block_on(changes.approve(&signers))?;
     changes.replace(&args.change)?;
     output.show(&Saved { file: args.change.clone(), change: Review::of(&changes, &present) })
 }
 
-/// V3: refuses keys whose approvals would spoil a change.
-pub(super) fn check_keys(keys: &[SigningKey], governance: &Governance) -> Result<(), CliError> {
-    let mut publics = keys.iter().map(PublicKey::of);
-    let unknown = publics.find(|key| !governance.operators.contains_key(key));
-    unknown.map_or(Ok(()), |key| {
-        Err(CliError::rule(
-            "V3",
-            format!(
-                "no operator of this realm holds key {key}, and an approval by it would spoil the \
-                 change; `satrap govern show` lists the keys that may approve"
-            ),
-        ))
-    })
-}
-
 /// V1, before any server has to say it.
-pub(super) fn check_realm(changes: &Changes, genesis: &Genesis) -> Result<(), CliError> {
+pub(super) fn check_realm(changes: &Changes, genesis: &Genesis) -> Result<(), Error> {
     let (ours, theirs) = (genesis.realm().genesis_hash(), changes.genesis_hash());
     if ours == theirs {
         return Ok(());
     }
-    Err(CliError::rule(
+    Err(Error::rule(
         "V1",
         format!(
             "the change is for the realm with genesis {}, this one has {}; do not sign it",
@@ -144,18 +134,18 @@ pub(super) fn check_realm(changes: &Changes, genesis: &Genesis) -> Result<(), Cl
 
 /// V7, against the content that the approver reviewed. Every part has to lead there, since it is a
 /// valid change without those after it.
-fn check_outcome(args: &Args, changes: &Changes) -> Result<(), CliError> {
+fn check_outcome(args: &Args, changes: &Changes) -> Result<(), Error> {
     let Some(path) = &args.matches else { return Ok(()) };
     let links = Links::by_flag(args.follow_links);
     let Action::Publish(publish) = &changes.last().change.action else {
-        return Err(CliError::usage(
+        return Err(Error::usage(
             "--matches is for changes that publish; this one leaves no content to compare",
         ));
     };
     let tree = content::read(path, links)?;
     let (reviewed, path) = (tree.root(), path.display());
     if publish.root != reviewed {
-        return Err(CliError::rule(
+        return Err(Error::rule(
             "V7",
             format!(
                 "the change results in root {}, {path} has {}; do not sign it",
@@ -168,10 +158,10 @@ fn check_outcome(args: &Args, changes: &Changes) -> Result<(), CliError> {
         let put = part.puts.iter().find(|(key, value)| tree.get(key) != Some(value));
         let deleted = part.deletes.iter().find(|key| tree.get(key).is_some());
         let Some(key) = put.map(|(key, _)| key).or(deleted) else { continue };
-        return Err(CliError::rule(
+        return Err(Error::rule(
             "V7",
             format!(
-                "part {} of the change makes the key {} something else than it is in {path}; do not \
+                "part {} of the change gives the key {} another value than {path} does; do not \
                  sign it",
                 n + 1,
                 one_line(&key_text(key))
@@ -197,7 +187,7 @@ fn known(args: &Args, genesis: &Genesis, changes: &Changes) -> Known {
         Ok(Known { governance, base, missing: None })
     };
     let bounded = async {
-        let late = || CliError::unavailable(format!("no answer within {READ_WITHIN:?}"));
+        let late = || Error::unavailable(format!("no answer within {READ_WITHIN:?}"));
         timeout(READ_WITHIN, read).await.map_err(|_| late())?
     };
     block_on(bounded).unwrap_or_else(|error| Known {

@@ -1,22 +1,23 @@
-//! `satrap blocks`: exports decided blocks for light clients that are not ours.
+//! `satrap blocks`: exports decided blocks for other Tendermint light clients.
 //!
 //! The file is a sequence of `length (u32, big-endian) | tendermint.types.LightBlock (protobuf)`.
-//! Nothing in it is believed or needs to be: its reader verifies the signatures.
+//! This command verifies none of it: the reader of the file verifies the signatures.
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use satrap_host::files;
+use satrap_operator::{
+    Error,
+    client::{Client, Connection, Endpoint},
+    text::count,
+};
+use satrap_proto::fault;
 use satrap_proto::v1::{LightBlockReply, LightBlocksRequest, control_client::ControlClient};
+use satrap_runtime::files;
 use serde::Serialize;
 use tokio::time::timeout;
 use tonic::Streaming;
 
-use crate::{
-    client::{Client, Connection, Endpoint, status_text},
-    error::CliError,
-    output::{Output, count},
-    verbs::block_on,
-};
+use crate::{output::Output, verbs::block_on};
 
 /// One light block with its payload: a full block and room for the largest validator set.
 const MESSAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
@@ -59,16 +60,16 @@ struct Exported {
 /// # Errors
 ///
 /// If no validator has the blocks, or the file cannot be written.
-pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
+pub fn run(args: &Args, output: &Output) -> Result<(), Error> {
     if args.to != 0 && args.to < args.from {
         let Args { from, to, .. } = args;
-        return Err(CliError::usage(format!(
+        return Err(Error::usage(format!(
             "--from {from} is above --to {to}; heights go up, and --to 0 is the newest"
         )));
     }
     let client = Client::open(&args.connection)?;
     let (export, by) = block_on(fetch(&client, args))?;
-    files::write(&args.out, &export.bytes).map_err(|e| CliError::file("export", &args.out, &e))?;
+    files::write(&args.out, &export.bytes).map_err(|e| Error::file("export", &args.out, &e))?;
     output.show(&Exported {
         file: args.out.clone(),
         chain_id: client.genesis.realm().chain_id().to_owned(),
@@ -86,7 +87,7 @@ struct Export {
     blocks: usize,
 }
 
-async fn fetch(client: &Client, args: &Args) -> Result<(Export, String), CliError> {
+async fn fetch(client: &Client, args: &Args) -> Result<(Export, String), Error> {
     let mut reasons = Vec::new();
     for endpoint in &client.endpoints {
         match fetch_from(client, endpoint, args).await {
@@ -94,7 +95,7 @@ async fn fetch(client: &Client, args: &Args) -> Result<(Export, String), CliErro
             Err(why) => reasons.push(format!("  {}: {why}", endpoint.label)),
         }
     }
-    Err(CliError::unavailable(format!(
+    Err(Error::unavailable(format!(
         "no server exported the blocks; only validators have them\n{}",
         reasons.join("\n")
     )))
@@ -104,7 +105,7 @@ async fn fetch_from(client: &Client, endpoint: &Endpoint, args: &Args) -> Result
     let channel = client.channel(endpoint).await.map_err(|e| e.to_string())?;
     let mut control = ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let mut export = Export::default();
-    // A server sends so many blocks per request as it likes; an empty page is the end.
+    // The server chooses the number of blocks per page; an empty page is the end.
     loop {
         let from_height = args.from + export.blocks as u64;
         if args.to != 0 && from_height > args.to {
@@ -112,7 +113,7 @@ async fn fetch_from(client: &Client, endpoint: &Endpoint, args: &Args) -> Result
         }
         let request = LightBlocksRequest { from_height, to_height: args.to };
         let page = control.light_blocks(request).await;
-        let page = page.map_err(|status| status_text(&status))?.into_inner();
+        let page = page.map_err(|status| fault::describe(&status))?.into_inner();
         if fetch_page(page, args.from, &mut export).await? == 0 {
             break;
         }
@@ -135,7 +136,7 @@ async fn fetch_page(
     loop {
         let next = timeout(NEXT_WITHIN, page.message()).await;
         let next = next.map_err(|_| format!("it sent nothing for {NEXT_WITHIN:?}"))?;
-        let Some(block) = next.map_err(|status| status_text(&status))? else {
+        let Some(block) = next.map_err(|status| fault::describe(&status))? else {
             return Ok(export.blocks - before);
         };
         let expected = from + export.blocks as u64;

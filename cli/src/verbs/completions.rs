@@ -2,8 +2,9 @@
 
 use clap::CommandFactory as _;
 use clap_complete::Shell;
+use satrap_operator::Error;
 
-use crate::{error::CliError, output::Output, verbs::Cli};
+use crate::{output::Output, verbs::Cli};
 
 /// For example: `satrap completions bash > /etc/bash_completion.d/satrap`
 #[derive(clap::Args, Debug)]
@@ -17,7 +18,7 @@ pub struct Args {
 /// # Errors
 ///
 /// If standard output cannot be written.
-pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
+pub fn run(args: &Args, output: &Output) -> Result<(), Error> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "satrap", &mut script);
     output.bytes(&script)

@@ -5,14 +5,12 @@
 
 use std::{fmt::Display, path::PathBuf};
 
-use satrap_host::{
-    Fault, RunUntil,
-    config::ConfigError,
-    runtime,
+use satrap_identity::config::ConfigError;
+use satrap_operator::Error;
+use satrap_runtime::{
+    Fault, RunUntil, runtime,
     telemetry::{self, LogFormat},
 };
-
-use crate::error::CliError;
 
 /// Threads of a server: consensus has its own, these serve connections.
 const SERVER_THREADS: usize = 4;
@@ -26,7 +24,7 @@ pub struct RunArgs {
     /// Its configuration, as `satrap init` writes it
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Log level, such as `info` or `warn,satrap_host=debug`
+    /// Log level, such as `info` or `warn,satrap_runtime=debug`
     #[arg(long, value_name = "LEVELS", default_value = DEFAULT_LEVELS)]
     log: String,
     /// Shape of log lines
@@ -42,13 +40,13 @@ impl RunArgs {
         if self.until_stdin_closes { RunUntil::StdinCloses } else { RunUntil::Signal }
     }
 
-    /// The failure of what this configuration describes, for the exit code.
-    fn failed(&self, error: impl Display, fault: Fault) -> CliError {
+    /// The error of a daemon with this configuration, which decides the exit code.
+    fn failed(&self, error: impl Display, fault: Fault) -> Error {
         let message = format!("{}: {error}", self.config.display());
         match fault {
-            Fault::Setting => CliError::usage(message),
-            Fault::InUse => CliError::unavailable(message),
-            Fault::Machine => CliError::internal(message),
+            Fault::Setting => Error::usage(message),
+            Fault::InUse => Error::unavailable(message),
+            Fault::Machine => Error::internal(message),
         }
     }
 }
@@ -90,10 +88,10 @@ pub enum Edge {
 /// # Errors
 ///
 /// If it cannot start, or must not go on.
-pub fn validator(args: &RunArgs) -> Result<(), CliError> {
+pub fn validator(args: &RunArgs) -> Result<(), Error> {
     let config = satrap_global_node::Config::load(&args.config).map_err(|e| refuse(args, e))?;
     start_log(args)?;
-    let runtime = runtime::multi_thread("validator", SERVER_THREADS).map_err(CliError::internal)?;
+    let runtime = runtime::multi_thread("validator", SERVER_THREADS).map_err(Error::internal)?;
     let ran = runtime.block_on(satrap_global_node::run(config, args.until()));
     ran.map_err(|error| args.failed(&error, error.fault()))
 }
@@ -103,10 +101,10 @@ pub fn validator(args: &RunArgs) -> Result<(), CliError> {
 /// # Errors
 ///
 /// If it cannot start, or must not go on.
-pub fn region(args: &RunArgs) -> Result<(), CliError> {
-    let config = satrap_regional_server::Config::load(&args.config).map_err(|e| refuse(args, e))?;
+pub fn region(args: &RunArgs) -> Result<(), Error> {
+    let config = satrap_region_server::Config::load(&args.config).map_err(|e| refuse(args, e))?;
     start_log(args)?;
-    let ran = satrap_regional_server::run(config, args.until());
+    let ran = satrap_region_server::run(config, args.until());
     ran.map_err(|error| args.failed(&error, error.fault()))
 }
 
@@ -115,28 +113,28 @@ pub fn region(args: &RunArgs) -> Result<(), CliError> {
 /// # Errors
 ///
 /// If it cannot start, or must not go on.
-pub fn edge(args: &RunArgs) -> Result<(), CliError> {
+pub fn edge(args: &RunArgs) -> Result<(), Error> {
     let config = satrap_edge_agent::Config::load(&args.config).map_err(|e| refuse(args, e))?;
     start_log(args)?;
-    // Beside a workload, one thread is all it takes.
-    let runtime = runtime::current_thread().map_err(CliError::internal)?;
+    // The agent runs beside a workload and takes one thread.
+    let runtime = runtime::current_thread().map_err(Error::internal)?;
     let ran = runtime.block_on(satrap_edge_agent::run(config, args.until()));
     ran.map_err(|error| args.failed(&error, error.fault()))
 }
 
-fn refuse(args: &RunArgs, error: ConfigError) -> CliError {
+fn refuse(args: &RunArgs, error: ConfigError) -> Error {
     match error {
         // The others name the file themselves.
-        ConfigError::Key { .. } => CliError::usage(format!("{}: {error}", args.config.display())),
-        error => CliError::usage(error),
+        ConfigError::Key { .. } => Error::usage(format!("{}: {error}", args.config.display())),
+        error => Error::usage(error),
     }
 }
 
-fn start_log(args: &RunArgs) -> Result<(), CliError> {
+fn start_log(args: &RunArgs) -> Result<(), Error> {
     let format = match args.log_format {
         Format::Auto => LogFormat::Auto,
         Format::Text => LogFormat::Text,
         Format::Json => LogFormat::Json,
     };
-    telemetry::init(&args.log, format).map_err(CliError::usage)
+    telemetry::init(&args.log, format).map_err(Error::usage)
 }

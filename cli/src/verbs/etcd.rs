@@ -1,8 +1,8 @@
-//! `satrap etcd`: points a client of etcd at a region.
+//! `satrap etcd`: points an etcd client at a region.
 //!
 //! # Deliberately absent
 //!
-//! Verbs for keys: etcdctl and every other client of etcd works, and people know them.
+//! Commands for keys: etcdctl and every other etcd client works.
 
 use std::{
     fmt,
@@ -10,14 +10,14 @@ use std::{
 };
 
 use satrap_certify::Genesis;
+use satrap_operator::{
+    Error,
+    client::{etcd::EtcdClient, read_genesis},
+};
+use satrap_realm::{Description, description::Client};
 use serde::Serialize;
 
-use crate::{
-    client::{etcd::EtcdClient, read_genesis},
-    error::CliError,
-    output::Output,
-    realm::{Description, description::Client},
-};
+use crate::output::Output;
 
 /// The subcommand.
 #[derive(clap::Subcommand, Debug)]
@@ -43,7 +43,7 @@ impl Args {
     /// # Errors
     ///
     /// As [`run`], or if its credentials cannot be used.
-    pub fn client(&self) -> Result<EtcdClient, CliError> {
+    pub fn client(&self) -> Result<EtcdClient, Error> {
         let Environment { endpoints, ca, cert, key, .. } =
             environment(&self.realm, self.region.as_deref())?;
         EtcdClient::open(&Client { ca, cert, key }, endpoints)
@@ -54,12 +54,12 @@ impl Args {
     /// # Errors
     ///
     /// If there is no such realm, or its genesis cannot be read.
-    pub fn genesis(&self) -> Result<Genesis, CliError> {
+    pub fn genesis(&self) -> Result<Genesis, Error> {
         read_genesis(&described(&self.realm)?.genesis)
     }
 }
 
-/// The addresses and files that a client of etcd needs.
+/// The addresses and files that an etcd client needs.
 #[derive(Serialize)]
 struct Environment {
     region: String,
@@ -73,37 +73,37 @@ struct Environment {
 ///
 /// # Errors
 ///
-/// If there is no such realm or region, or it serves no clients of etcd.
-pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
+/// If there is no such realm or region, or it serves no etcd clients.
+pub fn run(verb: &Verb, output: &Output) -> Result<(), Error> {
     let Verb::Env(args) = verb;
     output.show(&environment(&args.realm, args.region.as_deref())?)
 }
 
-fn described(realm: &Path) -> Result<Description, CliError> {
-    let absolute = std::path::absolute(realm).map_err(|e| CliError::usage(e.to_string()))?;
+fn described(realm: &Path) -> Result<Description, Error> {
+    let absolute = std::path::absolute(realm).map_err(|e| Error::usage(e.to_string()))?;
     Description::load(&absolute).map_err(|error| {
-        CliError::usage(format!(
+        Error::usage(format!(
             "no realm in {}: {error}; name its directory with --realm, or make one with `satrap dev`",
             realm.display()
         ))
     })
 }
 
-fn environment(realm: &Path, region: Option<&str>) -> Result<Environment, CliError> {
+fn environment(realm: &Path, region: Option<&str>) -> Result<Environment, Error> {
     let description = described(realm)?;
     let wanted = |name: &str| region.is_none_or(|wanted| wanted == name);
     let names: Vec<_> = description.regions.iter().map(|r| r.name.clone()).collect();
     let found = description.regions.into_iter().find(|r| wanted(&r.name)).ok_or_else(|| {
-        CliError::usage(match region {
+        Error::usage(match region {
             Some(region) => {
                 format!("the realm has no region `{region}`; its regions are {}", names.join(", "))
             }
-            None => "the realm has no region, so nothing serves clients of etcd".to_owned(),
+            None => "the realm has no region, so nothing serves etcd clients".to_owned(),
         })
     })?;
     let Some(Client { ca, cert, key }) = found.etcd else {
-        return Err(CliError::usage(format!(
-            "region `{}` serves no clients of etcd: its members have no `etcd_url`",
+        return Err(Error::usage(format!(
+            "region `{}` serves no etcd clients: its members have no `etcd_url`",
             found.name
         )));
     };
@@ -115,7 +115,7 @@ impl fmt::Display for Environment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { endpoints, ca, cert, key, .. } = self;
         let mut line = |name: &str, value: String| {
-            // Single quotes keep everything but themselves.
+            // Inside single quotes, the shell changes nothing but the quote itself.
             writeln!(f, "export ETCDCTL_{name}='{}'", value.replace('\'', r"'\''"))
         };
         line("ENDPOINTS", endpoints.join(","))?;

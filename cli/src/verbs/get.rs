@@ -3,19 +3,22 @@
 use std::{fmt, path::PathBuf};
 
 use satrap_certify::{BundleName, Interest, Key, Timestamp};
-use satrap_host::{clock, files};
 use satrap_merkle::codec::Canonical as _;
+use satrap_operator::{
+    Error,
+    client::{Client, Connection},
+    content,
+    text::span,
+};
+use satrap_runtime::{clock, files};
 use serde::Serialize;
 
 use crate::{
-    client::{Client, Connection},
-    content,
-    error::CliError,
-    output::{Output, span, table},
+    output::{Output, table},
     verbs::block_on,
 };
 
-/// Beyond so many heartbeats a realm has fallen silent, or the server holds something back.
+/// State older than this many heartbeats is stale: the realm is silent, or the server withholds blocks.
 const SILENT_HEARTBEATS: u32 = 3;
 
 /// Arguments of `get`.
@@ -61,7 +64,7 @@ struct Entry {
 /// # Errors
 ///
 /// If no server can serve the bundle, or it does not exist.
-pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
+pub fn run(args: &Args, output: &Output) -> Result<(), Error> {
     let client = Client::open(&args.connection)?;
     let interest = Interest::Bundles(vec![args.bundle.clone()]);
     let read = block_on(client.read(&interest))?;
@@ -69,21 +72,21 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
     let bundle = &args.bundle;
     let (Some(head), Some(tree)) = (replica.heads().get(bundle), replica.content(bundle)) else {
         let height = replica.height();
-        return Err(CliError::refused(format!(
+        return Err(Error::refused(format!(
             "the realm has no bundle `{bundle}`, proven at height {height}; `satrap status` lists \
-             those that there are"
+             the bundles"
         )));
     };
     if let Some(path) = &args.certificate {
         let snapshot = replica.snapshot().expect("a replica with a head has a checkpoint");
         files::write(path, &snapshot.to_canonical())
-            .map_err(|e| CliError::file("certificate", path, &e))?;
+            .map_err(|e| Error::file("certificate", path, &e))?;
     }
     if let Some(key) = &args.key {
         let found = Key::new(key.as_bytes()).ok();
         return match found.and_then(|key| tree.get(&key)) {
             Some(value) => output.bytes(value),
-            None => Err(CliError::refused(format!(
+            None => Err(Error::refused(format!(
                 "`{bundle}` has no key `{key}`; `satrap get {bundle}` lists its keys"
             ))),
         };

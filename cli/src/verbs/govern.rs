@@ -1,4 +1,4 @@
-//! `satrap govern`: who may sign changes, who speaks for a region, who validates.
+//! `satrap govern`: changes the operators, region keys and validators of a realm.
 //!
 //! A governance change names the version it applies to, which is read and verified here against
 //! the governance root of a certified checkpoint.
@@ -12,22 +12,29 @@ use satrap_certify::{
     Action, Change, Class, ClassKind, Governance, GovernanceAct, Label, Operator, PublicKey, Quota,
     ValidatorInfo,
 };
-use satrap_host::{files, mtls};
-use serde::{Deserialize, Serialize};
-
-use crate::{
+use satrap_identity::mtls;
+use satrap_operator::{
+    Error,
     changes::{
         self, Changes,
         review::{Present, Review},
     },
-    client::{Client, Connection, Patience},
-    error::CliError,
-    operator::{self, parse_public_key},
+    client::{Client, Connection},
+    keys::{self, parse_public_key},
+};
+use satrap_runtime::files;
+use serde::{Deserialize, Serialize};
+
+use crate::{
     output::{Output, table},
-    verbs::{approve, block_on, block_on_within, publish::Saved, submit},
+    verbs::{
+        block_on, block_on_within,
+        signing::{Saved, Signing, check_keys},
+        submit,
+    },
 };
 
-/// A list of more bytes has more validators than a set may.
+/// Longer than a list with as many validators as a set may have.
 const LIST_BYTES_MAX: u64 = 256 * 1024;
 
 /// The subcommand.
@@ -64,23 +71,6 @@ pub struct Show {
 pub struct NewKey {
     /// Where to write it; must not exist
     file: PathBuf,
-}
-
-/// How a change is signed and where it goes.
-#[derive(clap::Args, Debug)]
-pub struct Signing {
-    /// Sign with this key (repeatable); without it, with the client's own
-    #[arg(long = "operator", value_name = "FILE")]
-    pub operators: Vec<PathBuf>,
-    /// Save the signed change for others to approve, and do not submit it
-    #[arg(long, value_name = "FILE")]
-    pub out: Option<PathBuf>,
-    /// How long to wait.
-    #[command(flatten)]
-    pub patience: Patience,
-    #[command(flatten)]
-    /// Which realm.
-    pub connection: Connection,
 }
 
 /// Arguments of `authorize-operator`.
@@ -136,16 +126,16 @@ pub struct SetValidators {
     signing: Signing,
 }
 
-/// Does it.
+/// Runs the command.
 ///
 /// # Errors
 ///
 /// If the governance state cannot be read, or the validators refuse the change.
-pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
+pub fn run(verb: &Verb, output: &Output) -> Result<(), Error> {
     let (act, signing) = match verb {
         Verb::Show(args) => return show(args, output),
         Verb::NewKey(NewKey { file }) => {
-            let public_key = operator::new_key(file)?.to_string();
+            let public_key = keys::new_key(file)?.to_string();
             return output.show(&NewKeyMade { file: file.clone(), public_key });
         }
         Verb::AuthorizeOperator(AuthorizeOperator { principal, key, signing }) => {
@@ -166,16 +156,16 @@ pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
     let Signing { operators, out, patience, connection } = signing;
     out.as_deref().map_or(Ok(()), changes::check_absent)?;
     let client = Client::open(connection)?;
-    let keys = operator::read_keys(&client.signing_keys(operators))?;
+    let signers = keys::read_signers(&client.signing_keys(operators))?;
     let read = client.governance();
     let governance = block_on_within(patience.duration(), "read the governance state", read)?;
-    approve::check_keys(&keys, &governance)?;
+    check_keys(&signers, &governance)?;
     if let Verb::AuthorizeRegionKey(args) = verb {
         check_region(args, &client, &governance)?;
     }
     let action = Action::Govern(governance.version, act);
     let mut changes = Changes::from(Change::new(client.genesis.realm(), action));
-    keys.iter().try_for_each(|key| changes.approve(key))?;
+    block_on(changes.approve(&signers))?;
     let Some(file) = out else {
         return submit::show(&client, &changes, *patience, output);
     };
@@ -189,7 +179,7 @@ fn check_region(
     args: &AuthorizeRegionKey,
     client: &Client,
     governance: &Governance,
-) -> Result<(), CliError> {
+) -> Result<(), Error> {
     let described = client.description.iter().flat_map(|realm| &realm.regions);
     let mut known: Vec<_> = described.map(|region| region.name.clone()).collect();
     known.extend(governance.region_keys.keys().map(ToString::to_string));
@@ -203,12 +193,12 @@ fn check_region(
         [] => "none is known here".to_owned(),
         names => format!("known are {}", names.join(", ")),
     };
-    Err(CliError::refused(format!(
+    Err(Error::refused(format!(
         "there is no region `{region}`: {known}; check the name, or give --new-region"
     )))
 }
 
-fn show(args: &Show, output: &Output) -> Result<(), CliError> {
+fn show(args: &Show, output: &Output) -> Result<(), Error> {
     let client = Client::open(&args.connection)?;
     let view = View::of(&block_on(client.governance())?);
     if args.validators {
@@ -237,30 +227,39 @@ impl fmt::Display for NewKeyMade {
     }
 }
 
+/// `validators.toml`: a validator set, for `satrap govern set-validators`. `satrap govern show
+/// --validators` prints one.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawList {
+    /// The whole set.
     validators: Vec<RawValidator>,
 }
 
+/// A validator of the set.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawValidator {
+    /// Its name.
     name: String,
+    /// Ed25519 public key that signs its votes, 64 hex digits.
     public_key: String,
+    /// Voting power.
     power: u64,
+    /// The legal area it operates in.
     jurisdiction: String,
+    /// `https://HOST:PORT` where the other validators reach it.
     url: String,
 }
 
-fn read_validators(path: &Path) -> Result<Vec<ValidatorInfo>, CliError> {
+fn read_validators(path: &Path) -> Result<Vec<ValidatorInfo>, Error> {
     let refuse = |why: String| {
         let path = path.display();
         let example = "`satrap govern show --validators` prints a list";
-        CliError::refused(format!("{path} is not a list of validators: {why}; {example}"))
+        Error::usage(format!("{path} is not a list of validators: {why}; {example}"))
     };
     let text =
-        files::read(path, LIST_BYTES_MAX).map_err(|e| CliError::file("validators", path, &e))?;
+        files::read(path, LIST_BYTES_MAX).map_err(|e| Error::file("validators", path, &e))?;
     let text = String::from_utf8(text).map_err(|e| refuse(e.to_string()))?;
     let list: RawList = toml::from_str(&text).map_err(|e| refuse(e.to_string()))?;
     let info = |raw: RawValidator| {

@@ -5,16 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use satrap_host::files;
+use satrap_operator::{Error, text::count};
+use satrap_realm::{CreateError, RealmPlan, create_described, layout::ProcessFiles, text};
+use satrap_runtime::files;
 use serde::Serialize;
 
-use crate::{
-    error::CliError,
-    output::{Output, count},
-    realm::{self, CreateError, RealmPlan, layout::ProcessFiles, text},
-};
+use crate::output::Output;
 
-/// A description of more bytes was not written by a person.
+/// Longer than any description that a person writes.
 const DESCRIPTION_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Arguments of `init`.
@@ -51,25 +49,22 @@ struct Created {
 /// # Errors
 ///
 /// If the description is wrong, or the directory holds something.
-pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
+pub fn run(args: &Args, output: &Output) -> Result<(), Error> {
     let path = match &args.description {
         Some(path) if !args.example => path,
         _ => return output.bytes(text::EXAMPLE.as_bytes()),
     };
     let text = files::read(path, DESCRIPTION_BYTES_MAX)
-        .map_err(|e| CliError::file("description", path, &e))?;
-    let text = String::from_utf8(text)
-        .map_err(|e| CliError::refused(format!("{}: {e}", path.display())))?;
-    let plan = RealmPlan::from_toml(&text)
-        .map_err(|e| CliError::refused(format!("{}: {e}", path.display())))?;
-    let files = realm::create_described(&plan, &args.out).map_err(|e| match &e {
-        CreateError::Plan(_) | CreateError::Genesis(_) | CreateError::Pki(_) => {
-            CliError::refused(format!("{}: {e}", path.display()))
-        }
-        CreateError::Taken(_) => CliError::usage(e),
-        CreateError::Disk { .. } => CliError::internal(e),
+        .map_err(|e| Error::file("description", path, &e))?;
+    let wrong = |why: &dyn fmt::Display| Error::usage(format!("{}: {why}", path.display()));
+    let text = String::from_utf8(text).map_err(|e| wrong(&e))?;
+    let plan = RealmPlan::from_toml(&text).map_err(|e| wrong(&e))?;
+    let files = create_described(&plan, &args.out).map_err(|e| match &e {
+        CreateError::Plan(_) | CreateError::Genesis(_) | CreateError::Pki(_) => wrong(&e),
+        CreateError::Taken(_) => Error::usage(e),
+        CreateError::Disk { .. } => Error::internal(e),
     })?;
-    let genesis = crate::client::read_genesis(&files.genesis)?;
+    let genesis = satrap_operator::client::read_genesis(&files.genesis)?;
     let relative =
         |path: &Path| path.strip_prefix(&files.dir).unwrap_or(path).display().to_string();
     let kinds =
@@ -114,8 +109,22 @@ impl fmt::Display for Created {
              the directories of what runs there, such as {}, at the same paths",
             self.examples.join(", ")
         )?;
-        writeln!(f, "  2. hand operators/<name>/ to {} in person", self.operators.join(", "))?;
-        writeln!(f, "  3. take ca/*.key offline: each holder of one can make identities")?;
+        let operators = self.operators.join(", ");
+        writeln!(
+            f,
+            "  2. hand genesis.json, realm.json and operators/<name>/ to {operators} in person"
+        )?;
+        writeln!(
+            f,
+            "     realm.json names the files of {} in this directory: the others, and those on other \
+             machines, correct its paths first (docs/daemons.md)",
+            self.operators.first().map_or("one operator", String::as_str),
+        )?;
+        writeln!(
+            f,
+            "  3. take ca/*.key offline: each holder of one can make identities; no command of satrap \
+             does so after this one, so names that the description does not have cannot be added yet"
+        )?;
         writeln!(f, "  4. start them in the directory of the realm, one command for each:")?;
         self.commands.iter().try_for_each(|command| writeln!(f, "       {command}"))
     }

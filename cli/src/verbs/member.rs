@@ -1,11 +1,15 @@
-//! `satrap member`: who belongs to a running ring.
+//! `satrap member`: lists, adds, removes and replaces members of a running ring.
 //!
-//! For rings that still have a majority, so nothing that was acknowledged is ever lost here. A ring
-//! that lost its majority needs `satrap recover`, which is another verb on purpose.
+//! These commands need a majority, so they never lose an acknowledged write. A ring that lost its
+//! majority needs `satrap recover`, which can, and is a command of its own for that reason.
 
 use std::fmt;
 
-use satrap_host::mtls;
+use satrap_identity::mtls;
+use satrap_operator::{
+    Error,
+    client::etcd::{EtcdClient, answer, members},
+};
 use satrap_proto::etcdserverpb::{
     Member, MemberAddRequest, MemberRemoveRequest, cluster_client::ClusterClient,
 };
@@ -13,8 +17,6 @@ use serde::Serialize;
 use tonic::transport::Channel;
 
 use crate::{
-    client::etcd::{answer, members},
-    error::CliError,
     output::{Output, table},
     verbs::{block_on, etcd},
 };
@@ -42,7 +44,7 @@ pub struct List {
 /// Arguments of `add`.
 #[derive(clap::Args, Debug)]
 pub struct Add {
-    /// The name in its certificate
+    /// The name in its certificate, which `satrap init` made, as no other command issues any
     name: String,
     /// Where the other members reach it
     #[arg(long, value_name = "URL", value_parser = peer_url)]
@@ -77,12 +79,12 @@ fn peer_url(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Does it.
+/// Runs the command.
 ///
 /// # Errors
 ///
 /// If no member answers, or the ring refuses.
-pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
+pub fn run(verb: &Verb, output: &Output) -> Result<(), Error> {
     block_on(async {
         match verb {
             Verb::List(List { region }) => {
@@ -93,7 +95,7 @@ pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
                 let mut cluster = region.client()?.cluster().await?;
                 let known = members(&mut cluster).await?;
                 if known.iter().any(|member| member.name == *name) {
-                    return Err(CliError::refused(format!(
+                    return Err(Error::refused(format!(
                         "`{name}` is a member; if it lost its disk: satrap member replace {name}"
                     )));
                 }
@@ -104,22 +106,31 @@ pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
                         "" => format!("the invitation {:x}", taken.id),
                         name => format!("member `{name}`"),
                     };
-                    return Err(CliError::refused(format!(
+                    return Err(Error::refused(format!(
                         "{peer_url} is the address of {whose} already; remove that one first, or give \
                          another --peer-url"
                     )));
                 }
                 let after = add(&mut cluster, peer_url).await?;
-                let next = format!("start `{name}` with an empty data directory at {peer_url}");
+                let next = format!(
+                    "start `{name}` with an empty data directory at {peer_url}; it needs a directory \
+                     that `satrap init` made for this name, as no other command of satrap issues \
+                     certificates"
+                );
                 output.show(&View::of(Some(next), after))
             }
             Verb::Remove(Remove { member, region }) => {
-                let mut cluster = region.client()?.cluster().await?;
-                let Member { id, name, .. } = find(&members(&mut cluster).await?, member)?;
-                let after = remove(&mut cluster, id).await?;
+                let mut client = region.client()?;
+                let found = find(&members(&mut client.cluster().await?).await?, member)?;
+                let mut cluster = others(&mut client, &found).await?;
+                let after = remove(&mut cluster, found.id).await?;
+                let name = found.name;
                 // An invitation has no name, and no process yet.
                 let next = (!name.is_empty()).then(|| {
-                    format!("stop `{name}`, and take it out of the configurations of the region")
+                    format!(
+                        "stop `{name}`, and take its `[[members]]` entry out of the region.toml of \
+                         the other members"
+                    )
                 });
                 output.show(&View::of(next, after))
             }
@@ -128,48 +139,65 @@ pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
     })
 }
 
-async fn replace(args: &Replace, output: &Output) -> Result<(), CliError> {
+async fn replace(args: &Replace, output: &Output) -> Result<(), Error> {
     let Replace { member, peer_url, region } = args;
-    let client = region.client()?;
-    let mut cluster = client.cluster().await?;
-    let known = members(&mut cluster).await?;
-    let Member { id, name, peer_ur_ls, .. } = match find(&known, member) {
+    let mut client = region.client()?;
+    let known = members(&mut client.cluster().await?).await?;
+    let found = match find(&known, member) {
         Ok(found) => found,
-        // The verb was cut off between its two halves, and is run again.
+        // An earlier run ended between removing the member and inviting it again.
         Err(_) if peer_url.is_some() => Member { name: member.clone(), ..Member::default() },
         Err(error) => {
             let hint = "if an earlier `replace` removed it already, give --peer-url";
-            return Err(CliError::refused(format!("{}; {hint}", error.message)));
+            return Err(Error::refused(format!("{}; {hint}", error.message)));
         }
     };
+    let mut cluster = others(&mut client, &found).await?;
+    let Member { id, name, peer_ur_ls, .. } = found;
     let peer_url = peer_url.clone().or_else(|| peer_ur_ls.into_iter().next()).ok_or_else(|| {
-        CliError::usage(format!("`{name}` has no known address; give --peer-url URL"))
+        Error::usage(format!("`{name}` has no known address; give --peer-url URL"))
     })?;
     if id != 0 {
         remove(&mut cluster, id).await?;
     }
-    let after = add(&mut cluster, &peer_url).await?;
+    let after = add(&mut cluster, &peer_url).await.map_err(|error| Error {
+        message: format!(
+            "`{name}` was removed, and is not invited again: {}; go on with `satrap member replace \
+             {name} --peer-url {peer_url}`",
+            error.message
+        ),
+        ..error
+    })?;
     let next = format!(
         "start `{name}` with an empty data directory at {peer_url}; it votes once it has caught up"
     );
     output.show(&View::of(Some(next), after))
 }
 
-async fn add(
-    cluster: &mut ClusterClient<Channel>,
-    peer_url: &str,
-) -> Result<Vec<Member>, CliError> {
+/// The cluster service at another member than `leaving`, which answers nothing more once it has left.
+async fn others(
+    client: &mut EtcdClient,
+    leaving: &Member,
+) -> Result<ClusterClient<Channel>, Error> {
+    let stays = |url: &String| !leaving.client_ur_ls.contains(url);
+    if client.endpoints.iter().any(stays) {
+        client.endpoints.retain(stays);
+    }
+    client.cluster().await
+}
+
+async fn add(cluster: &mut ClusterClient<Channel>, peer_url: &str) -> Result<Vec<Member>, Error> {
     let request = MemberAddRequest { peer_ur_ls: vec![peer_url.to_owned()], is_learner: false };
     let added = cluster.member_add(request).await;
     added.map(|reply| reply.into_inner().members).map_err(|status| answer(&status))
 }
 
-async fn remove(cluster: &mut ClusterClient<Channel>, id: u64) -> Result<Vec<Member>, CliError> {
+async fn remove(cluster: &mut ClusterClient<Channel>, id: u64) -> Result<Vec<Member>, Error> {
     let removed = cluster.member_remove(MemberRemoveRequest { id }).await;
     removed.map(|reply| reply.into_inner().members).map_err(|status| answer(&status))
 }
 
-fn find(members: &[Member], wanted: &str) -> Result<Member, CliError> {
+fn find(members: &[Member], wanted: &str) -> Result<Member, Error> {
     let number = u64::from_str_radix(wanted, 16).ok();
     let by_name = members.iter().find(|member| member.name == wanted);
     let by_number = || members.iter().find(|member| Some(member.id) == number);
@@ -180,7 +208,7 @@ fn find(members: &[Member], wanted: &str) -> Result<Member, CliError> {
             name => format!("`{name}`"),
         });
         let listed = listed.collect::<Vec<_>>().join(", ");
-        CliError::refused(format!("the ring has no member `{wanted}`; its members are {listed}"))
+        Error::refused(format!("the ring has no member `{wanted}`; its members are {listed}"))
     })
 }
 

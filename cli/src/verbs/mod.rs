@@ -13,6 +13,7 @@ pub mod publish;
 pub mod quota;
 pub mod recover;
 pub mod retire;
+pub mod signing;
 pub mod snapshot;
 pub mod status;
 pub mod submit;
@@ -21,13 +22,11 @@ pub mod verify;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use satrap_dev as dev;
+use satrap_operator::{Error, Kind};
 use tokio::time::timeout;
 
-use crate::{
-    dev,
-    error::{CliError, Kind},
-    output::Output,
-};
+use crate::output::Output;
 
 /// Operates a Satrap realm: publishes certified config through a quorum of validators, reads and
 /// verifies it, and runs validators, regions and edges
@@ -66,7 +65,7 @@ pub enum Verb {
     /// Change operators, region keys or validators
     #[command(subcommand)]
     Govern(govern::Verb),
-    /// Point a client of etcd at a region
+    /// Point an etcd client at a region
     #[command(subcommand)]
     Etcd(etcd::Verb),
     /// Limit what the keys of a region, or those with a prefix, may hold
@@ -97,12 +96,12 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// Does it.
+    /// Runs the command.
     ///
     /// # Errors
     ///
-    /// [`CliError`] says whose fault it is and what to do.
-    pub fn run(self, output: &Output) -> Result<(), CliError> {
+    /// [`Error`] names the party at fault and the remedy.
+    pub fn run(self, output: &Output) -> Result<(), Error> {
         match self {
             Self::Init(args) => init::run(&args, output),
             Self::Publish(args) => publish::run(&args, output),
@@ -128,21 +127,21 @@ impl Verb {
     }
 }
 
-fn run_dev(args: dev::Args, output: &Output) -> Result<(), CliError> {
+fn run_dev(args: dev::Args, output: &Output) -> Result<(), Error> {
     let json = output.json;
-    block_on(async move { dev::run(args, json).await.map_err(CliError::from) })
+    block_on(async move { dev::run(args, json).await.map_err(Error::from) })
 }
 
-/// Runs a read of what a change will apply to, for at most `patience`: nothing is submitted yet.
+/// Runs a read that a change will be built on, for at most `patience`; nothing is submitted yet.
 pub(crate) fn block_on_within<T>(
     patience: Duration,
     what: &str,
-    task: impl Future<Output = Result<T, CliError>>,
-) -> Result<T, CliError> {
+    task: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
     block_on(async {
         let seconds = patience.as_secs();
         let late = |_| {
-            CliError::unavailable(format!(
+            Error::unavailable(format!(
                 "could not {what} within {seconds} s; `satrap status` shows which servers answer"
             ))
         };
@@ -150,14 +149,14 @@ pub(crate) fn block_on_within<T>(
     })
     .map_err(|error| match error.kind {
         Kind::Unavailable => {
-            CliError { message: format!("not submitted: {}", error.message), ..error }
+            Error { message: format!("not submitted: {}", error.message), ..error }
         }
         Kind::Usage | Kind::Refused | Kind::Internal | Kind::Undecided => error,
     })
 }
 
 /// Runs a verb that talks to servers.
-pub(crate) fn block_on<T>(task: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
-    let runtime = satrap_host::runtime::current_thread();
-    runtime.map_err(|e| CliError::internal(format!("event queue: {e}")))?.block_on(task)
+pub(crate) fn block_on<T>(task: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let runtime = satrap_runtime::runtime::current_thread();
+    runtime.map_err(|e| Error::internal(format!("event queue: {e}")))?.block_on(task)
 }

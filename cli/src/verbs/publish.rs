@@ -1,29 +1,35 @@
 //! `satrap publish`: makes a directory or a PEM file the next version of a bundle.
 //!
 //! The change is built against the version and content this process verified itself, and the
-//! signature covers the root that results, so a server that lies about the present can make the
-//! change fail but not make it do something else.
+//! signature covers the root that results, so a server that lies about the present version can
+//! make the change fail, but cannot change its effect.
 
 use std::{fmt, path::PathBuf};
 
-use satrap_certify::{BundleName, Interest, Timestamp};
+use satrap_certify::BundleName;
 use satrap_edge_agent::paths;
-use satrap_host::clock;
 use satrap_merkle::BundleTree;
-use serde::Serialize;
-
-use crate::{
+use satrap_operator::{
+    Error,
     changes::{
         self, Changes,
         review::{Present, Review},
         split,
     },
-    client::{Client, version_of},
+    client::{Base, Client},
     content::{self, Difference, Links},
-    error::CliError,
-    operator,
-    output::{Output, one_line, short, span},
-    verbs::{approve, block_on_within, govern::Signing, submit},
+    keys,
+    text::short,
+};
+use serde::Serialize;
+
+use crate::{
+    output::Output,
+    verbs::{
+        block_on, block_on_within,
+        signing::{Saved, Signing, check_keys},
+        submit,
+    },
 };
 
 /// Arguments of `publish`.
@@ -39,7 +45,8 @@ pub struct Args {
     /// Show what would change and what deserves a second look; sign and submit nothing
     #[arg(long, conflicts_with = "out")]
     dry_run: bool,
-    /// Allow up to N entries to be removed; without it, one entry or a quarter of them, never all
+    /// Allow up to N entries to be removed; without it, one entry or a quarter of them, and never so
+    /// that the bundle is left empty
     #[arg(long, value_name = "N")]
     allow_delete: Option<usize>,
     /// Read a symbolic link to a file as that file, wherever it is; otherwise a link is an error
@@ -78,15 +85,6 @@ pub struct Published {
     pub warnings: Vec<String>,
 }
 
-/// The result of `--out`.
-#[derive(Serialize)]
-pub struct Saved {
-    /// Where the change is.
-    pub file: PathBuf,
-    /// Its effect, and who approved it.
-    pub change: Review,
-}
-
 /// The result of `--dry-run`.
 #[derive(Serialize)]
 struct Planned {
@@ -100,18 +98,18 @@ struct Planned {
 ///
 /// If the content is wrong, the version is not the expected one, more is removed than allowed, or
 /// the validators refuse.
-pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
+pub fn run(args: &Args, output: &Output) -> Result<(), Error> {
     let Signing { operators, out, patience, connection } = &args.signing;
     out.as_deref().map_or(Ok(()), changes::check_absent)?;
     let links = Links::by_flag(args.follow_links);
     let to = content::read(&args.path, links)?;
     let client = Client::open(connection)?;
     check_combined(&client, &args.bundle, &to)?;
-    let keys = match args.dry_run {
+    let signers = match args.dry_run {
         true => Vec::new(),
-        false => operator::read_keys(&client.signing_keys(operators))?,
+        false => keys::read_signers(&client.signing_keys(operators))?,
     };
-    let read = base(&client, &args.bundle, args.expect_version);
+    let read = client.base(&args.bundle, args.expect_version);
     let base = block_on_within(patience.duration(), "read the present version", read)?;
     let difference = Difference::between(&base.tree, &to);
     if difference.is_empty() && base.version > 0 {
@@ -119,7 +117,7 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
     }
     if to.is_empty() && base.version == 0 {
         let path = args.path.display();
-        return Err(CliError::refused(format!(
+        return Err(Error::refused(format!(
             "{path} holds no file, so there is nothing to publish"
         )));
     }
@@ -131,13 +129,13 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
         split::publish(client.genesis.realm(), &args.bundle, base.expected, (&base.tree, &to))?;
     let parts = changes.parts().len();
     if args.one_version && parts > 1 {
-        return Err(CliError::refused(format!(
+        return Err(Error::refused(format!(
             "the change is too large for one block; without --one-version it becomes {parts} \
              versions, one after the other"
         )));
     }
     if !args.dry_run {
-        keys.iter().try_for_each(|key| changes.approve(key))?;
+        block_on(changes.approve(&signers))?;
         if out.is_none() {
             return decide(args, &client, (&base, &to), &changes, output);
         }
@@ -149,7 +147,7 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
     let mut change = Review::of(&changes, &present);
     match out {
         Some(file) => {
-            approve::check_keys(&keys, &governance)?;
+            check_keys(&signers, &governance)?;
             changes.create(file)?;
             output.show(&Saved { file: file.clone(), change })
         }
@@ -166,7 +164,7 @@ fn decide(
     (base, to): (&Base, &BundleTree),
     changes: &Changes,
     output: &Output,
-) -> Result<(), CliError> {
+) -> Result<(), Error> {
     let difference = Difference::between(&base.tree, to);
     let put = |key: &satrap_certify::Key| base.tree.get(key) != to.get(key);
     let warnings = content::hazards(to.iter().filter(|(key, _)| put(key)));
@@ -194,7 +192,7 @@ fn decide(
 }
 
 /// The refusal to remove more than the operator allows, or than happens by design.
-fn check_deletions(args: &Args, difference: &Difference, before: usize) -> Option<CliError> {
+fn check_deletions(args: &Args, difference: &Difference, before: usize) -> Option<Error> {
     let removed = difference.removed.len();
     let refused = match args.allow_delete {
         Some(allowed) => removed > allowed,
@@ -202,7 +200,7 @@ fn check_deletions(args: &Args, difference: &Difference, before: usize) -> Optio
     };
     refused.then(|| {
         let (bundle, some) = (&args.bundle, Difference::some(&difference.removed));
-        CliError::refused(format!(
+        Error::refused(format!(
             "`{bundle}` would lose {removed} of its {before} entries: {some}; look at all of it with \
              --dry-run, and if it is meant, give --allow-delete {removed}"
         ))
@@ -210,62 +208,15 @@ fn check_deletions(args: &Args, difference: &Difference, before: usize) -> Optio
 }
 
 /// Refuses keys that the edges of the description cannot use beside their combined file.
-fn check_combined(client: &Client, bundle: &BundleName, to: &BundleTree) -> Result<(), CliError> {
+fn check_combined(client: &Client, bundle: &BundleName, to: &BundleTree) -> Result<(), Error> {
     let edges = client.description.iter().flat_map(|realm| &realm.edges);
     for edge in edges.filter(|edge| edge.bundles.iter().any(|name| name == bundle.as_str())) {
         if let Err(error) = paths::files(to, edge.combined_file.as_deref()) {
             let (region, name) = (edge.region.as_deref().unwrap_or_default(), &edge.name);
-            return Err(CliError::refused(format!(
-                "edge `{region}/{name}` cannot run this: {error}"
-            )));
+            return Err(Error::refused(format!("edge `{region}/{name}` cannot run this: {error}")));
         }
     }
     Ok(())
-}
-
-/// The verified version and content that a change applies to.
-#[derive(Clone, Debug, Default)]
-pub struct Base {
-    /// 0 if the bundle does not exist.
-    pub version: u64,
-    /// The version that a change names: for a bundle that does not exist, the highest one that was
-    /// ever retired (V28).
-    pub expected: u64,
-    /// Its content.
-    pub tree: BundleTree,
-}
-
-/// Reads what a change of `bundle` applies to.
-///
-/// # Errors
-///
-/// If no server can serve it, or it is not at the version `expect`ed (V4).
-pub async fn base(
-    client: &Client,
-    bundle: &BundleName,
-    expect: Option<u64>,
-) -> Result<Base, CliError> {
-    let read = client.read(&Interest::Bundles(vec![bundle.clone()])).await?;
-    let version = version_of(&read.replica, bundle);
-    if let Some(expected) = expect.filter(|expected| *expected != version) {
-        let (height, from) = (read.replica.height(), read.from.label);
-        let age = Timestamp(clock::now()).since(read.replica.certified_time());
-        return Err(CliError::rule(
-            "V4",
-            format!(
-                "`{bundle}` is at version {version} (height {height}, certified {} ago, from \
-                 {from}), you expect {expected}; look at what changed with `satrap get {bundle}`, \
-                 then publish again",
-                span(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
-            ),
-        ));
-    }
-    let tree = read.replica.content(bundle).cloned().unwrap_or_default();
-    let expected = match version {
-        0 => client.governance().await?.retired_version,
-        present => present,
-    };
-    Ok(Base { version, expected, tree })
 }
 
 impl Published {
@@ -299,18 +250,6 @@ impl fmt::Display for Published {
         writeln!(f, "`{bundle}` version {from_version} → {version}, root {root}")?;
         writeln!(f, "  entries   {}", difference.sizes())?;
         writeln!(f, "  decided   at height {height} in {ms} ms, says {by}")
-    }
-}
-
-impl fmt::Display for Saved {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let file = one_line(&self.file.display().to_string());
-        write!(f, "{}", self.change)?;
-        writeln!(
-            f,
-            "saved to {file}; next: `satrap approve {file} --operator KEY` by others, then `satrap \
-             submit {file}`"
-        )
     }
 }
 

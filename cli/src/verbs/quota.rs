@@ -1,15 +1,14 @@
-//! `satrap quota`: how much the keys of a region, and those with a prefix, may hold.
+//! `satrap quota`: limits the bytes and keys of a region's keyspace, in all or below a prefix.
 
 use std::fmt;
 
+use satrap_operator::{Error, client::etcd::answer};
 use satrap_proto::v1::{
     ListQuotasRequest, Quota, RemoveQuotaRequest, SetQuotaRequest, store_client::StoreClient,
 };
 use serde::Serialize;
 
 use crate::{
-    client::etcd::answer,
-    error::CliError,
     output::{Output, table},
     verbs::{block_on, etcd},
 };
@@ -19,9 +18,9 @@ use crate::{
 pub enum Verb {
     /// Show every limit and what is in use
     List(List),
-    /// Limit what the keys with a prefix may hold together, in place of the limits they had
+    /// Limit the keys with a prefix together; replaces the limits they had
     Set(Set),
-    /// Take the limits of a prefix away, or bring the default of the whole keyspace back
+    /// Remove the limits of a prefix, or restore the default of the whole keyspace
     Remove(Remove),
 }
 
@@ -90,19 +89,19 @@ fn bytes(text: &str) -> Result<u64, String> {
 }
 
 impl Keys {
-    /// The empty prefix stands for the whole keyspace.
+    /// The empty prefix means the whole keyspace.
     fn prefix(&self) -> Vec<u8> {
         self.prefix.clone().unwrap_or_default().into_bytes()
     }
 }
 
-/// Does it.
+/// Runs the command.
 ///
 /// # Errors
 ///
 /// If no member answers, or the ring refuses: once authentication is on, the user must be an
 /// administrator of the keyspace.
-pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
+pub fn run(verb: &Verb, output: &Output) -> Result<(), Error> {
     let region = match verb {
         Verb::List(List { region })
         | Verb::Set(Set { region, .. })
@@ -160,7 +159,7 @@ impl From<Quota> for Row {
     }
 }
 
-/// In the largest unit of which there is one.
+/// A size in the largest unit that is not above it.
 fn size(bytes: u64) -> String {
     let unit = UNITS.iter().find(|(_, bits)| bytes >> bits > 0);
     let Some((name, bits)) = unit else { return format!("{bytes} B") };

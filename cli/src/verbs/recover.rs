@@ -1,37 +1,35 @@
 //! `satrap recover`: brings a ring back whose majority is gone for good.
 //!
-//! No survivor knows what the lost members acknowledged, so nothing here is automatic: `plan` shows what
-//! each survivor has, `apply` does what one operator chose and others can see, and `status` shows that
-//! it was done.
+//! No survivor knows what the lost members acknowledged, so nothing here is automatic: `plan` compares
+//! the survivors, `apply` makes the one that an operator chose into a ring, with a signed record, and
+//! `status` shows that record.
 
 use std::{
     collections::BTreeSet,
     fmt,
     net::{TcpStream, ToSocketAddrs as _},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
-use ed25519_dalek::Signer as _;
-use satrap_regional_server::{
-    Config,
-    offline::{self, Decision, Survivor},
+use satrap_identity::signer::Signer;
+use satrap_operator::{
+    Error,
+    client::{Client, Connection},
+    keys,
 };
+use satrap_region_server::Config;
+use satrap_ring_raft::offline::{self, Decision, Survivor};
+use satrap_status::{RecoveryView, gather};
 use serde::Serialize;
 
 use crate::{
-    client::{Client, Connection},
-    error::CliError,
-    operator,
     output::{Output, table},
-    verbs::{
-        block_on,
-        snapshot::blame,
-        status::{RecoveryView, gather},
-    },
+    verbs::{block_on, snapshot::blame, status::Recovery},
 };
 
-/// How long a member that is said to be lost may take to answer.
+/// How long to wait for an answer of a member that is listed as lost.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// The subcommand.
@@ -41,7 +39,7 @@ pub enum Verb {
     Plan(Plan),
     /// Make one survivor a ring of its own, with all that its disk holds
     Apply(Apply),
-    /// Show every time the history of a ring was cut
+    /// Show the recoveries that discarded writes of a ring
     Status(Status),
 }
 
@@ -80,12 +78,12 @@ pub struct Status {
     connection: Connection,
 }
 
-/// Does it.
+/// Runs the command.
 ///
 /// # Errors
 ///
 /// If the data cannot be used, or the recovery is not needed, not explicit or not signed.
-pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
+pub fn run(verb: &Verb, output: &Output) -> Result<(), Error> {
     match verb {
         Verb::Plan(args) => {
             let survivors =
@@ -97,21 +95,28 @@ pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
     }
 }
 
-fn survey(path: &Path) -> Result<(Config, Survivor), CliError> {
-    let config = Config::load(path).map_err(CliError::usage)?;
-    let found = offline::survey(&config).map_err(|error| {
-        let CliError { kind, rule, message } = blame(&error);
-        CliError { kind, rule, message: format!("member `{}`: {message}", config.name) }
+fn survey(path: &Path) -> Result<(Config, Survivor), Error> {
+    let config = Config::load(path).map_err(Error::usage)?;
+    let found = offline::survey(&config.ring_setup()).map_err(|error| {
+        let Error { kind, rule, message } = blame(&error);
+        Error { kind, rule, message: format!("member `{}`: {message}", config.name) }
     })?;
     Ok((config, found))
 }
 
-fn apply(args: &Apply, output: &Output) -> Result<(), CliError> {
-    let keys = args.operator_keys.iter().map(|path| operator::read_key(path));
-    let keys = keys.collect::<Result<Vec<_>, _>>()?;
+async fn signatures(signers: &[Arc<dyn Signer>], bytes: &[u8]) -> Result<Vec<u8>, Error> {
+    let mut signatures = Vec::new();
+    for signer in signers {
+        signatures.extend(keys::sign(&**signer, bytes).await?);
+    }
+    Ok(signatures)
+}
+
+fn apply(args: &Apply, output: &Output) -> Result<(), Error> {
+    let signers = keys::read_signers(&args.operator_keys)?;
     let (config, survivor) = survey(&args.config)?;
     if config.name.as_str() != args.trust {
-        return Err(CliError::usage(format!(
+        return Err(Error::usage(format!(
             "{} is the configuration of `{}`, not of `{}`; apply on the machine of the member that \
              you trust",
             args.config.display(),
@@ -126,9 +131,19 @@ fn apply(args: &Apply, output: &Output) -> Result<(), CliError> {
         reason: args.reason.clone(),
         epoch: offline::epoch_now().map_err(|e| blame(&e))?.max(survivor.epoch + 1),
     };
-    let sign = |bytes: &[u8]| keys.iter().flat_map(|key| key.sign(bytes).to_bytes()).collect();
-    let forced = offline::force(&config, &decision, sign).map_err(|e| blame(&e))?;
-    let signers = offline::signers(&config.genesis, &forced.record).into_iter().collect();
+    // A record without signatures is refused, and the signer that gave none is the reason.
+    let mut unsigned = None;
+    let sign = |bytes: &[u8]| match block_on(signatures(&signers, bytes)) {
+        Ok(signatures) => signatures,
+        Err(error) => {
+            unsigned = Some(error);
+            Vec::new()
+        }
+    };
+    let setup = config.ring_setup();
+    let forced = offline::force(&setup, &decision, sign);
+    let forced = forced.map_err(|e| unsigned.unwrap_or_else(|| blame(&e)))?;
+    let signers = setup.state.signatories.signers(&forced.record).into_iter().collect();
     output.show(&Applied {
         member: survivor.member,
         epoch: forced.record.epoch,
@@ -141,24 +156,24 @@ fn apply(args: &Apply, output: &Output) -> Result<(), CliError> {
     })
 }
 
-/// A ring that still has a majority needs no recovery, and must not get one.
-fn check_lost(survivor: &Survivor, lost: &[String]) -> Result<(), CliError> {
+/// Refuses the recovery of a ring that still has a majority.
+fn check_lost(survivor: &Survivor, lost: &[String]) -> Result<(), Error> {
     let voters: BTreeSet<_> = survivor.voters.iter().map(|(name, _)| name.as_str()).collect();
     let lost: BTreeSet<_> = lost.iter().map(String::as_str).collect();
     if let Some(stranger) = lost.iter().find(|name| !voters.contains(**name)) {
         let voters: Vec<_> = voters.into_iter().collect();
-        return Err(CliError::usage(format!(
+        return Err(Error::usage(format!(
             "`{stranger}` does not vote in this ring; its voters are {}",
             voters.join(", ")
         )));
     }
     if lost.contains(survivor.member.as_str()) {
         let member = &survivor.member;
-        return Err(CliError::usage(format!("`{member}` cannot be both trusted and lost")));
+        return Err(Error::usage(format!("`{member}` cannot be both trusted and lost")));
     }
     let alive = voters.difference(&lost).count();
     if alive * 2 > voters.len() {
-        return Err(CliError::refused(format!(
+        return Err(Error::refused(format!(
             "{alive} of {} voters are not lost, which is a majority: start them, and use `satrap \
              member replace` for the others; nothing is lost then",
             voters.len()
@@ -166,8 +181,8 @@ fn check_lost(survivor: &Survivor, lost: &[String]) -> Result<(), CliError> {
     }
     for (name, url) in survivor.voters.iter().filter(|(name, _)| lost.contains(name.as_str())) {
         if answers(url) {
-            return Err(CliError::refused(format!(
-                "`{name}` is said to be lost, and something answers at {url}; stop it for good \
+            return Err(Error::refused(format!(
+                "`{name}` is listed as lost, but a process answers at {url}; stop it for good \
                  first, or two rings may take writes"
             )));
         }
@@ -182,15 +197,15 @@ fn answers(url: &str) -> bool {
     tried.any(|connected| connected.is_ok())
 }
 
-fn status(args: &Status, output: &Output) -> Result<(), CliError> {
+fn status(args: &Status, output: &Output) -> Result<(), Error> {
     let client = Client::open(&args.connection)?;
     let realm = block_on(async { Ok(gather(&client).await) })?;
     if realm.regions.is_empty() {
-        return Err(CliError::unavailable(
+        return Err(Error::unavailable(
             "no member of any region answers; `satrap status` shows why each does not",
         ));
     }
-    let of = |region: crate::verbs::status::RegionView| Cuts {
+    let of = |region: satrap_status::RegionView| Cuts {
         region: region.name,
         recoveries: region.recoveries,
     };
@@ -203,7 +218,7 @@ struct PlanView {
     survivors: Vec<Row>,
     voters: Vec<String>,
     quorum: usize,
-    /// The survivor that has all that any survivor acknowledged.
+    /// The survivor with the longest log: it has every write that any survivor acknowledged.
     furthest: String,
     needs_recovery: bool,
 }
@@ -220,9 +235,9 @@ struct Row {
     applied_index: u64,
     committed_revision: i64,
     last_revision: i64,
-    /// Revisions that it was told to write and does not know the fate of, if any.
+    /// Revisions in its log that it does not know to be committed, if any.
     uncertain: Option<[i64; 2]>,
-    /// Of those that it has, revisions that no other survivor has.
+    /// Revisions that no other survivor has, if any.
     only_here: Option<[i64; 2]>,
     committed_digest: String,
     last_digest: String,
@@ -371,8 +386,10 @@ impl fmt::Display for CutsView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for Cuts { region, recoveries } in &self.regions {
             match recoveries.as_slice() {
-                [] => writeln!(f, "{region}: its history was never cut")?,
-                cuts => cuts.iter().try_for_each(|cut| writeln!(f, "{region}: {cut}"))?,
+                [] => writeln!(f, "{region}: no recovery discarded a write")?,
+                cuts => {
+                    cuts.iter().try_for_each(|cut| writeln!(f, "{region}: {}", Recovery(cut)))?
+                }
             }
         }
         Ok(())

@@ -1,22 +1,25 @@
 //! `satrap retire`: takes a bundle out of the directory.
 //!
-//! The change names the version that this process read and verified itself, so a bundle that was
-//! published meanwhile is not retired. The name may be used again; its versions go on above every
-//! version that was ever retired (V28).
+//! The change names the version that this process read and verified, so the validators refuse it if the
+//! bundle was published meanwhile. The name may be used again; its versions continue above every retired
+//! version (V28).
 
 use std::{fmt, path::PathBuf};
 
 use satrap_certify::{Action, BundleName, Change, Retire};
-use serde::Serialize;
-
-use crate::{
+use satrap_operator::{
+    Error,
     changes::{self, Changes},
     client::Client,
     content::Difference,
-    error::CliError,
-    operator,
-    output::{Output, count, one_line},
-    verbs::{block_on_within, govern::Signing, publish, submit},
+    keys,
+    text::{count, one_line},
+};
+use serde::Serialize;
+
+use crate::{
+    output::Output,
+    verbs::{block_on, block_on_within, signing::Signing, submit},
 };
 
 /// Keys listed for people; `--json` lists all.
@@ -55,24 +58,24 @@ struct Retired {
 /// # Errors
 ///
 /// If the bundle does not exist or is not at the expected version, or the validators refuse.
-pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
+pub fn run(args: &Args, output: &Output) -> Result<(), Error> {
     let Signing { operators, out, patience, connection } = &args.signing;
     out.as_deref().map_or(Ok(()), changes::check_absent)?;
     let client = Client::open(connection)?;
-    let keys = operator::read_keys(&client.signing_keys(operators))?;
-    let read = publish::base(&client, &args.bundle, args.expect_version);
+    let signers = keys::read_signers(&client.signing_keys(operators))?;
+    let read = client.base(&args.bundle, args.expect_version);
     let base = block_on_within(patience.duration(), "read the present version", read)?;
     if base.version == 0 {
         let bundle = &args.bundle;
-        return Err(CliError::rule(
+        return Err(Error::rule(
             "V28",
-            format!("`{bundle}` does not exist; `satrap status` lists the bundles there are"),
+            format!("`{bundle}` does not exist; `satrap status` lists the bundles"),
         ));
     }
     let retire = Retire { bundle: args.bundle.clone(), expect_version: base.version };
     let change = Change::new(client.genesis.realm(), Action::Retire(retire));
     let mut changes = Changes::from(change);
-    keys.iter().try_for_each(|key| changes.approve(key))?;
+    block_on(changes.approve(&signers))?;
     let mut retired = Retired {
         bundle: args.bundle.to_string(),
         version: base.version,

@@ -1,8 +1,8 @@
-//! `satrap snapshot`: the state of a ring in a file, and a new ring from it.
+//! `satrap snapshot`: saves the state of a ring to a file, checks one, or makes a new ring from one.
 //!
-//! A file that this program saves gets its name only once all of it has been read back and rebuilt in
-//! memory, as those that members save by themselves; see [`satrap_regional_server::snapshots`]. What
-//! `etcdctl snapshot save` writes is the same, and `verify` shows whether it is whole.
+//! `save` writes to `FILE.partial`, reads it back, rebuilds the state in memory, and only then renames
+//! it to `FILE`, as members do with scheduled snapshots; see [`satrap_ring_raft::snapshots`].
+//! `etcdctl snapshot save` writes the same content, and `verify` shows whether it is whole.
 
 use std::{
     fmt,
@@ -12,25 +12,31 @@ use std::{
 };
 
 use satrap_certify::Genesis;
-use satrap_host::clock;
+use satrap_operator::{
+    Error,
+    client::{etcd::answer, read_genesis},
+    text::span,
+};
 use satrap_proto::etcdserverpb::SnapshotRequest;
-use satrap_regional_server::{
-    Config,
+use satrap_realm::Description;
+use satrap_region_core::state_setup;
+use satrap_region_server::Config;
+use satrap_ring_core::StateSetup;
+use satrap_ring_raft::{
+    RingSetup,
     offline::{self, OfflineError, SnapshotFacts},
     snapshots::{Draft, DraftError},
 };
+use satrap_runtime::clock;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    client::{etcd::answer, read_genesis},
-    error::CliError,
-    output::{Output, span},
-    realm::Description,
+    output::Output,
     verbs::{block_on, etcd},
 };
 
-/// etcd's digest behind the snapshot.
+/// The SHA-256 that etcd appends to a snapshot.
 const DIGEST_BYTES: usize = 32;
 
 /// The subcommand.
@@ -81,12 +87,12 @@ pub struct Restore {
     epoch: Option<u32>,
 }
 
-/// Does it.
+/// Runs the command.
 ///
 /// # Errors
 ///
 /// If the file cannot be used or written, or no member serves one.
-pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
+pub fn run(verb: &Verb, output: &Output) -> Result<(), Error> {
     match verb {
         Verb::Save(args) => save(args, output),
         Verb::Status(args) | Verb::Verify(args) => {
@@ -94,52 +100,54 @@ pub fn run(verb: &Verb, output: &Output) -> Result<(), CliError> {
                 Some(path) => read_genesis(path)?,
                 None => described_genesis(&args.realm)?,
             };
-            output.show(&View::of(&args.file, &read(&args.file, &genesis)?)?)
+            output.show(&View::of(&args.file, &read(&args.file, &state_setup(&genesis))?)?)
         }
         Verb::Restore(args) => restore(args, output),
     }
 }
 
-fn described_genesis(realm: &Path) -> Result<Genesis, CliError> {
+fn described_genesis(realm: &Path) -> Result<Genesis, Error> {
     let description = Description::load(realm).map_err(|error| {
         let path = Description::path(realm);
-        CliError::usage(format!("{}: {error}; name the genesis with --genesis", path.display()))
+        Error::usage(format!("{}: {error}; name the genesis with --genesis", path.display()))
     })?;
     read_genesis(&description.genesis)
 }
 
-/// The party at fault when an offline verb did nothing.
-pub(super) fn blame(error: &OfflineError) -> CliError {
-    use satrap_regional_server::raft::rebuild::RebuildError;
+/// The error, with the party at fault, of an offline command that changed nothing.
+pub(super) fn blame(error: &OfflineError) -> Error {
+    use satrap_ring_raft::rebuild::RebuildError;
     match error {
-        OfflineError::Clock => CliError::internal(error),
+        OfflineError::Clock => Error::internal(error),
         OfflineError::Rebuild(RebuildError::Io { source, .. })
             if source.kind() == io::ErrorKind::ResourceBusy =>
         {
-            CliError::unavailable(format!("{error}; stop that process first"))
+            Error::unavailable(format!("{error}; stop that process first"))
         }
         OfflineError::Rebuild(RebuildError::NotEmpty { .. } | RebuildError::Io { .. }) => {
-            CliError::usage(error)
+            Error::usage(error)
         }
-        OfflineError::Rebuild(_) | OfflineError::Unsigned { .. } => CliError::refused(error),
+        OfflineError::Rebuild(_) | OfflineError::Unsigned { .. } => Error::refused(error),
     }
 }
 
-fn read(path: &Path, genesis: &Genesis) -> Result<SnapshotFacts, CliError> {
-    let file = File::open(path).map_err(|e| CliError::file("snapshot", path, &e))?;
-    offline::read_snapshot(&mut BufReader::new(file), genesis).map_err(|e| {
+fn read(path: &Path, state: &StateSetup) -> Result<SnapshotFacts, Error> {
+    let file = File::open(path).map_err(|e| Error::file("snapshot", path, &e))?;
+    offline::read_snapshot(&mut BufReader::new(file), state).map_err(|e| {
         let path = path.display();
-        CliError::refused(format!(
+        Error::refused(format!(
             "{path}: {e}; `satrap snapshot save` and `etcdctl snapshot save` write what can be used"
         ))
     })
 }
 
-fn save(args: &Save, output: &Output) -> Result<(), CliError> {
+fn save(args: &Save, output: &Output) -> Result<(), Error> {
     let path = &args.file;
     if path.exists() {
         let path = path.display();
-        return Err(CliError::usage(format!("{path} exists; a snapshot is never overwritten")));
+        return Err(Error::usage(format!(
+            "{path} exists; a snapshot is never overwritten: choose another name, or remove it first"
+        )));
     }
     let (client, genesis) = (args.region.client()?, args.region.genesis()?);
     let mut partial = path.clone().into_os_string();
@@ -160,43 +168,43 @@ fn save(args: &Save, output: &Output) -> Result<(), CliError> {
             held.drain(..done);
         }
         if held[..] != digest.finalize()[..] {
-            let why = "what arrived does not have its digest; the member or the network cut it";
-            return Err(CliError::unavailable(why));
+            let why = "the received snapshot does not match its digest: the member or the network \
+                       cut it short";
+            return Err(Error::unavailable(why));
         }
         Ok(draft)
     })?;
-    let whole = draft.verify(&genesis).map_err(refuse)?;
+    let whole = draft.verify(&state_setup(&genesis)).map_err(refuse)?;
     let facts = whole.name(path).map_err(refuse)?;
     output.show(&View::of(path, &facts)?)
 }
 
-fn refuse(error: DraftError) -> CliError {
+fn refuse(error: DraftError) -> Error {
     match error {
-        DraftError::Io { path, error } => CliError::file("snapshot", &path, &error),
-        DraftError::Exists(_) => CliError::usage(error),
-        DraftError::Unusable { .. } => CliError::refused(format!("snapshot {error}")),
+        DraftError::Io { path, error } => Error::file("snapshot", &path, &error),
+        DraftError::Exists(_) => Error::usage(error),
+        DraftError::Unusable { .. } => Error::refused(format!("snapshot {error}")),
     }
 }
 
-fn restore(args: &Restore, output: &Output) -> Result<(), CliError> {
-    let load = |path: &PathBuf| Config::load(path).map_err(CliError::usage);
-    let configs = args.configs.iter().map(load).collect::<Result<Vec<_>, _>>()?;
-    let first = &configs[0];
-    for config in &configs {
-        if offline::ring_of(config) != offline::ring_of(first)
-            || config.peer_urls != first.peer_urls
-        {
-            return Err(CliError::usage(format!(
+fn restore(args: &Restore, output: &Output) -> Result<(), Error> {
+    let load =
+        |path: &PathBuf| Config::load(path).map(|config| config.ring_setup()).map_err(Error::usage);
+    let setups = args.configs.iter().map(load).collect::<Result<Vec<RingSetup>, _>>()?;
+    let first = &setups[0];
+    for setup in &setups {
+        if setup.ring != first.ring || setup.members != first.members {
+            return Err(Error::usage(format!(
                 "the configurations of `{}` and `{}` do not list the same ring",
-                first.name, config.name
+                first.name, setup.name
             )));
         }
-        offline::check_empty(config).map_err(|e| blame(&e))?;
+        offline::check_empty(setup).map_err(|e| blame(&e))?;
     }
-    let facts = read(&args.file, &first.genesis)?;
-    if facts.ring != offline::ring_of(first) {
+    let facts = read(&args.file, &first.state)?;
+    if facts.ring != first.ring {
         let path = args.file.display();
-        return Err(CliError::refused(format!(
+        return Err(Error::refused(format!(
             "snapshot {path} is of another ring than region `{}` of this genesis",
             first.region
         )));
@@ -206,18 +214,18 @@ fn restore(args: &Restore, output: &Output) -> Result<(), CliError> {
         None => offline::epoch_now().map_err(|e| blame(&e))?.max(facts.epoch + 1),
     };
     let mut members = Vec::new();
-    for config in &configs {
-        let rebuilt = offline::restore(&args.file, &facts, config, epoch);
+    for setup in &setups {
+        let rebuilt = offline::restore(&args.file, &facts, setup, epoch);
         let rebuilt = rebuilt.map_err(|e| blame(&e))?;
         members.push(Member {
-            name: config.name.to_string(),
-            data_dir: config.data_dir.clone(),
+            name: setup.name.to_string(),
+            data_dir: setup.data_dir.clone(),
             state_digest: rebuilt.digest,
             revision: rebuilt.revision,
         });
     }
-    let named: Vec<_> = configs.iter().map(|config| &config.name).collect();
-    let missing = first.peer_urls.keys().filter(|name| !named.contains(name));
+    let named: Vec<_> = setups.iter().map(|setup| &setup.name).collect();
+    let missing = first.members.keys().filter(|name| !named.contains(name));
     let missing = missing.map(ToString::to_string).collect();
     output.show(&Restored { epoch, kept: facts.revision, members, missing })
 }
@@ -241,8 +249,8 @@ struct View {
 }
 
 impl View {
-    fn of(path: &Path, facts: &SnapshotFacts) -> Result<Self, CliError> {
-        let about = fs::metadata(path).map_err(|e| CliError::file("snapshot", path, &e))?;
+    fn of(path: &Path, facts: &SnapshotFacts) -> Result<Self, Error> {
+        let about = fs::metadata(path).map_err(|e| Error::file("snapshot", path, &e))?;
         let written = about.modified().ok();
         let written = written.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
         let age = written.map(|at| u128::from(clock::now()).saturating_sub(at.as_nanos()));

@@ -1,18 +1,20 @@
 //! `satrap submit`: sends a saved change to the validators.
 //!
 //! The parts of a publish go one after the other, each once the one before is decided. Those that
-//! were decided in an earlier attempt are left out: the head of the bundle says which they are.
+//! were decided in an earlier attempt are skipped: the head of the bundle shows which they are.
 
 use std::{fmt, path::PathBuf};
 
 use satrap_certify::{Action, Interest};
-use satrap_host::clock;
+use satrap_operator::{
+    Error, Kind,
+    changes::Changes,
+    client::{Client, Connection, Patience},
+};
+use satrap_runtime::clock;
 use serde::Serialize;
 
 use crate::{
-    changes::Changes,
-    client::{Client, Connection, Patience},
-    error::CliError,
     output::Output,
     verbs::{approve, block_on},
 };
@@ -56,7 +58,7 @@ struct Submitted {
 /// # Errors
 ///
 /// The validators' refusal with its rule, or whether the change was submitted at all.
-pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
+pub fn run(args: &Args, output: &Output) -> Result<(), Error> {
     let changes = Changes::read(&args.change)?;
     let client = Client::open(&args.connection)?;
     approve::check_realm(&changes, &client.genesis)?;
@@ -69,7 +71,7 @@ pub(super) fn show(
     changes: &Changes,
     patience: Patience,
     output: &Output,
-) -> Result<(), CliError> {
+) -> Result<(), Error> {
     let action = approve::in_words(client, changes);
     let decision = decide(client, changes, patience, output)?;
     output.show(&Submitted { action, decision })
@@ -81,13 +83,13 @@ pub(super) fn decide(
     changes: &Changes,
     patience: Patience,
     output: &Output,
-) -> Result<Decision, CliError> {
+) -> Result<Decision, Error> {
     let say = |text: &str| output.note(text);
     let started = clock::monotonic();
     let (parts, total) = (changes.parts(), changes.parts().len());
     let decided = block_on(async {
         let done = if total > 1 { decided_parts(client, changes).await } else { 0 };
-        // If all were, the last one is submitted again, and found to be decided.
+        // If all were, the last one is submitted again, and turns out to be decided.
         let mut decided = None;
         for (n, part) in parts.iter().enumerate().skip(done.min(total - 1)) {
             let submitted = client.submit_within(part, patience.duration(), &say).await;
@@ -109,8 +111,8 @@ pub(super) fn decide(
     })
 }
 
-/// How many of the parts are decided, as the certified head of the bundle shows. A bundle that is
-/// elsewhere, or cannot be read, is left to the validators to judge.
+/// How many of the parts are decided, as the certified head of the bundle shows. Zero if the
+/// bundle is at another version or cannot be read; then the validators judge the first part.
 async fn decided_parts(client: &Client, changes: &Changes) -> usize {
     let Some(bundle) = changes.first().change.action.bundle() else { return 0 };
     let read = client.read(&Interest::Bundles(vec![bundle.clone()])).await;
@@ -123,21 +125,26 @@ async fn decided_parts(client: &Client, changes: &Changes) -> usize {
     made.map_or(0, |place| place + 1)
 }
 
-/// Says how far the parts of a publish came.
-fn in_part(error: CliError, before: usize, total: usize) -> CliError {
+/// Adds to an error which part it concerns, and what to do about the others.
+fn in_part(error: Error, before: usize, total: usize) -> Error {
     if total == 1 {
         return error;
     }
-    let CliError { kind, rule, message } = error;
+    let Error { kind, rule, message } = error;
     let part = before + 1;
+    // The validators refuse the same bytes again.
+    let next = match kind {
+        Kind::Refused => "the other parts need a new change: `satrap publish` makes one from here",
+        _ => "give the same command again to go on",
+    };
     let message = match before {
         0 => format!("part {part} of {total}: {message}"),
         _ => format!(
             "part {part} of {total}: {message}\nthe {before} before it are decided, so the bundle is \
-             between its old content and the new one; give the same command again to go on"
+             between its old content and the new one; {next}"
         ),
     };
-    CliError { kind, rule, message }
+    Error { kind, rule, message }
 }
 
 impl fmt::Display for Decision {
@@ -160,5 +167,21 @@ impl fmt::Display for Submitted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.action)?;
         write!(f, "{}", self.decision)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_part_is_not_to_be_submitted_again() {
+        let refused = in_part(Error::rule("V4", "stale"), 1, 3);
+        assert_eq!((refused.kind, refused.rule.as_deref()), (Kind::Refused, Some("V4")));
+        assert!(refused.message.ends_with("`satrap publish` makes one from here"), "{refused}");
+        let late = in_part(Error::undecided("late"), 1, 3);
+        assert!(late.message.ends_with("give the same command again to go on"), "{late}");
+        let first = in_part(Error::rule("V4", "stale"), 0, 3);
+        assert_eq!(first.message, "part 1 of 3: stale");
     }
 }

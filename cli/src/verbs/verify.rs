@@ -1,27 +1,28 @@
 //! `satrap verify`: checks a saved certificate against a genesis file, without any network.
 //!
-//! For an auditor, or a machine that must decide at boot: given the genesis, which came by a way
-//! the verifier trusts, was this content certified by the realm's validators?
+//! For an auditor, or a machine that must decide at boot: given a genesis file from a trusted source,
+//! was this content certified by the realm's validators?
 //!
-//! The clock is not consulted, because a certificate stays proof of what was decided when it was
-//! decided. How long ago that was is printed, for the reader to judge.
+//! The result does not depend on the clock, because a certificate remains proof of a past decision. Its
+//! age is printed for the reader to judge.
 
 use std::{fmt, path::PathBuf};
 
 use satrap_certify::{
-    BundleName, Genesis, Interest, Replica, Snapshot, Step, Timestamp, Update, ValidatorSet,
-    limits::SNAPSHOT_BYTES_MAX, update::HistoryUpdate,
+    BundleName, Genesis, Interest, Rejection, Replica, Snapshot, Step, Timestamp, Update,
+    ValidatorSet, limits::SNAPSHOT_BYTES_MAX, update::HistoryUpdate,
 };
-use satrap_host::{clock, files};
 use satrap_merkle::{Key, codec::Canonical as _};
-use serde::Serialize;
-
-use crate::{
+use satrap_operator::{
+    Error,
     client::read_genesis,
     content::{self, Difference, Links},
-    error::CliError,
-    output::{Output, short, span, table},
+    text::{short, span},
 };
+use satrap_runtime::{clock, files};
+use serde::Serialize;
+
+use crate::output::{Output, table};
 
 /// Arguments of `verify`.
 #[derive(clap::Args, Debug)]
@@ -88,31 +89,46 @@ struct HeadRow {
 /// # Errors
 ///
 /// The rule that refuses the certificate, or how the content differs.
-pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
+pub fn run(args: &Args, output: &Output) -> Result<(), Error> {
     let genesis = read_genesis(&args.genesis)?;
     let bytes = files::read(&args.certificate, SNAPSHOT_BYTES_MAX as u64)
-        .map_err(|e| CliError::file("certificate", &args.certificate, &e))?;
+        .map_err(|e| Error::file("certificate", &args.certificate, &e))?;
     let snapshot = Snapshot::from_canonical(&bytes).map_err(|_| {
         let path = args.certificate.display();
-        CliError::rule(
+        Error::rule(
             "E1",
             format!(
-                "{path} is not a certificate, or it is damaged or cut; `satrap get BUNDLE \
+                "{path} is not a certificate, or it is damaged or truncated; `satrap get BUNDLE \
                  --certificate FILE` saves one"
             ),
         )
     })?;
     let Snapshot(update) = &snapshot;
     let interest = interest(update, args.bundle.as_ref());
-    let replica = Replica::restore(&genesis, interest, &snapshot)?;
+    let replica = Replica::restore(&genesis, interest, &snapshot).map_err(|e| refuse(args, e))?;
     if let Some(bundle) = &args.bundle {
         check_content(args, &replica, bundle)?;
     }
     output.show(&describe(&genesis, update, &replica, args.dir.clone()))
 }
 
-/// The bundles that a certificate is about, which its maker asked for. A maker that leaves content out
-/// only makes it certify less, and `--bundle` says what it must certify.
+/// The error for a refused file. Unlike the texts of [`Rejection`], it does not blame a server.
+fn refuse(args: &Args, rejection: Rejection) -> Error {
+    let Rejection::Realm { offered, expected } = &rejection else { return rejection.into() };
+    let (certificate, genesis) = (args.certificate.display(), args.genesis.display());
+    Error::rule(
+        rejection.rule(),
+        format!(
+            "certificate {certificate} is of the realm with genesis {}, and {genesis} is genesis {}; \
+             give both of one realm",
+            hex::encode(offered),
+            hex::encode(expected)
+        ),
+    )
+}
+
+/// The bundles that a certificate covers. One with less content certifies less; `--bundle` names the
+/// bundle that it must cover.
 fn interest(update: &Update, wanted: Option<&BundleName>) -> Interest {
     if let Some(HistoryUpdate::Leaves(_)) = update.history {
         return Interest::Everything;
@@ -124,19 +140,18 @@ fn interest(update: &Update, wanted: Option<&BundleName>) -> Interest {
     Interest::Bundles(names)
 }
 
-fn check_content(args: &Args, replica: &Replica, bundle: &BundleName) -> Result<(), CliError> {
+fn check_content(args: &Args, replica: &Replica, bundle: &BundleName) -> Result<(), Error> {
     let Some(head) = replica.heads().get(bundle) else {
         let height = replica.height();
         let why =
             format!("the certificate proves that `{bundle}` did not exist at height {height}");
-        return Err(CliError::refused(why));
+        return Err(Error::refused(why));
     };
     let Some(path) = &args.dir else { return Ok(()) };
     let links = Links::by_flag(args.follow_links);
     let mut found = content::read(path, links)?;
     for key in &args.ignore {
-        let key =
-            Key::new(key.as_bytes()).map_err(|e| CliError::usage(format!("--ignore: {e}")))?;
+        let key = Key::new(key.as_bytes()).map_err(|e| Error::usage(format!("--ignore: {e}")))?;
         found.remove(&key);
     }
     if found.root() == head.root {
@@ -148,10 +163,17 @@ fn check_content(args: &Args, replica: &Replica, bundle: &BundleName) -> Result<
         0 => String::new(),
         n => format!("; {n} {what}: {}", Difference::some(keys)),
     };
-    Err(CliError::rule(
+    // An edge may add a file that holds all entries.
+    let hint = match added.is_empty() || !path.is_dir() {
+        true => "",
+        false => {
+            "; give --ignore KEY for a file that is no entry, such as the combined file of an edge"
+        }
+    };
+    Err(Error::rule(
         "B4",
         format!(
-            "{} has root {}, certified for `{bundle}` version {} is {}{}{}{}",
+            "{} has root {}, certified for `{bundle}` version {} is {}{}{}{}{hint}",
             path.display(),
             short(&found.root()),
             head.version,

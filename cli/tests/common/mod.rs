@@ -8,7 +8,7 @@ use std::{
     process::{Command, Output},
 };
 
-/// What a run of the binary left behind.
+/// The exit code and output of a run of the binary.
 pub struct Ran {
     /// The exit code.
     pub code: i32,

@@ -6,13 +6,11 @@
 use std::{fs, path::Path, time::Duration};
 
 use satrap_certify::ClassKind;
-use satrap_cli::realm::RealmPlan;
 use satrap_edge_agent::status::Status;
+use satrap_realm::RealmPlan;
 
-use crate::{
-    common::{Ran, satrap},
-    realm::{TestRealm, plan},
-};
+use crate::common::{Ran, satrap};
+use crate::realm::{TestRealm, plan};
 
 /// How long an edge may take to notice.
 const EDGE_WITHIN: Duration = Duration::from_secs(60);
@@ -31,7 +29,7 @@ impl Live {
 
     /// The same, of another plan.
     pub fn start_with(change: impl FnOnce(&mut RealmPlan)) -> Self {
-        let runtime = satrap_host::runtime::multi_thread("test", 2).unwrap();
+        let runtime = satrap_runtime::runtime::multi_thread("test", 2).unwrap();
         let mut plan = plan(4, &["eu"], 1);
         plan.operators.push("bob".parse().unwrap());
         plan.governance_approvals = 2;

@@ -5,27 +5,24 @@
 
 pub mod ring;
 
-use std::{fs, net::SocketAddr, sync::Mutex, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, sync::Mutex, time::Duration};
 
 use ed25519_dalek::SigningKey;
 use satrap_certify::{
     Action, BundleName, ChainId, Change, Class, ClassKind, Genesis, Interest, Label, Policy,
     Publish, SignedChange,
 };
-use satrap_cli::{
-    client::{Client, Endpoint, version_of},
-    operator,
-    realm::{
-        EdgePlan, Lifetimes, MemberPlan, RealmFiles, RealmPlan, RegionPlan, ValidatorPlan, create,
-    },
-};
 use satrap_edge_agent::{links::OnDisk, status::Status};
-use satrap_host::{
+use satrap_identity::mtls::{CredentialFiles, Credentials};
+use satrap_merkle::BundleTree;
+use satrap_operator::client::{Client, Endpoint, version_of};
+use satrap_realm::{
+    EdgePlan, Lifetimes, MemberPlan, RealmFiles, RealmPlan, RegionPlan, ValidatorPlan, create,
+};
+use satrap_runtime::{
     child::{Daemon, Running},
-    mtls::{CredentialFiles, Credentials},
     ports::Reserved,
 };
-use satrap_merkle::BundleTree;
 
 /// The bundle that all edges run.
 pub const BUNDLE: &str = "config/test";
@@ -143,16 +140,21 @@ impl Process {
     }
 
     /// Warnings and errors in its log.
-    pub fn troubles(&self) -> Vec<String> {
+    pub fn warnings(&self) -> Vec<String> {
         let log = fs::read_to_string(&self.daemon.log).unwrap_or_default();
-        let is_trouble = |line: &&str| line.contains("\"WARN\"") || line.contains("\"ERROR\"");
-        log.lines().filter(is_trouble).map(str::to_owned).collect()
+        let is_warning = |line: &&str| line.contains("\"WARN\"") || line.contains("\"ERROR\"");
+        log.lines().filter(is_warning).map(str::to_owned).collect()
     }
 
     pub fn log_tail(&self) -> String {
         let log = fs::read(&self.daemon.log).unwrap_or_default();
         String::from_utf8_lossy(&log[log.len().saturating_sub(4_000)..]).into_owned()
     }
+}
+
+fn signing_key(path: &Path) -> SigningKey {
+    let seed = hex::decode(fs::read_to_string(path).unwrap().trim()).unwrap();
+    SigningKey::from_bytes(&seed.try_into().unwrap())
 }
 
 impl TestRealm {
@@ -174,11 +176,11 @@ impl TestRealm {
             trust: operator.trust.clone(),
         })
         .unwrap();
-        let keys = vec![operator::read_key(&operator.operator_key).unwrap()];
+        let keys = vec![signing_key(&operator.operator_key)];
         let all = files.validators.iter().map(|p| ("validator", p));
         let all = all.chain(files.members.iter().map(|p| ("region", p)));
         let all = all.chain(files.edges.iter().map(|p| ("edge", p)));
-        let process = |(verb, files): (&'static str, &satrap_cli::realm::layout::ProcessFiles)| {
+        let process = |(verb, files): (&'static str, &satrap_realm::layout::ProcessFiles)| {
             let name = match (&files.region, verb) {
                 (Some(region), "region") => format!("{region}-{}", files.name),
                 _ => files.name.to_string(),

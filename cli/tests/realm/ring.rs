@@ -1,4 +1,4 @@
-//! A ring of three members that clients of etcd reach, without the rest of its realm.
+//! A ring of three members that etcd clients reach, without the rest of its realm.
 
 use std::{
     fs,
@@ -6,10 +6,7 @@ use std::{
     time::Duration,
 };
 
-use satrap_cli::{
-    client::etcd::EtcdClient,
-    realm::{EtcdPlan, RealmPlan, description::Description},
-};
+use satrap_operator::client::etcd::EtcdClient;
 use satrap_proto::{
     etcdserverpb::{
         PutRequest, RangeRequest, WatchCreateRequest, WatchRequest, WatchResponse,
@@ -17,6 +14,7 @@ use satrap_proto::{
     },
     v1::{FencingToken, GrantRoleRequest, store_client::StoreClient},
 };
+use satrap_realm::{EtcdPlan, RealmPlan, description::Description};
 use tokio::time::sleep;
 use tonic::{Status, transport::Channel};
 
@@ -109,6 +107,20 @@ impl Ring {
             }
         }
         acknowledged
+    }
+
+    /// Waits until a member has applied a revision.
+    pub async fn until_held(&self, member: usize, revision: i64) {
+        let held = async || {
+            let channel = self.client.connect(&self.client.endpoints[member]).await.ok()?;
+            let request =
+                RangeRequest { key: vec![0].into(), serializable: true, ..Default::default() };
+            let answer = KvClient::new(channel).range(request).await.ok()?.into_inner();
+            Some(answer.header?.revision)
+        };
+        while held().await.is_none_or(|held| held < revision) {
+            sleep(LOOK).await;
+        }
     }
 
     /// All keys, as a linearizable read at one member shows them.

@@ -1,4 +1,4 @@
-//! What an operator signs: a change of one bundle or of the governance state.
+//! Changes, which operators sign: of one bundle, or of the governance state.
 //!
 //! The signature covers the realm (by genesis hash), the version the change expects, and for a
 //! publish the Merkle root that results. A change can therefore not be replayed in another realm
@@ -76,7 +76,7 @@ pub struct Retire {
     pub expect_version: u64,
 }
 
-/// What a change does.
+/// The effect of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Publishes a new version of a bundle.
@@ -104,7 +104,7 @@ impl Action {
 pub struct Change {
     /// The genesis hash of the realm it is meant for.
     pub genesis_hash: Digest,
-    /// What to do.
+    /// The effect.
     pub action: Action,
 }
 
@@ -115,7 +115,7 @@ impl Change {
         Self { genesis_hash: *realm.genesis_hash(), action }
     }
 
-    /// Identifies the change, whoever approved it.
+    /// Identifies the change, whichever operators approved it.
     #[must_use]
     pub fn digest(&self) -> Digest {
         let mut w = Writer::tagged("satrap/change/v1");
@@ -123,7 +123,7 @@ impl Change {
         Sha256::digest(w.finish()).into()
     }
 
-    /// What an approval signs.
+    /// The bytes that an approval signs.
     #[must_use]
     pub fn approval_bytes(&self) -> Vec<u8> {
         let mut w = Writer::tagged("satrap/approval/v1");
@@ -135,7 +135,7 @@ impl Change {
 /// One operator's signature on a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Approval {
-    /// Whose key.
+    /// The operator's key.
     pub operator: PublicKey,
     /// Over [`Change::approval_bytes`].
     pub signature: SignatureBytes,
@@ -144,26 +144,30 @@ pub struct Approval {
 /// A change with the approvals it has so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignedChange {
-    /// What is approved.
+    /// The approved change.
     pub change: Change,
-    /// By whom; strictly ascending by key.
+    /// The signatures so far, strictly ascending by key.
     pub approvals: Vec<Approval>,
 }
 
 impl SignedChange {
-    /// A change nobody approved yet.
+    /// A change without approvals.
     #[must_use]
     pub fn unsigned(change: Change) -> Self {
         Self { change, approvals: Vec::new() }
     }
 
-    /// Adds (or renews) the approval of `key`'s operator.
-    pub fn approve(&mut self, key: &SigningKey) {
-        let operator = PublicKey::of(key);
-        let signature = sign(key, &self.change.approval_bytes());
+    /// Adds the signature of `operator` over [`Change::approval_bytes`], or replaces an earlier one.
+    pub fn add_approval(&mut self, operator: PublicKey, signature: SignatureBytes) {
         self.approvals.retain(|a| a.operator != operator);
         self.approvals.push(Approval { operator, signature });
         self.approvals.sort_by_key(|a| a.operator);
+    }
+
+    /// Adds (or renews) the approval of `key`'s operator.
+    pub fn approve(&mut self, key: &SigningKey) {
+        let signature = sign(key, &self.change.approval_bytes());
+        self.add_approval(PublicKey::of(key), signature);
     }
 }
 

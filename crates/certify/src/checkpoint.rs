@@ -38,7 +38,7 @@ pub struct Commitments {
 }
 
 impl Commitments {
-    /// What stands in the Tendermint header.
+    /// The `app_hash` of the Tendermint header.
     #[must_use]
     pub fn app_hash(&self) -> Digest {
         let mut w = Writer::tagged("satrap/app/v1");
@@ -52,7 +52,7 @@ impl Commitments {
 pub struct BlockId {
     /// Tendermint header hash.
     pub hash: Digest,
-    /// Payload root; also stands as Tendermint's part-set hash (total 1).
+    /// Payload root; also Tendermint's part-set hash (total 1).
     pub data_hash: Digest,
 }
 
@@ -81,7 +81,7 @@ pub struct Checkpoint {
     pub validators_hash: Digest,
     /// The set that signs the next one.
     pub next_validators_hash: Digest,
-    /// Who proposed it.
+    /// The validator that proposed the block.
     pub proposer: Address,
     /// The state after this block.
     pub commitments: Commitments,

@@ -1,7 +1,7 @@
 //! The root of trust: who the first validators and operators are, and the realm's policy.
 //!
 //! Every process gets the same genesis file and derives the same genesis hash from it. The hash
-//! stands in every header (as `consensus_hash`) and in every signed change, so nothing signed in
+//! is in every header (as `consensus_hash`) and in every signed change, so nothing signed in
 //! one realm means anything in another, even if both chose the same chain id.
 
 use std::{
@@ -76,9 +76,9 @@ pub struct Policy {
 /// A checked genesis.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Genesis {
-    /// Before any block.
+    /// The realm's first time; every block is later.
     pub time: Timestamp,
-    /// See there.
+    /// The rules that never change.
     pub policy: Policy,
     /// Operators, classes, region keys and the first validators; version 0.
     pub governance: Governance,
@@ -97,7 +97,7 @@ pub enum GenesisError {
     Field {
         /// Which field.
         field: &'static str,
-        /// What is wrong and what was expected.
+        /// The fault, and what was expected.
         why: String,
     },
 }
@@ -177,9 +177,13 @@ fn check(policy: &Policy, governance: &Governance) -> Result<(), GenesisError> {
     let approvers = governance.principals(governance.operators.keys());
     let needed = governance.classes.values().map(|c| c.approvals).chain([governance.approvals]);
     for approvals in needed {
-        if approvals == 0 || approvals as usize > approvers.min(APPROVALS_MAX) {
-            let why = format!("asks for {approvals} approvals, but {approvers} principals exist");
-            return Err(field("approvals", why));
+        let most = approvers.min(APPROVALS_MAX);
+        if !(1..=most).contains(&(approvals as usize)) {
+            let of = if most == approvers { "the number of operators" } else { "the limit" };
+            return Err(field(
+                "approvals",
+                format!("expected 1 to {most} ({of}), found {approvals}"),
+            ));
         }
     }
     for (name, items, max) in [
@@ -227,33 +231,51 @@ fn check_class(class: &Class) -> Result<(), GenesisError> {
     Ok(())
 }
 
+/// `genesis.json`: the root of trust of a realm. `satrap init` writes it, and it never changes.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawGenesis {
+    /// Name of the realm; part of every signature.
     chain_id: String,
+    /// When the realm begins, in RFC 3339.
     genesis_time: String,
+    /// Times that all followers agree on.
     policy: RawPolicy,
+    /// Distinct principals that must approve a change of governance.
     governance_approvals: u32,
+    /// The operators, who may approve changes.
     operators: Vec<RawOperator>,
+    /// Rules for bundles, by prefix.
     classes: Vec<RawClass>,
+    /// Regions with their keys.
     #[serde(default)]
     regions: Vec<RawRegion>,
+    /// The first validator set.
     validators: Vec<RawValidator>,
 }
 
+/// Times that all followers agree on.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawPolicy {
+    /// Longest time without a block: an idle realm certifies a heartbeat block.
     heartbeat_ms: u64,
+    /// How old the last verified checkpoint of a follower may be; after that it must be provisioned
+    /// again.
     trusting_period_s: u64,
+    /// How far a certified time may lie ahead of a follower's clock.
     clock_drift_ms: u64,
+    /// The leader changes at the latest after this many heights.
     leader_rotation_heights: u64,
 }
 
+/// An operator key.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawOperator {
+    /// The person or team that the key belongs to. Approvals count principals, not keys.
     principal: String,
+    /// Ed25519 public key, 64 hex digits.
     public_key: String,
 }
 
@@ -261,12 +283,23 @@ struct RawOperator {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawClass {
+    /// Bundles whose names begin with it; the longest prefix that matches counts.
     prefix: String,
+    /// Distinct principals that must approve a change.
     approvals: u32,
+    /// The content that is accepted.
     kind: RawKind,
-    /// These three are what the kind has unless they are given.
+    /// Bundles that the class may hold.
+    ///
+    /// Default: by the kind, see `docs/authority.md`.
     bundles_max: Option<u32>,
+    /// Bytes of content that the class may hold.
+    ///
+    /// Default: by the kind, see `docs/authority.md`.
     bytes_max: Option<u64>,
+    /// Publishes per principal, after a burst of 1024.
+    ///
+    /// Default: `PUBLISHES_PER_HOUR_DEFAULT`.
     publishes_per_hour: Option<u32>,
 }
 
@@ -277,20 +310,29 @@ enum RawKind {
     X509Trust,
 }
 
+/// A region with its keys.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRegion {
+    /// The region's name.
     name: String,
+    /// Ed25519 public keys, 64 hex digits each.
     public_keys: Vec<String>,
 }
 
+/// A validator of the first set.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawValidator {
+    /// The validator's name.
     name: String,
+    /// Ed25519 public key that signs its votes, 64 hex digits.
     public_key: String,
+    /// Voting power.
     power: u64,
+    /// The legal area it operates in.
     jurisdiction: String,
+    /// `https://HOST:PORT` where the other validators reach it.
     url: String,
 }
 

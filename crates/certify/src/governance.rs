@@ -1,7 +1,8 @@
-//! Who may change what: operators, bundle classes, region keys and validators.
+//! The governance state, which decides who may change what: operators, bundle classes, region keys
+//! and validators.
 //!
 //! The governance state is part of what every checkpoint commits to: it is itself a Merkle tree,
-//! one leaf per item, so that a single operator or class can be proven to anybody later.
+//! one leaf per item, so that a single operator or class can be proven to a third party later.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,11 +30,11 @@ use crate::{
 pub struct Operator {
     /// The key its approvals are signed with.
     pub public: PublicKey,
-    /// Who holds the key. Two keys of one principal count once.
+    /// The principal that holds the key. Two keys of one principal count once.
     pub principal: Label,
 }
 
-/// What the validators check about the values of a bundle.
+/// The check that validators make of the values of a bundle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClassKind {
     /// Nothing beyond sizes.
@@ -77,7 +78,7 @@ pub struct Class {
     pub prefix: String,
     /// Distinct principals that must approve.
     pub approvals: u32,
-    /// What is checked about the content.
+    /// The check of the content.
     pub kind: ClassKind,
     /// How much its bundles may take.
     pub quota: Quota,

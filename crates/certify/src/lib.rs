@@ -1,4 +1,4 @@
-//! What a certificate is, and the one way in which everybody verifies it.
+//! Certificates, and the one way in which every tier verifies them.
 //!
 //! A region is trusted to deliver, never to author; a validator is trusted only as one of many.
 //! So every tier, from validator to edge, holds a [`Replica`] that starts at the [`Genesis`] and

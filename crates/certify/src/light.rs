@@ -32,7 +32,7 @@ pub enum Clock {
     Ignored,
 }
 
-/// Whose signature on a step that skips heights is enough.
+/// The validators whose signatures on a step that skips heights are enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Linkage {
     /// The announced set (C12): for relays, which miss no change of the set.
@@ -46,7 +46,7 @@ pub enum Linkage {
 pub struct StepRules {
     /// By the caller's clock, or by none.
     pub clock: Clock,
-    /// Who may have signed it.
+    /// The validator sets that may have signed it.
     pub linkage: Linkage,
 }
 
@@ -59,7 +59,7 @@ pub struct Trusted {
     pub time: Timestamp,
     /// Certified block and its roots; `None` at height 0.
     pub certified: Option<(BlockId, Commitments)>,
-    /// Who signs the next height.
+    /// The validators that sign the next height.
     pub next_validators: ValidatorSet,
 }
 

@@ -80,6 +80,9 @@ pub const INTEREST_MAX: usize = 64;
 pub const ENTRY_WIRE_BYTES: u64 = 8;
 /// Content goes into one update until it takes this much; the rest follows in the next.
 pub const PART_BYTES: u64 = 1024 * 1024;
+/// Entries, put or deleted, of all content of one update: of a part, and of the bundle that crossed
+/// its mark. A decoded entry takes up to a hundred bytes, and six on the wire.
+pub const UPDATE_ENTRIES_MAX: usize = 4 * BUNDLE_ENTRIES_MAX;
 /// Canonical bytes of one bundle as one delta.
 pub const DELTA_BYTES_MAX: usize =
     BUNDLE_BYTES_MAX as usize + ENTRY_WIRE_BYTES as usize * BUNDLE_ENTRIES_MAX + 1_024;
@@ -123,6 +126,12 @@ const _: () = assert!(JOURNAL_BYTES_MAX as usize >= DELTA_BYTES_MAX);
 const _: () = assert!(BUNDLE_ENTRIES_MAX <= REALM_ENTRIES_MAX);
 /// A part of the content ends at the latest with the bundle that crossed the mark.
 const PART_BYTES_MAX: usize = PART_BYTES as usize + DELTA_BYTES_MAX;
+// A delta puts and deletes as many entries as a bundle may have.
+const _: () = assert!(
+    PART_BYTES as usize / (ENTRY_WIRE_BYTES as usize + 1) + 2 * BUNDLE_ENTRIES_MAX
+        <= UPDATE_ENTRIES_MAX
+);
+const _: () = assert!(REALM_ENTRIES_MAX <= UPDATE_ENTRIES_MAX);
 const _: () = assert!(
     STEPS_MAX * STEP_BYTES_MAX
         + 32 * HISTORY_LEAVES_MAX

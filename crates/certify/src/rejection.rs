@@ -18,7 +18,7 @@ pub enum Rejection {
     Encoding(#[from] DecodeError),
     /// C1
     #[error(
-        "update is for the realm with genesis {}, this one has {}; check whom you connect to",
+        "update is for the realm with genesis {}, this one has {}; check the address of the server",
         hex::encode(offered),
         hex::encode(expected)
     )]

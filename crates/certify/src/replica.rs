@@ -11,18 +11,18 @@
 //!
 //! # Invariants
 //!
-//! - **R1** `verify` borrows the replica: a refused update cannot have changed anything.
-//! - **R2** Height, history size and the version of every bundle never decrease. The highest
+//! - **REPLICA-1** `verify` borrows the replica: a refused update cannot have changed anything.
+//! - **REPLICA-2** Height, history size and the version of every bundle never decrease. The highest
 //!   version of a bundle is remembered as its floor, whether or not the bundle is still wanted.
-//! - **R3** The content of every bundle has the root that its head certifies.
-//! - **R4** A replica [is complete](Replica::is_complete) only if every bundle asked for is proven
+//! - **REPLICA-3** The content of every bundle has the root that its head certifies.
+//! - **REPLICA-4** A replica [is complete](Replica::is_complete) only if every bundle asked for is proven
 //!   absent, or held at the version that the newest checkpoint certifies. Followers act on complete
 //!   replicas, so versions are never mixed, and a server that leaves a newer version out cannot
 //!   pass for "nothing new" (D2, B5).
 //!
 //! # Deliberately absent
 //!
-//! When to ask and whom, and how long a server may take to complete its answer: that is the
+//! When to ask and which server, and how long it may take to complete its answer: that is the
 //! follower's `pull`. How stale is too stale: the follower knows [`Replica::certified_time`] and its
 //! own policy.
 
@@ -77,7 +77,7 @@ pub struct Replica {
     heads: BTreeMap<BundleName, Head>,
     /// Proof of `heads` under `heads_root`.
     heads_proof: Option<DirectoryProof>,
-    /// R2
+    /// REPLICA-2
     floors: BTreeMap<BundleName, Head>,
     contents: BTreeMap<BundleName, Content>,
     /// Relays only.
@@ -86,7 +86,7 @@ pub struct Replica {
     directory: Arc<OnceLock<Directory>>,
 }
 
-/// What a follower keeps of the history.
+/// The part of the history that a follower keeps.
 #[derive(Clone, Debug)]
 enum HistoryView {
     /// A relay: all leaves, to prove consistency to any follower.
@@ -234,7 +234,7 @@ impl Replica {
         self.contents.get(bundle).map(|content| &content.tree)
     }
 
-    /// R4: heads and content are those that the newest checkpoint certifies. True at the genesis,
+    /// REPLICA-4: heads and content are those that the newest checkpoint certifies. True at the genesis,
     /// which certifies nothing.
     #[must_use]
     pub fn is_complete(&self) -> bool {
@@ -262,7 +262,7 @@ impl Replica {
     ///
     /// # Errors
     ///
-    /// The [`Rejection`] blames the sender; the replica is unchanged (R1).
+    /// The [`Rejection`] blames the sender; the replica is unchanged (REPLICA-1).
     pub fn verify(&self, update: &Update, now: Timestamp) -> Result<Certified<Advance>, Rejection> {
         self.check(update, Clock::Now(now)).map(Certified::by_verification)
     }
@@ -337,7 +337,7 @@ impl Replica {
         }
     }
 
-    /// Where this replica stands, for asking a server.
+    /// The position of this replica, for asking a server.
     #[must_use]
     pub fn position(&self) -> Position {
         let held = self.contents.iter().map(|(name, content)| {

@@ -1,6 +1,6 @@
-//! What an edge says it runs, signed with its identity key.
+//! The status report of an edge, signed with its identity key.
 //!
-//! A report travels through a region that may lie, so it carries the edge's own certificate and
+//! A region that relays a report may lie, so the report carries the edge's own certificate and
 //! signature, and each program that counts reports verifies both. The signature covers the realm and a
 //! time, so an old report cannot pass for a new one.
 
@@ -31,9 +31,9 @@ pub struct Report {
     pub time: Timestamp,
     /// When its process started, by the same clock. Two processes that overlap have one identity.
     pub started: Timestamp,
-    /// The highest checkpoint it verified, and the certified time of that.
+    /// The height of the newest checkpoint that it verified.
     pub height: u64,
-    /// See `height`.
+    /// The certified time of `height`.
     pub certified_time: Timestamp,
     /// The bundles that its workload runs, by name, version and root; at most [`REPORT_VERSIONS_MAX`].
     pub running: Vec<(BundleName, u64, Digest)>,
@@ -50,12 +50,14 @@ pub struct SignedReport {
     pub report: Report,
     /// The edge's leaf certificate (DER), which names it and holds the key.
     pub certificate: Vec<u8>,
-    /// Over the report, by the certificate's key.
+    /// Over [`Report::signed_bytes`], by the certificate's key.
     pub signature: SignatureBytes,
 }
 
 impl Report {
-    fn signed_bytes(&self) -> Vec<u8> {
+    /// The bytes that the edge signs.
+    #[must_use]
+    pub fn signed_bytes(&self) -> Vec<u8> {
         let mut w = Writer::tagged("satrap/report/v1");
         self.encode(&mut w);
         w.finish()

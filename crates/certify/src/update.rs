@@ -1,9 +1,9 @@
-//! The messages of the sync protocol: what a follower holds, and what brings it up to date.
+//! The messages of the sync protocol: the position of a follower, and the update that moves it on.
 //!
 //! An [`Update`] carries everything needed to verify it against a [`Position`]: the light-client
 //! steps, the history proof, the heads with their directory proof, and content. It is at once the
 //! wire message, the entry in the Raft log and, as a [`Snapshot`], the ring's checkpoint, so
-//! whatever is read back is verified by the same code as what comes from a stranger.
+//! bytes that are read back are verified by the same code as bytes from a stranger.
 //!
 //! An answer can be divided over several updates: steps alone, then the newest state with as much
 //! content as fits, then more content at the same height. Each is verified by itself.
@@ -21,6 +21,7 @@ use crate::{
     commit::Commit,
     limits::{
         ENTRY_WIRE_BYTES, HEADS_MAX, HISTORY_LEAVES_MAX, INTEREST_MAX, PATH_STEPS_MAX, STEPS_MAX,
+        UPDATE_ENTRIES_MAX,
     },
     names::BundleName,
     validators::ValidatorSet,
@@ -35,7 +36,7 @@ pub enum Interest {
     Bundles(Vec<BundleName>),
 }
 
-/// What a follower holds; sent to a server, which answers with the [`Update`] from there.
+/// The position of a follower; sent to a server, which answers with the [`Update`] from there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
     /// The follower's realm.
@@ -47,7 +48,7 @@ pub struct Position {
     pub directory_root: Digest,
     /// Size of the verified history.
     pub history_size: u64,
-    /// What to send.
+    /// The bundles to send.
     pub interest: Interest,
     /// Content held: version and root. Strictly ascending by name.
     pub held: Vec<(BundleName, u64, Digest)>,
@@ -58,7 +59,7 @@ pub struct Position {
 pub struct Step {
     /// Where to.
     pub checkpoint: Checkpoint,
-    /// Who says so.
+    /// The validators' signatures of the checkpoint.
     pub commit: Commit,
     /// Sets that the checkpoint names and the follower may not know.
     pub sets: Vec<ValidatorSet>,
@@ -264,9 +265,23 @@ impl Update {
             steps: r.list(steps_max)?,
             history: r.option()?,
             heads: r.option()?,
-            contents: r.list(HEADS_MAX)?,
+            contents: decode_contents(r)?,
         })
     }
+}
+
+/// The entries of all deltas together are bounded: small ones take many times their bytes in memory.
+fn decode_contents(r: &mut Reader<'_>) -> Result<Vec<Delta>, DecodeError> {
+    let (mut contents, mut entries) = (Vec::new(), 0);
+    for _ in 0..r.count(HEADS_MAX)? {
+        let delta = Delta::decode(r)?;
+        entries += delta.puts.len() + delta.deletes.len();
+        if entries > UPDATE_ENTRIES_MAX {
+            return Err(DecodeError::TooLong { claimed: entries, max: UPDATE_ENTRIES_MAX });
+        }
+        contents.push(delta);
+    }
+    Ok(contents)
 }
 
 impl Canonical for Update {

@@ -1,8 +1,8 @@
 //! The set of validators whose signatures certify a checkpoint.
 //!
 //! The set holds only what its hash covers: keys and powers, in Tendermint's order. Names, URLs
-//! and jurisdictions stand in the governance state, under its own certified root; a set that came
-//! from a peer can therefore not carry a name nobody certified.
+//! and jurisdictions are in the governance state, under its own certified root; a set that came
+//! from a peer can therefore not carry a name that is not certified.
 
 use std::{collections::BTreeSet, sync::Arc};
 

@@ -2,11 +2,12 @@
 
 use satrap_certify::{
     BundleName, Class, ClassKind, Delta, Governance, Head, Key, Label, Operator, PublicKey, Report,
-    SignedReport, Timestamp, ValidatorInfo,
+    SignedReport, Timestamp, Update, ValidatorInfo,
     limits::{
-        BUNDLE_NAME_BYTES_MAX, CERTIFICATE_BYTES_MAX, CLASSES_MAX, ENTRY_WIRE_BYTES,
-        GOVERNANCE_BYTES_MAX, GOVERNANCE_ITEMS_MAX, LABEL_BYTES_MAX, REPORT_BYTES_MAX,
-        REPORT_REFUSALS_MAX, REPORT_VERSIONS_MAX, URL_BYTES_MAX, VALIDATORS_MAX,
+        BUNDLE_ENTRIES_MAX, BUNDLE_NAME_BYTES_MAX, CERTIFICATE_BYTES_MAX, CLASSES_MAX,
+        ENTRY_WIRE_BYTES, GOVERNANCE_BYTES_MAX, GOVERNANCE_ITEMS_MAX, LABEL_BYTES_MAX,
+        REPORT_BYTES_MAX, REPORT_REFUSALS_MAX, REPORT_VERSIONS_MAX, UPDATE_ENTRIES_MAX,
+        URL_BYTES_MAX, VALIDATORS_MAX,
     },
 };
 use satrap_merkle::codec::{Canonical as _, DecodeError};
@@ -93,6 +94,28 @@ fn an_entry_costs_on_the_wire_what_the_limits_say() {
 }
 
 /// A bundle's name of 128 bytes.
+/// Entries of six bytes took seven times as much memory: over 300 MB for an update of 48 MiB.
+#[test]
+fn an_update_has_so_many_entries_and_no_more() {
+    let entry = |n: usize| Key::new(format!("{n:05}").as_bytes()).expect("digits are a key");
+    let delta = |n: usize, entries: usize| Delta {
+        bundle: BundleName::new(&format!("b{n}")).expect("a name"),
+        base: 0,
+        puts: (0..entries / 2).map(|n| (entry(n), [].into())).collect(),
+        deletes: (0..entries.div_ceil(2)).map(entry).collect(),
+    };
+    let bundles = UPDATE_ENTRIES_MAX / BUNDLE_ENTRIES_MAX;
+    let contents = (0..bundles).map(|n| delta(n, BUNDLE_ENTRIES_MAX)).collect();
+    let genesis_hash = [7; 32];
+    let mut update =
+        Update { genesis_hash, steps: Vec::new(), history: None, heads: None, contents };
+    let decoded = |update: &Update| Update::from_canonical(&update.to_canonical());
+    assert_eq!(decoded(&update).as_ref(), Ok(&update));
+    update.contents.push(delta(bundles, 1));
+    let (claimed, max) = (UPDATE_ENTRIES_MAX + 1, UPDATE_ENTRIES_MAX);
+    assert_eq!(decoded(&update), Err(DecodeError::TooLong { claimed, max }));
+}
+
 fn longest_name() -> BundleName {
     let name = ["a"; BUNDLE_NAME_BYTES_MAX / 2].join("/") + "b";
     BundleName::new(&name).expect("128 bytes")

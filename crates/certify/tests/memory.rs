@@ -6,6 +6,7 @@ use satrap_certify::{
     Key,
     limits::{BUNDLE_ENTRIES_MAX, ENTRY_HELD_BYTES, REALM_ENTRIES_MAX},
 };
+use satrap_effort::leaves_out;
 use satrap_merkle::BundleTree;
 
 /// Resident memory of this process, from `/proc/self/status`; `None` where there is none.
@@ -21,7 +22,11 @@ fn resident_bytes() -> Option<u64> {
 #[test]
 fn an_entry_takes_no_more_memory_than_the_limits_say() {
     const STEP: usize = 1_024;
-    let Some(before) = resident_bytes() else { return };
+    let before = match resident_bytes() {
+        Some(before) => before,
+        None if leaves_out("VmRSS in /proc/self/status") => return,
+        None => panic!("/proc/self/status shows no VmRSS"),
+    };
     let mut trees = vec![BundleTree::default(); REALM_ENTRIES_MAX / BUNDLE_ENTRIES_MAX];
     for tree in &mut trees {
         for step in 0..BUNDLE_ENTRIES_MAX / STEP {

@@ -21,16 +21,16 @@ pub struct Elected {
     waited: Waited,
 }
 
-/// Who leads, as far as the ring knows.
+/// The leader of an election, as far as the ring knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leader {
-    /// Theirs, in the queue.
+    /// Its key in the queue of contenders.
     pub key: Bytes,
-    /// What they said last.
+    /// The value that it proclaimed last.
     pub value: Bytes,
-    /// When they entered; the same as long as the same one leads.
+    /// The revision at which its key was created; the same as long as the same contender leads.
     pub created: i64,
-    /// Keeps them there.
+    /// The lease that its key is attached to.
     pub lease: i64,
 }
 
@@ -51,7 +51,7 @@ pub async fn campaign(
     Ok(Elected { ring: ring.clone(), place, session, waited })
 }
 
-/// Who leads `name` now; nothing if nobody does.
+/// The current leader of the election `name`, or `None` if it has no contender.
 ///
 /// # Errors
 ///
@@ -66,19 +66,19 @@ pub async fn leader(ring: &Ring, name: &str) -> Result<Option<Leader>, Error> {
 }
 
 impl Elected {
-    /// Of our entry; smaller than that of everybody who leads later.
+    /// The revision at which our key was created; smaller than that of every later leader.
     #[must_use]
     pub fn created(&self) -> i64 {
         self.place.created
     }
 
-    /// The lease that keeps us there.
+    /// The lease that our key is attached to.
     #[must_use]
     pub fn lease(&self) -> i64 {
         self.session.lease()
     }
 
-    /// What the wait has cost.
+    /// How long the queue was, in watches and events.
     #[must_use]
     pub fn waited(&self) -> Waited {
         self.waited

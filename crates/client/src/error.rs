@@ -1,4 +1,4 @@
-//! What can go wrong between a client and the ring.
+//! Errors between a client and the ring.
 
 use tonic::{Code, Status};
 
@@ -11,7 +11,7 @@ pub enum Error {
     /// [`Code::DeadlineExceeded`] or [`Code::Unknown`] a write may have been done nevertheless.
     #[error("the ring: {0}")]
     Ring(Box<Status>),
-    /// What we held, or waited with, is ours no longer.
+    /// The lease or the role that we held, or waited with, has ended.
     #[error("lost: {0}")]
     Lost(#[from] Lost),
     /// Others kept writing the same key.

@@ -13,15 +13,15 @@
 //!
 //! # Invariants
 //!
-//! - **G1** What is admitted never goes down: after a token, only that token and greater ones.
-//! - **G2** With a [`DurableGuard`], G1 holds across restarts: a greater token is remembered before
+//! - **GUARD-1** Admitted tokens never decrease: after a token, only that token and greater ones.
+//! - **GUARD-2** With a [`DurableGuard`], GUARD-1 holds across restarts: a greater token is remembered before
 //!   the first request that carries it is admitted.
-//! - **G3** Behind a [`GuardLayer`], no request is begun while one with a smaller token still runs.
+//! - **GUARD-3** Behind a [`GuardLayer`], no request is begun while one with a smaller token still runs.
 //!
 //! # Deliberately absent
 //!
 //! Asking the ring whether a token is still good: the answer could be old before it arrived, and the
-//! resource would depend on the ring. A guard compares numbers and needs nobody.
+//! resource would depend on the ring. A guard compares two numbers and makes no request.
 
 use core::fmt;
 
@@ -31,19 +31,19 @@ mod layer;
 
 pub use layer::{GuardLayer, Guarded, MissingToken};
 
-/// A token that is smaller than one which the resource has seen. Whoever presented it lost its role
-/// and must stop; asking again cannot help.
+/// A token that is smaller than one which the resource has seen. The holder that presented it has
+/// lost its role and must stop; asking again cannot help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("stale fencing token {presented}: {seen} has been seen, so the role has a newer holder")]
 pub struct StaleToken {
-    /// What the request carried.
+    /// The token of the request.
     pub presented: FencingToken,
     /// The highest one so far.
     pub seen: FencingToken,
 }
 
 /// A value that was let in under a token. Only a guard makes one, so a function that takes
-/// `Fenced<T>` cannot be called by whoever was not checked.
+/// `Fenced<T>` cannot be called without a check of the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fenced<T> {
     token: FencingToken,
@@ -57,7 +57,7 @@ impl<T> Fenced<T> {
         self.token
     }
 
-    /// What was let in.
+    /// The value that was let in.
     #[must_use]
     pub fn into_inner(self) -> T {
         self.value
@@ -99,7 +99,7 @@ impl Guard {
         self.seen
     }
 
-    /// Lets a request in, or not (G1).
+    /// Lets a request in, or not (GUARD-1).
     ///
     /// # Errors
     ///
@@ -113,7 +113,7 @@ impl Guard {
     }
 }
 
-/// What a resource implements to have a guard that survives a restart.
+/// Stores the highest token with the data of a resource, so that its guard survives a restart.
 pub trait Remember {
     /// Why the resource could not read or write.
     type Error: fmt::Display;
@@ -144,7 +144,7 @@ pub enum Refused<E: fmt::Display> {
     Forgetful(E),
 }
 
-/// The guard of one resource that remembers across restarts (G2).
+/// The guard of one resource that remembers across restarts (GUARD-2).
 #[derive(Debug)]
 pub struct DurableGuard<R> {
     guard: Guard,
@@ -156,12 +156,12 @@ impl<R: Remember> DurableGuard<R> {
     ///
     /// # Errors
     ///
-    /// What the resource said.
+    /// The error of the resource, if it cannot read its token.
     pub fn open(mut resource: R) -> Result<Self, R::Error> {
         Ok(Self { guard: Guard::since(resource.recall()?), resource })
     }
 
-    /// The resource, for whoever was admitted.
+    /// The resource, for a caller that was admitted.
     pub fn resource(&mut self) -> &mut R {
         &mut self.resource
     }
@@ -182,7 +182,7 @@ impl<R: Remember> DurableGuard<R> {
     }
 }
 
-/// What a [`GuardLayer`] asks.
+/// Decides for a [`GuardLayer`] whether a token is admitted.
 pub trait Admit: Send + 'static {
     /// Lets a request in, or says in words why not.
     ///

@@ -3,51 +3,51 @@
 use std::future::Future;
 use std::time::Duration;
 
-use satrap_host::{clock, rng};
+use satrap_runtime::{clock, rng};
 use tokio::sync::watch;
 use tonic::{Code, Status};
 
 use crate::ring::sleep_until;
 use crate::tenure::{Effect, Event, Lost, Tenure};
 
-/// What everybody who acts under a tenure looks at.
+/// How long a tenure lasts, as its views see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Standing {
+pub(crate) struct Validity {
     /// On the monotonic clock.
     pub acts_until: Duration,
-    /// It was lost, or its holder was asked to stop.
-    pub told: bool,
+    /// The tenure was lost, or its holder was asked to stop.
+    pub ended: bool,
 }
 
 /// Something that is held as long as it is renewed.
 #[derive(Debug)]
 pub(crate) struct Kept {
     tenure: Tenure,
-    standing: watch::Sender<Standing>,
+    validity: watch::Sender<Validity>,
 }
 
-/// A view of what is held. It turns at the latest when the margin begins, even if nobody polls
-/// whoever renews.
+/// A view of a tenure. It ends at the latest when the margin begins, even if [`Kept::keep`] is not
+/// polled.
 #[derive(Clone, Debug)]
-pub(crate) struct View(watch::Receiver<Standing>);
+pub(crate) struct View(watch::Receiver<Validity>);
 
 impl Kept {
     pub fn new(tenure: Tenure) -> Self {
         let acts_until = tenure.acts_until();
-        Self { tenure, standing: watch::Sender::new(Standing { acts_until, told: false }) }
+        Self { tenure, validity: watch::Sender::new(Validity { acts_until, ended: false }) }
     }
 
     pub fn view(&self) -> View {
-        View(self.standing.subscribe())
+        View(self.validity.subscribe())
     }
 
     pub fn acts_until(&self) -> Duration {
         self.tenure.acts_until()
     }
 
-    /// Tells everybody to stop.
-    pub fn tell(&self) {
-        self.standing.send_modify(|standing| standing.told = true);
+    /// Ends all views.
+    pub fn end(&self) {
+        self.validity.send_modify(|validity| validity.ended = true);
     }
 
     /// Renews until that is no longer possible. May be dropped and called again; what is in flight
@@ -60,9 +60,9 @@ impl Kept {
         loop {
             let effect = self.tenure.step(clock::monotonic(), event);
             let acts_until = self.tenure.acts_until();
-            self.standing.send_if_modified(|standing| {
-                let is_new = standing.acts_until != acts_until;
-                standing.acts_until = acts_until;
+            self.validity.send_if_modified(|validity| {
+                let is_new = validity.acts_until != acts_until;
+                validity.acts_until = acts_until;
                 is_new
             });
             event = match effect {
@@ -79,7 +79,7 @@ impl Kept {
                     }
                 }
                 Effect::Stop(lost) => {
-                    self.tell();
+                    self.end();
                     return lost;
                 }
             };
@@ -95,8 +95,8 @@ fn is_final(status: &Status) -> bool {
 impl View {
     /// Whether it is still held, by the clock and by what is known.
     pub fn is_current(&self) -> bool {
-        let standing = *self.0.borrow();
-        !standing.told && clock::monotonic() < standing.acts_until
+        let validity = *self.0.borrow();
+        !validity.ended && clock::monotonic() < validity.acts_until
     }
 
     /// Completes when it is no longer held, or its holder is to stop.
@@ -107,7 +107,7 @@ impl View {
             tokio::select! {
                 changed = view.changed() => {
                     if changed.is_err() {
-                        // Nobody renews any more; what was granted still lasts.
+                        // The renewals have stopped; the time that was granted still lasts.
                         sleep_until(until).await;
                     }
                 }

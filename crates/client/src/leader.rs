@@ -3,19 +3,19 @@
 //! Any member takes any request. It hands a write to the leader and answers once it has applied it
 //! itself, and it asks the leader how far it must be to read. So to go to another member is never
 //! wrong, only one trip between members longer; and for the same reason no refusal of the ring is
-//! about who leads, and none names the leader. As clients of etcd do, this asks members for their
+//! about who leads, and none names the leader. As etcd clients do, this asks members for their
 //! status.
 //!
 //! # Invariants
 //!
-//! - **D1** A request is carried at most once. Whether it may be made again only its caller knows;
+//! - **LEADER-1** A request is carried at most once. Whether it may be made again only its caller knows;
 //!   what is decided after a failure is where the next one goes.
-//! - **D2** One member that does not answer delays one request in a while, not each.
+//! - **LEADER-2** One member that does not answer delays one request in a while, not each.
 //!
 //! # Deliberately absent
 //!
-//! Making connections and giving them up: whoever made the channels knows how. Streams are not moved
-//! when the leader changes; they go on where they are.
+//! Making connections and giving them up: the caller that made the channels does both. Streams are
+//! not moved when the leader changes; they go on where they are.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -25,14 +25,14 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use http::{Request, Response};
-use satrap_host::clock;
 use satrap_proto::etcdserverpb::StatusRequest;
 use satrap_proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use satrap_runtime::clock;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Service, ServiceExt};
 
-use crate::ring::{Wire, WireError};
+use crate::wire::{Wire, WireError};
 
 /// How long a choice holds while nothing fails.
 const CHOICE_MAX: Duration = Duration::from_secs(10);
@@ -52,7 +52,7 @@ struct Choice {
     until: Duration,
 }
 
-/// What one member says of itself and its leader.
+/// The answer of one member about itself and its leader.
 struct Said {
     at: usize,
     member: u64,
@@ -76,7 +76,7 @@ impl TowardLeader {
         let (now, mut choice) = (clock::monotonic(), self.choice());
         let is_due = choice.until <= now;
         if is_due {
-            // D2: whoever comes meanwhile goes where the last one went.
+            // LEADER-2: requests that come meanwhile go where the last one went.
             choice.until = now + CHOICE_MAX;
         }
         (!is_due).then_some(choice.at)
@@ -104,7 +104,7 @@ impl TowardLeader {
         Some(Said { at, member, leader: status.leader, term: status.raft_term })
     }
 
-    /// The next request goes to the next member, unless somebody tells who leads.
+    /// The next request goes to the next member, unless an answer names the leader first.
     fn doubt(&self, failed: usize) {
         let mut choice = self.choice();
         if choice.at == failed {
@@ -113,7 +113,7 @@ impl TowardLeader {
     }
 }
 
-/// Where the leader is that the newest term knows; else where somebody answers.
+/// The position of the leader of the newest term; without one, that of a member that answers.
 fn leader(said: &[Said]) -> Option<usize> {
     let newest = said.iter().filter(|said| said.leader != 0).max_by_key(|said| said.term);
     let leads = |of: &Said| said.iter().find(|said| said.member == of.leader);
@@ -140,7 +140,7 @@ impl Service<Request<Body>> for TowardLeader {
         let members = self.clone();
         Box::pin(async move {
             let at = members.choose().await;
-            // D1
+            // LEADER-1
             let answer = members.members[at].clone().oneshot(request).await;
             if is_away(&answer) {
                 members.doubt(at);

@@ -1,5 +1,5 @@
-//! What users of a regional ring need beyond its API: roles that resources can rely on, locks that
-//! say what they are worth, elections without a herd, and copies that survive compaction.
+//! Recipes over the API of a regional ring: fenced roles and locks, leader election without a
+//! thundering herd, and mirrors of a prefix that survive compaction.
 //!
 //! | You want | Take |
 //! |---|---|
@@ -15,7 +15,7 @@
 //!
 //! The resource keeps a [`guard::Guard`] beside its data, or a [`guard::GuardLayer`] in front of its
 //! service; here the former. The second write comes from a holder that was paused while its role went
-//! to another, and is refused without asking anybody:
+//! to another, and is refused without a request to the ring:
 //!
 //! ```
 //! use satrap_client::FencingToken;
@@ -40,7 +40,7 @@
 //! assert_eq!(account.balance, 200);
 //! ```
 //!
-//! The process that acts gets its token from the ring, and stops when it is told to:
+//! The process that acts gets its token from the ring, and stops when its leadership ends:
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -64,7 +64,7 @@
 //! });
 //! match exit.await? {
 //!     Exit::Ended(()) => println!("done"),
-//!     Exit::Lost(why) => println!("somebody else may act now: {why}"),
+//!     Exit::Lost(why) => println!("another process may act now: {why}"),
 //!     Exit::Stopped(_) => println!("stopped, and the role given back"),
 //! }
 //! # Ok(())
@@ -74,7 +74,7 @@
 //! # Deliberately absent
 //!
 //! Background tasks, so that nothing renews a role on behalf of work that hangs. A general client:
-//! the generated ones of `satrap_proto`, and every client of etcd, speak to the ring as it is.
+//! the generated ones of `satrap_proto`, and every etcd client, speak to the ring as it is.
 
 pub mod election;
 pub mod error;
@@ -90,6 +90,7 @@ mod session;
 pub mod tenure;
 pub mod token;
 pub mod update;
+mod wire;
 
 pub use error::Error;
 pub use queue::Waited;

@@ -12,8 +12,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use satrap_host::rng;
 use satrap_pressure::FullJitter;
+use satrap_runtime::rng;
 
 use crate::error::Error;
 use crate::queue::Place;
@@ -49,8 +49,8 @@ pub async fn fenced_lock(ring: &Ring, candidate: &Candidate) -> Result<RoleHolde
     outcome
 }
 
-/// Asks until the role is granted. Whoever is first in the queue is the only one to ask, and waits
-/// only for a holder that took the role without queueing.
+/// Asks until the role is granted. Only the first contender of the queue asks, and it waits only for
+/// a holder that took the role without queueing.
 async fn granted(ring: &Ring, candidate: &Candidate) -> Result<RoleHolder, Error> {
     let mut backoff = FullJitter::new(RETRY_BASE, Duration::ZERO);
     loop {
@@ -97,7 +97,7 @@ pub struct Hint {
     session: Session,
 }
 
-/// Takes a hint, unless somebody has it or waits for it.
+/// Takes a hint, unless another client has it or waits for it.
 ///
 /// # Errors
 ///
@@ -113,7 +113,7 @@ pub async fn try_hint(ring: &Ring, name: &str, terms: Terms) -> Result<Option<Hi
 }
 
 impl Hint {
-    /// Whether it is probably still ours. Never a reason to believe that nobody else acts.
+    /// Whether it is probably still ours. This does not exclude that another client acts.
     #[must_use]
     pub fn is_probably_held(&self) -> bool {
         self.session.view().is_current()

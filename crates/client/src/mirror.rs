@@ -13,23 +13,23 @@
 //!
 //! # Invariants
 //!
-//! - **M1** Between two calls the copy is exactly what the ring had at [`Mirror::revision`]: a
+//! - **MIRROR-1** Between two calls the copy is exactly what the ring had at [`Mirror::revision`]: a
 //!   comparison is carried out only when it is complete.
-//! - **M2** [`Mirror::revision`] never decreases within an epoch.
+//! - **MIRROR-2** [`Mirror::revision`] never decreases within an epoch.
 //!
 //! # Deliberately absent
 //!
 //! Background tasks: the copy moves when [`Mirror::next`] is polled, and the connection holds back
-//! what comes meanwhile. Persistence: whoever stores a copy can hand it to [`Mirror::resume`].
+//! what comes meanwhile. Persistence: a caller that stores a copy can hand it to [`Mirror::resume`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use satrap_host::{clock, rng};
 use satrap_pressure::FullJitter;
 use satrap_proto::mvccpb;
 use satrap_proto::v1::{self, store_watch_request, store_watch_response::Step};
+use satrap_runtime::{clock, rng};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
@@ -83,7 +83,7 @@ impl Range {
     }
 }
 
-/// What changed since the call before.
+/// The change of the copy since the call before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// That many events were applied.
@@ -105,13 +105,13 @@ pub struct Mirror {
     content: BTreeMap<Bytes, Held>,
     revision: i64,
     epoch: u64,
-    line: Option<Line>,
+    stream: Option<Stream>,
     backoff: FullJitter,
 }
 
 /// An open stream.
 #[derive(Debug)]
-struct Line {
+struct Stream {
     requests: mpsc::Sender<v1::StoreWatchRequest>,
     responses: Streaming<v1::StoreWatchResponse>,
     comparison: Option<Comparison>,
@@ -144,16 +144,16 @@ impl Mirror {
         (epoch, revision): (u64, i64),
     ) -> Self {
         let backoff = FullJitter::new(RETRY_BASE, STABLE_PERIOD);
-        Self { ring: ring.clone(), range, content, revision, epoch, line: None, backoff }
+        Self { ring: ring.clone(), range, content, revision, epoch, stream: None, backoff }
     }
 
-    /// The copy (M1).
+    /// The copy (MIRROR-1).
     #[must_use]
     pub fn content(&self) -> &BTreeMap<Bytes, Held> {
         &self.content
     }
 
-    /// What the ring has had up to this revision, the copy has.
+    /// The revision up to which the copy has every change of the ring.
     #[must_use]
     pub fn revision(&self) -> i64 {
         self.revision
@@ -180,8 +180,8 @@ impl Mirror {
                 }
                 continue;
             };
-            if let Some(line) = self.line.take() {
-                self.backoff.connection_ended(clock::monotonic().saturating_sub(line.since));
+            if let Some(stream) = self.stream.take() {
+                self.backoff.connection_ended(clock::monotonic().saturating_sub(stream.since));
             }
             if !error.is_transient() {
                 return Err(error);
@@ -224,16 +224,16 @@ impl Mirror {
 
     /// Takes one message of the stream.
     async fn advance(&mut self) -> Result<Option<Change>, Error> {
-        if self.line.is_none() {
-            self.line = Some(self.connect().await?);
+        if self.stream.is_none() {
+            self.stream = Some(self.connect().await?);
         }
-        let line = self.line.as_mut().expect("it was opened above");
-        let response = line.responses.message().await?;
+        let stream = self.stream.as_mut().expect("it was opened above");
+        let response = stream.responses.message().await?;
         let response = response.ok_or_else(|| tonic::Status::unavailable("the watch ended"))?;
         let header = response.header.ok_or(Error::Nonsense("a response without a header"))?;
-        match (response.step.ok_or(Error::Nonsense("an empty response"))?, &mut line.comparison) {
+        match (response.step.ok_or(Error::Nonsense("an empty response"))?, &mut stream.comparison) {
             (Step::Opened(_), None) => {
-                // Of another epoch than ours we are told by a resync, and have it only after that.
+                // A new epoch is announced by a resync, and is ours only after that.
                 if self.epoch == 0 {
                     self.epoch = header.epoch;
                 }
@@ -247,13 +247,13 @@ impl Mirror {
             }
             (Step::Resync(_), None) => {
                 let (comparison, first) = Comparison::begin(&self.content);
-                line.comparison = Some(comparison);
-                line.say(first)?;
+                stream.comparison = Some(comparison);
+                stream.say(first)?;
                 Ok(None)
             }
             (Step::Verdict(verdict), Some(comparison)) => {
                 if let Some(answer) = comparison.follow(verdict)? {
-                    line.say(answer)?;
+                    stream.say(answer)?;
                 }
                 Ok(None)
             }
@@ -262,7 +262,7 @@ impl Mirror {
                 Ok(None)
             }
             (Step::Done(done), Some(_)) => {
-                let comparison = line.comparison.take().expect("it was there above");
+                let comparison = stream.comparison.take().expect("it was there above");
                 (self.epoch, self.revision) = (header.epoch, done.revision);
                 Ok(Some(self.carry_out(comparison)))
             }
@@ -270,7 +270,7 @@ impl Mirror {
         }
     }
 
-    /// M1: all at once.
+    /// MIRROR-1: all at once.
     fn carry_out(&mut self, comparison: Comparison) -> Change {
         let (received, forgotten) = (comparison.received.len(), comparison.forgotten.len());
         for key in comparison.forgotten {
@@ -288,7 +288,7 @@ impl Mirror {
         }
     }
 
-    async fn connect(&self) -> Result<Line, Error> {
+    async fn connect(&self) -> Result<Stream, Error> {
         let open = v1::WatchOpen {
             key: self.range.key.clone(),
             range_end: self.range.end.clone(),
@@ -301,11 +301,11 @@ impl Mirror {
         let first = v1::StoreWatchRequest { step: Some(store_watch_request::Step::Open(open)) };
         requests.try_send(first).expect("a new channel has room");
         let responses = answer(self.ring.store_watch().watch(ReceiverStream::new(asked))).await?;
-        Ok(Line { requests, responses, comparison: None, since: clock::monotonic() })
+        Ok(Stream { requests, responses, comparison: None, since: clock::monotonic() })
     }
 }
 
-impl Line {
+impl Stream {
     /// Does not wait, so that a call that is dropped leaves no question half answered.
     fn say(&self, answer: v1::MirrorAnswer) -> Result<(), Error> {
         let request =

@@ -1,23 +1,22 @@
-//! A queue of keys under one prefix, oldest first, in which everybody watches only the key before
-//! their own: a leader's death wakes one contender, not all (001-44).
+//! A queue of keys under one prefix, oldest first, in which every contender watches only the key
+//! before its own: a leader's death wakes one contender, not all (001-44).
 //!
 //! The layout is that of etcd's Go client: a contender's key is `name/` and its lease in hex. So
 //! its locks and elections, and those of the ring's own lock service, queue with these.
 //!
 //! # Invariants
 //!
-//! - **Q1** Nobody is told it is first unless, after all older keys were gone, its own key was still
-//!   there. A lease can end during a wait, and whoever does not look again believes it is first
-//!   when it is nothing.
+//! - **QUEUE-1** A contender is first only if its own key was still there after all older keys were
+//!   gone. Its lease can end during the wait, so it reads its key again.
 
 use bytes::Bytes;
-use satrap_host::rng;
 use satrap_pressure::FullJitter;
 use satrap_proto::etcdserverpb::{
     self as pb, compare, range_request, request_op, response_op, watch_create_request,
     watch_request,
 };
 use satrap_proto::mvccpb;
+use satrap_runtime::rng;
 use std::time::Duration;
 use tokio_stream::StreamExt;
 use tonic::Status;
@@ -36,7 +35,7 @@ pub(crate) struct Place {
     pub created: i64,
 }
 
-/// What a wait in a queue has cost.
+/// The cost of a wait in a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waited {
     /// Predecessors that were watched, one after the other.
@@ -66,12 +65,12 @@ impl Place {
         Ok(Self { prefix, key, created })
     }
 
-    /// Whether nobody is before us now.
+    /// Whether no contender is before us now.
     pub async fn is_first(&self, ring: &Ring) -> Result<bool, Error> {
         Ok(self.predecessor(ring).await?.0.is_none())
     }
 
-    /// Waits until nobody is before us (Q1).
+    /// Waits until no contender is before us (QUEUE-1).
     pub async fn turn(&self, ring: &Ring) -> Result<Waited, Error> {
         let mut waited = Waited::default();
         let mut backoff = FullJitter::new(RETRY_BASE, Duration::ZERO);
@@ -141,7 +140,7 @@ impl Place {
     }
 }
 
-/// Who is first in a queue now.
+/// The oldest key of a queue.
 pub(crate) async fn first(ring: &Ring, name: &str) -> Result<Option<mvccpb::KeyValue>, Error> {
     let found = answer(ring.kv().range(first_by_age(&prefix_of(name)))).await?;
     Ok(found.kvs.into_iter().next())
@@ -161,7 +160,7 @@ fn first_by_age(prefix: &Bytes) -> pb::RangeRequest {
 }
 
 /// Waits until a key is deleted; returns how many events that took. Also returns, with none, when
-/// the history from `start_revision` on is compacted: whoever waits must look again.
+/// the history from `start_revision` on is compacted: the caller must read the queue again.
 async fn gone(ring: &Ring, key: Bytes, start_revision: i64) -> Result<u32, Error> {
     let create = pb::WatchCreateRequest {
         key,

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use satrap_host::clock;
 use satrap_proto::etcdserverpb::{
     kv_client::KvClient, lease_client::LeaseClient, watch_client::WatchClient,
 };
 use satrap_proto::v1::{store_client::StoreClient, store_watch_client::StoreWatchClient};
+use satrap_runtime::clock;
 use tonic::Status;
 use tonic::body::Body;
 use tower::util::BoxCloneSyncService;
@@ -17,15 +17,7 @@ use tower::{Service, ServiceExt};
 
 use crate::error::Error;
 use crate::leader::TowardLeader;
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-pub(crate) type Wire = BoxCloneSyncService<Request<Body>, Response<Body>, WireError>;
-
-/// Why a request could not be carried. A type of its own, because futures that hold a bare boxed
-/// error are not seen to be `Send` by whoever spawns them.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct WireError(#[source] BoxError);
+use crate::wire::{BoxError, Wire, WireError};
 
 /// Longest wait for the answer to one question; a connection that went silent tells nothing.
 const CALL_MAX: Duration = Duration::from_secs(10);

@@ -1,18 +1,18 @@
-//! Holding a role: being the one that acts, knowing until when, and carrying the token that lets
-//! resources refuse whoever acts too late.
+//! Holding a role: being the one process that acts, knowing until when, and carrying the token by
+//! which resources refuse a holder that acts too late.
 //!
 //! ```text
 //!   try_role / fenced_lock ──▶ RoleHolder ── run(work) ──▶ Exit::Ended     the work is done
 //!                                  │                  ├──▶ Exit::Lost      the role is not ours
-//!                                  │                  └──▶ Exit::Stopped   somebody asked us to
+//!                                  │                  └──▶ Exit::Stopped   our caller asked us to
 //!                                  └─ release ──▶ free for the next at once
 //! ```
 //!
 //! # Invariants
 //!
-//! - **R1** What runs under a role is dropped no later than [`Tenure::acts_until`], and its
-//!   [`Leadership`] says so no later than that even on threads that nobody can drop.
-//! - **R2** A role that was lost is not resumed: going on needs a new grant, with a greater token.
+//! - **ROLE-1** Work under a role is dropped no later than [`Tenure::acts_until`], and its
+//!   [`Leadership`] ends no later than that, also on threads that cannot be dropped.
+//! - **ROLE-2** A role that was lost is not resumed: going on needs a new grant, with a greater token.
 //!
 //! # Deliberately absent
 //!
@@ -24,8 +24,8 @@ use std::pin::pin;
 use std::time::Duration;
 
 use http::HeaderMap;
-use satrap_host::clock;
 use satrap_proto::v1;
+use satrap_runtime::clock;
 use tonic::{Request, Status, service::Interceptor};
 
 use crate::error::Error;
@@ -34,25 +34,25 @@ use crate::ring::{Ring, answer, sleep_until};
 use crate::tenure::{Lost, Tenure, Terms};
 use crate::token::FencingToken;
 
-/// Who wants which role.
+/// A request for a role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// The role. Whoever may write the key of this name may take it.
+    /// The role. A user that may write the key of this name may take it.
     pub role: String,
-    /// Shown to whoever asks for the role meanwhile.
+    /// The holder's name, shown to others that ask for the role meanwhile.
     pub name: String,
     /// For how long at a time.
     pub terms: Terms,
 }
 
-/// What became of asking for a role.
+/// The outcome of a request for a role.
 #[derive(Debug)]
 pub enum Attempt {
     /// It is ours.
     Granted(RoleHolder),
-    /// Somebody else has it.
+    /// Another process has it.
     Held {
-        /// As they called themselves.
+        /// The name that the holder gave.
         by: String,
         /// Until their grant ends unless they renew it.
         remaining: Duration,
@@ -64,7 +64,7 @@ pub enum Attempt {
 /// # Errors
 ///
 /// Why the ring did not decide. If the answer was lost the role may be granted until it times out,
-/// with a token nobody knows.
+/// with a token that reached no client.
 pub async fn try_role(ring: &Ring, candidate: &Candidate) -> Result<Attempt, Error> {
     let request = v1::GrantRoleRequest {
         role: candidate.role.clone(),
@@ -111,7 +111,7 @@ pub enum Exit<T> {
 }
 
 impl RoleHolder {
-    /// What resources compare.
+    /// The token that resources compare.
     #[must_use]
     pub fn token(&self) -> FencingToken {
         self.token
@@ -123,7 +123,7 @@ impl RoleHolder {
         self.lease
     }
 
-    /// A view of the role for whoever acts in its name.
+    /// A view of the role for code that acts under it.
     #[must_use]
     pub fn leadership(&self) -> Leadership {
         Leadership { token: self.token, lease: self.lease, view: self.kept.view() }
@@ -143,13 +143,13 @@ impl RoleHolder {
     ///
     /// If the ring did not answer, or the role was lost already; it then ends by itself.
     pub async fn release(self) -> Result<(), Error> {
-        self.kept.tell();
+        self.kept.end();
         let request = v1::ReleaseRoleRequest { role: self.role, token: Some(self.token.into()) };
         answer(self.ring.store().release_role(request)).await?;
         Ok(())
     }
 
-    /// Works as long as the role is ours, and leaves by one of three exits (R1).
+    /// Works as long as the role is ours, and leaves by one of three exits (ROLE-1).
     ///
     /// When `stop` completes, [`Leadership::ended`] does, and the work has `wind_down` to come to its
     /// end; the role is kept meanwhile. When the role is lost the work is dropped at once.
@@ -174,7 +174,7 @@ impl RoleHolder {
             match asked {
                 Some(exit) => exit,
                 None => {
-                    self.kept.tell();
+                    self.kept.end();
                     let until = clock::monotonic() + wind_down;
                     tokio::select! {
                         biased;
@@ -200,7 +200,7 @@ async fn renew(ring: Ring, role: String, token: FencingToken) -> Result<Duration
     Ok(Duration::from_millis(answer.into_inner().ttl_ms))
 }
 
-/// What the work of a leader is given: the token, and when to stop.
+/// The leader's view of its role: the token, and when to stop.
 #[derive(Clone, Debug)]
 pub struct Leadership {
     token: FencingToken,

@@ -4,8 +4,8 @@ use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
-use satrap_host::clock;
 use satrap_proto::etcdserverpb as pb;
+use satrap_runtime::clock;
 use tonic::Status;
 
 use crate::error::Error;
@@ -58,7 +58,7 @@ impl Session {
 
     /// Ends the lease and with it all that hangs on it.
     pub async fn revoke(self) -> Result<(), Error> {
-        self.kept.tell();
+        self.kept.end();
         answer(self.ring.lease().lease_revoke(pb::LeaseRevokeRequest { id: self.lease })).await?;
         Ok(())
     }

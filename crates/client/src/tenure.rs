@@ -15,15 +15,15 @@
 //!
 //! # Invariants
 //!
-//! - **H1** `acts_until` = sending of the last answered renewal + time to live - margin.
-//! - **H2** Once `acts_until` has passed, no answer, however good, brings the tenure back: others may
+//! - **TENURE-1** `acts_until` = sending of the last answered renewal + time to live - margin.
+//! - **TENURE-2** Once `acts_until` has passed, no answer, however good, brings the tenure back: others may
 //!   have been told that it is over.
-//! - **H3** There is always a next instant to wait for, and it is never after `acts_until`.
+//! - **TENURE-3** There is always a next instant to wait for, and it is never after `acts_until`.
 //!
 //! # Deliberately absent
 //!
 //! Clocks and requests: [`crate::role`] and [`crate::session`] perform what is decided here. Time is
-//! a [`Duration`] since any instant that stays the same. A monotonic clock may stand still while a
+//! a [`Duration`] since any instant that stays the same. A monotonic clock may pause while a
 //! machine sleeps; what a holder does after that is for the [`crate::guard`] to refuse.
 
 use core::time::Duration;
@@ -40,8 +40,8 @@ const ATTEMPT_MIN: Duration = Duration::from_millis(50);
 pub struct Terms {
     /// Seconds until the ring ends the lease unless it is renewed; the ring raises it to its minimum.
     pub ttl_s: u32,
-    /// Before the end; nobody acts in it. Must exceed the time to live times the largest relative
-    /// difference of clock rates.
+    /// The time before the end in which the holder no longer acts. Must exceed the time to live times
+    /// the largest relative difference of clock rates.
     pub margin: Duration,
 }
 
@@ -59,12 +59,12 @@ pub enum Lost {
     /// The margin began before a renewal was answered.
     #[error("it could not be renewed in time")]
     OutOfTime,
-    /// The ring says that somebody else has it, or nobody.
-    #[error("the ring has given it to somebody else, or to nobody")]
+    /// The ring says that another client holds it, or that it is free.
+    #[error("the ring has given it to another client, or has freed it")]
     Taken,
 }
 
-/// What happened.
+/// An input of [`Tenure::step`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The instant that was waited for is there.
@@ -78,7 +78,7 @@ pub enum Event {
     Refused,
 }
 
-/// What to do next.
+/// The next action of the caller of [`Tenure::step`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Wait until then.
@@ -110,7 +110,7 @@ impl Tenure {
         Self { margin, sent, ttl, asking: None, backoff, lost: None }
     }
 
-    /// From this instant on the holder must not act (H1).
+    /// From this instant on the holder must not act (TENURE-1).
     #[must_use]
     pub fn acts_until(&self) -> Duration {
         self.sent + self.ttl.saturating_sub(self.margin)
@@ -118,7 +118,7 @@ impl Tenure {
 
     /// Takes one event and returns the one thing to do next.
     pub fn step(&mut self, now: Duration, event: Event) -> Effect {
-        // H2
+        // TENURE-2
         if self.lost.is_none() && now >= self.acts_until() {
             self.lost = Some(Lost::OutOfTime);
         }
@@ -149,7 +149,7 @@ impl Tenure {
                 let again = now + self.backoff.next_delay(random);
                 Effect::Wait(again.min(self.acts_until()))
             }
-            // Whoever asks does not sleep meanwhile; it would be woken in time.
+            // A request is in flight, whose timeout ends before the tenure does.
             (Some(_), Event::Woke) => Effect::Wait(self.acts_until()),
             (_, Event::Refused) => {
                 self.lost = Some(Lost::Taken);
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!((end, now), (Lost::OutOfTime, ms(9_000)));
         assert!(attempts >= 3, "{attempts}");
         let late = tenure.step(ms(9_001), Event::Renewed(TTL));
-        assert_eq!(late, Effect::Stop(Lost::OutOfTime), "H2");
+        assert_eq!(late, Effect::Stop(Lost::OutOfTime), "TENURE-2");
     }
 
     /// 000-56: a process that was stopped beyond the end does not act when it goes on, although the
@@ -262,7 +262,7 @@ mod tests {
     }
 
     proptest! {
-        /// 001-54: up to the margin's worth of skew nobody acts after the end.
+        /// 001-54: up to the margin's worth of skew no holder acts after the end.
         #[test]
         fn within_the_margin_two_never_act(
             permille in 500u64..=1_111, flight_ms in 0u64..2_000, seed: u64,

@@ -1,4 +1,4 @@
-//! Changing a key that others change as well: read, compute, write if nobody was faster.
+//! Changing a key that others change as well: read, compute, write if the key has not changed since.
 //!
 //! A refused write carries what was in the way, so a conflict costs one request, not two. The new
 //! value is always computed again from what is there now; to write the old result under the new
@@ -7,9 +7,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use satrap_host::rng;
 use satrap_pressure::FullJitter;
 use satrap_proto::v1;
+use satrap_runtime::rng;
 
 use crate::error::Error;
 use crate::ring::{Ring, answer};
@@ -19,7 +19,7 @@ const RETRY_BASE: Duration = Duration::from_millis(100);
 /// A key on which this many conflicts follow each other is the wrong place for this data.
 const CONFLICTS_MAX: u32 = 64;
 
-/// What an update did.
+/// The result of an update.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Updated {
     /// Of the key's last write: ours, or the one that we left alone; zero if there is no key.

@@ -17,7 +17,10 @@ mod queues;
 #[path = "recipes/roles.rs"]
 mod roles;
 #[allow(dead_code, reason = "the tests of the API use more of it")]
-#[path = "../../../regional/api/tests/common/solo.rs"]
+#[path = "../../../regional/ring/api/tests/common/served.rs"]
+mod served;
+#[allow(dead_code, reason = "the tests of the API use more of it")]
+#[path = "../../../regional/ring/api/tests/common/solo.rs"]
 mod solo;
 #[path = "recipes/updates.rs"]
 mod updates;

@@ -1,4 +1,4 @@
-//! What a request does to a state, as etcd's documentation defines it.
+//! The effect of a request on a state, as etcd's documentation defines it.
 //!
 //! The reference all checkers compare with, and the store the generator of clean histories runs.
 //! Reads at an old revision are resolved by the caller, who passes the state of that revision.
@@ -9,7 +9,8 @@ use std::{
 };
 
 use crate::{
-    Body, Compare, Event, KeyValue, Order, Range, Request, Revision, Span, Target, Timeline, Txn,
+    Body, Compare, Event, KeyValue, Order, Put, PutIf, Range, Request, Revision, Span, Target,
+    Timeline, Txn,
 };
 
 /// A state that can be read.
@@ -90,20 +91,19 @@ fn apply<K: Keys>(
 ) -> Body {
     match request {
         Request::Range(range) => read(range, state),
-        Request::Put(put) => {
-            let before = state.get(&put.key).cloned();
-            let new = KeyValue {
-                key: put.key.clone(),
-                value: put.value.clone(),
-                created: before.as_ref().map_or(next, |old| old.created),
-                modified: next,
-                version: before.as_ref().map_or(1, |old| old.version + 1),
-                lease: put.lease,
-            };
-            events.push(Event::Put(new.clone()));
-            state.changes.insert(put.key.clone(), Some(new));
-            Body::Put(before)
+        Request::Put(put) => Body::Put(write(put, state, next, events)),
+        Request::PutIf(PutIf { put, revision }) => {
+            let held = state.get(&put.key);
+            let modified = held.map_or(0, |kv| kv.modified);
+            if modified != *revision {
+                let value = held.map(|kv| kv.value.clone());
+                return Body::PutIf { written: false, modified, value };
+            }
+            write(put, state, next, events);
+            Body::PutIf { written: true, modified: next, value: None }
         }
+        // Its key is not known: see `crate::sequence`.
+        Request::PutSequential(_) => Body::Done,
         Request::Delete(span) => {
             let before: Vec<_> = state.scan(span).into_iter().cloned().collect();
             for old in &before {
@@ -122,6 +122,27 @@ fn apply<K: Keys>(
         Request::Grant { ttl_s, .. } => Body::Ttl(*ttl_s),
         Request::Renew(_) | Request::Inspect(_) => Body::Ttl(0),
     }
+}
+
+/// Writes a key, and returns what was there before.
+fn write<K: Keys>(
+    put: &Put,
+    state: &mut Changed<'_, K>,
+    next: Revision,
+    events: &mut Vec<Event>,
+) -> Option<KeyValue> {
+    let before = state.get(&put.key).cloned();
+    let new = KeyValue {
+        key: put.key.clone(),
+        value: put.value.clone(),
+        created: before.as_ref().map_or(next, |old| old.created),
+        modified: next,
+        version: before.as_ref().map_or(1, |old| old.version + 1),
+        lease: put.lease,
+    };
+    events.push(Event::Put(new.clone()));
+    state.changes.insert(put.key.clone(), Some(new));
+    before
 }
 
 fn read<K: Keys>(range: &Range, state: &K) -> Body {

@@ -32,7 +32,7 @@ pub struct Grant {
 pub struct Access {
     /// The resource, which belongs to the lock of the same name.
     pub lock: String,
-    /// Who wrote.
+    /// The holder that wrote.
     pub holder: u32,
     /// The token shown.
     pub token: Token,
@@ -40,7 +40,7 @@ pub struct Access {
     pub admitted: bool,
 }
 
-/// Checks L4 for grants and L5 for accesses.
+/// Checks HISTLEASE-4 for grants and HISTLEASE-5 for accesses.
 #[must_use]
 pub fn check(grants: &[Grant], accesses: &[Access]) -> Vec<Violation> {
     let mut found = Vec::new();
@@ -67,7 +67,7 @@ pub fn check(grants: &[Grant], accesses: &[Access]) -> Vec<Violation> {
     found
 }
 
-/// L4: a grant that was asked for after another was known has the greater token.
+/// HISTLEASE-4: a grant that was asked for after another was known has the greater token.
 fn increases(grants: &[&Grant], found: &mut Vec<Violation>) {
     let mut by_return: Vec<&Grant> = grants.to_vec();
     by_return.sort_by_key(|grant| grant.return_ns);

@@ -1,16 +1,16 @@
 //! Checker B: is each key linearizable? It does not read the log.
 //!
 //! Every operation is projected on the keys it touched: what it demands of the key before, and what
-//! it leaves. Values are unique, so a value stands for the write it came from, and with it for the
-//! revision of that write where that is known. What the projection cannot know, such as which
-//! branch a transaction of unknown outcome took, it allows; it may miss a violation, and never
-//! invents one.
+//! it leaves. Values are unique, so a value identifies the write it came from, and with it the
+//! revision of that write where that is known. The projection allows every outcome that it cannot
+//! exclude, such as either branch of a transaction of unknown outcome; it may miss a violation, and
+//! never invents one.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::{
-    Body, Compare, KeyValue, Nanos, Operation, Order, Outcome, Recording, Request, Revision, Rule,
-    Target, Violation,
+    Body, Compare, KeyValue, Nanos, Operation, Order, Outcome, PutIf, Recording, Request, Revision,
+    Rule, Target, Violation,
     search::{Interval, Model, Verdict, search},
 };
 
@@ -18,7 +18,7 @@ use crate::{
 type State = (u32, i64);
 const ABSENT: State = (0, 0);
 
-/// What is demanded of the key before an operation.
+/// A condition on the key before an operation.
 #[derive(Clone, Debug)]
 enum Demand {
     Absent,
@@ -27,7 +27,7 @@ enum Demand {
     Fails(Compare),
 }
 
-/// What an operation leaves.
+/// The effect of an operation on a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Effect {
     Keep,
@@ -48,7 +48,7 @@ struct Part {
     class: usize,
 }
 
-/// What is known of values.
+/// All values, and the facts known of them.
 #[derive(Default)]
 struct Values<'a> {
     number: HashMap<&'a str, u32>,
@@ -189,11 +189,12 @@ pub fn check(recording: &Recording, steps_max: usize) -> Vec<Violation> {
     found
 }
 
-/// A value that nobody ever saw. All of them are alike, as long as they are not absence.
+/// A value that no client ever saw. All of them are alike, as long as they are not absence.
 const UNSEEN: u32 = u32::MAX;
 
 /// Settles what operations of unknown outcome did, as far as others saw it: a write whose value was
-/// seen did happen, before whoever saw it returned; the others are put into classes of like effect.
+/// seen did happen, before the client that saw it returned; the others are put into classes of like
+/// effect.
 fn settle(parts: &mut [Part], values: &Values<'_>) {
     let mut seen: HashMap<u32, Nanos> = HashMap::new();
     for part in parts.iter() {
@@ -267,7 +268,7 @@ fn touched<'a>(request: &'a Request, universe: &BTreeSet<&'a str>, keys: &mut BT
                 keys.insert(&span.key);
             }
         }
-        Request::Put(put) => {
+        Request::Put(put) | Request::PutIf(PutIf { put, .. }) => {
             keys.insert(&put.key);
         }
         Request::Txn(txn) => {
@@ -278,7 +279,7 @@ fn touched<'a>(request: &'a Request, universe: &BTreeSet<&'a str>, keys: &mut BT
     }
 }
 
-/// What an operation demands of a key and what it leaves; `None` if it says nothing about it.
+/// The conditions and effects of an operation on a key; `None` if it says nothing about it.
 fn project<'a>(
     operation: &'a Operation,
     key: &str,
@@ -303,7 +304,7 @@ fn possible<'a>(
     effects: &mut Vec<Effect>,
 ) {
     match request {
-        Request::Put(put) if put.key == key => {
+        Request::Put(put) | Request::PutIf(PutIf { put, .. }) if put.key == key => {
             effects.push(Effect::Write(values.number(&put.value)))
         }
         Request::Delete(span) if span.holds(key) => effects.push(Effect::Delete),
@@ -314,7 +315,8 @@ fn possible<'a>(
     }
 }
 
-/// What an answer tells of a key. Transactions of the workload touch a key once, so every demand
+/// The conditions and the effect that an answer proves for a key. Transactions of the workload touch
+/// a key once, so every demand
 /// is on the state before the transaction.
 fn known<'a>(
     request: &'a Request,
@@ -329,13 +331,30 @@ fn known<'a>(
             demands.push(demand(before.as_ref(), values));
             *effect = Effect::Write(values.number(&put.value));
         }
+        (Request::PutIf(PutIf { put, revision }), Body::PutIf { written, modified, value })
+            if put.key == key =>
+        {
+            let compare = |target| Compare { key: key.into(), target, order: Order::Equal };
+            let expected = compare(Target::Modified(*revision));
+            if *written {
+                demands.push(Demand::Holds(expected));
+                *effect = Effect::Write(values.number(&put.value));
+            } else {
+                demands.push(Demand::Fails(expected));
+                demands.push(match value {
+                    Some(value) => Demand::Holds(compare(Target::Value(value.clone()))),
+                    None => Demand::Absent,
+                });
+                demands.push(Demand::Holds(compare(Target::Modified(*modified))));
+            }
+        }
         (Request::Delete(span), Body::Delete(before)) if span.holds(key) => {
             demands.push(demand(before.iter().find(|kv| kv.key == key), values));
             *effect = Effect::Delete;
         }
         (Request::Range(range), Body::Range { keys, count }) if range.span.holds(key) => {
             let found = keys.iter().find(|kv| kv.key == key);
-            // What a limit cut off says nothing.
+            // A key that the limit cut off is unknown.
             if found.is_some() || keys.len() as i64 == *count {
                 demands.push(demand(found, values));
             }

@@ -1,7 +1,7 @@
 //! Leases: never early, never revived, and ended in the end.
 //!
 //! All in the clients' time: a renewal counts from its call, because the store may have renewed at
-//! once and answered late; an end counts from when somebody could first know of it. So a violation
+//! once and answered late; an end counts from when a client could first know of it. So a violation
 //! is one under any delay of the network.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use crate::{
     replay::Explained,
 };
 
-/// What the lease checker allows.
+/// The limits of the lease checker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseLimits {
     /// How long behind its time to live a lease may still be there, while a quorum is up.
@@ -25,7 +25,7 @@ pub struct LeaseLimits {
 struct Lease<'a> {
     /// Operations whose answer shows that it lived, with the time to live from there, if renewed.
     alive: Vec<(&'a Operation, Option<Nanos>)>,
-    /// When somebody first knew that it was gone, and how.
+    /// When a client first knew that it was gone, and how.
     gone: Option<(Nanos, String)>,
     /// When the first revocation was sent.
     revoked_ns: Option<Nanos>,
@@ -99,7 +99,7 @@ fn collect<'a>(recording: &'a Recording, explained: &Explained) -> BTreeMap<i64,
     for operation in &recording.operations {
         observe(operation, &mut leases);
     }
-    // The deletion of a lease's keys is known to whoever knows its revision.
+    // The deletion of a lease's keys is known to each client that knows its revision.
     let mut seen: Vec<(Revision, Nanos)> = recording
         .watches
         .iter()
@@ -132,7 +132,7 @@ fn collect<'a>(recording: &'a Recording, explained: &Explained) -> BTreeMap<i64,
     leases
 }
 
-/// What one operation says about leases.
+/// The facts that one operation proves about leases.
 fn observe<'a>(operation: &'a Operation, leases: &mut BTreeMap<i64, Lease<'a>>) {
     let end = operation.return_ns;
     match (&operation.request, &operation.outcome) {

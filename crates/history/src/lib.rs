@@ -4,12 +4,13 @@
 //! with each other, by checkers that trust different parts:
 //!
 //! ```text
-//!  operations ──┬─▶ replay (A): against the log, by revision      K1..K8
+//!  operations ──┬─▶ replay (A): against the log, by revision      HISTKV-1..HISTKV-8
+//!               ├─▶ sequence: the keys that the store names     HISTKV-9
 //!               ├─▶ keys (B): per key, without the log            KeyOrder
 //!               └─▶ revisions (C): the whole store, short runs    StoreOrder
-//!  watches ───────▶ watch: against the log                        W1..W11
-//!  leases ────────▶ lease: in the clients' time                   L1..L3
-//!  locks ─────────▶ fencing: tokens and guarded resources         L4, L5
+//!  watches ───────▶ watch: against the log                        HISTWATCH-1..HISTWATCH-11
+//!  leases ────────▶ lease: in the clients' time                   HISTLEASE-1..HISTLEASE-3
+//!  locks ─────────▶ fencing: tokens and guarded resources         HISTLEASE-4, HISTLEASE-5
 //! ```
 //!
 //! # Invariants
@@ -34,6 +35,7 @@ pub mod random;
 pub mod replay;
 pub mod revisions;
 pub mod search;
+pub mod sequence;
 pub mod types;
 pub mod violation;
 pub mod watch;
@@ -42,8 +44,8 @@ pub mod workload;
 pub use lease::LeaseLimits;
 pub use log::{Digest, Event, MemberLog, Timeline};
 pub use types::{
-    Answer, Body, Compare, Failure, KeyValue, Nanos, Operation, Order, Outcome, Put, Range,
-    Request, Revision, Span, Target, Txn,
+    Answer, Body, Compare, Failure, KeyValue, Nanos, Operation, Order, Outcome, Put, PutIf, Range,
+    Request, Revision, Sequential, Span, Target, Txn,
 };
 pub use violation::{Rule, Violation};
 pub use watch::{Delivered, Delivery, Filter, Healed, Watch, WatchEvent, WatchRequest};
@@ -51,26 +53,26 @@ pub use watch::{Delivered, Delivery, Filter, Healed, Watch, WatchEvent, WatchReq
 /// All that was recorded of one run, from an empty store on.
 #[derive(Clone, Debug, Default)]
 pub struct Recording {
-    /// What clients did.
+    /// The operations of clients.
     pub operations: Vec<Operation>,
-    /// What watchers saw.
+    /// The watches and their deliveries.
     pub watches: Vec<Watch>,
-    /// What each member says it holds.
+    /// The log that each member reports.
     pub logs: Vec<MemberLog>,
-    /// What each member says of its whole state.
+    /// The digests of whole states that members report.
     pub digests: Vec<Digest>,
     /// Locks given.
     pub grants: Vec<fencing::Grant>,
-    /// What guarded resources were asked, in their order.
+    /// Accesses to guarded resources, in their order.
     pub accesses: Vec<fencing::Access>,
     /// By when watches must have caught up; `None` if that is not checked.
     pub healed: Option<Healed>,
-    /// What is allowed of leases; `None` if they are not checked for being late.
+    /// The limits for leases; `None` if they are not checked for being late.
     pub leases: Option<LeaseLimits>,
 }
 
 impl Recording {
-    /// By when somebody knew of a revision, or of a later one; the end of time if nobody did.
+    /// The time when a client first knew of a revision or a later one; the end of time if none did.
     pub fn first_known(&self) -> impl Fn(Revision) -> Nanos + use<> {
         let mut seen: Vec<(Revision, Nanos)> = self
             .operations
@@ -99,6 +101,9 @@ pub const STEPS_MAX: usize = 1_000_000;
 #[must_use]
 pub fn check(recording: &Recording) -> Vec<Violation> {
     let (timeline, mut found) = Timeline::merge(&recording.logs);
+    let (recording, unordered) = sequence::resolve(recording, &timeline);
+    let recording = &recording;
+    found.extend(unordered);
     found.extend(log::check_digests(&recording.digests));
     let (explained, broken) = replay::check(recording, &timeline);
     found.extend(broken);

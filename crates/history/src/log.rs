@@ -1,12 +1,12 @@
-//! What the store kept: the events of each revision, as each member tells them.
+//! The store's log: the events of each revision, as each member reports them.
 //!
 //! [`Timeline`] is the merged log, indexed by key, so that a checker can ask for the state at any
 //! revision. Building it already judges the log itself.
 //!
 //! # Invariants
 //!
-//! - **K2** Revisions are dense and unique: every mutating transaction is one, the next is one more.
-//! - **K7** Members that hold the same revision hold the same events for it.
+//! - HISTKV-2: Revisions are dense and unique: every mutating transaction is one, the next is one more.
+//! - HISTKV-7: Members that hold the same revision hold the same events for it.
 
 use std::collections::BTreeMap;
 
@@ -85,7 +85,7 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// Merges the logs of the members, and reports where they break K2 or K7.
+    /// Merges the logs of the members, and reports where they break HISTKV-2 or HISTKV-7.
     #[must_use]
     pub fn merge(logs: &[MemberLog]) -> (Self, Vec<Violation>) {
         let mut found = Vec::new();
@@ -198,7 +198,7 @@ fn follows(before: Option<&KeyValue>, event: &Event) -> bool {
     }
 }
 
-/// K7 for whole states: equal digests at an equal revision and compaction.
+/// HISTKV-7 for whole states: equal digests at an equal revision and compaction.
 #[must_use]
 pub fn check_digests(digests: &[Digest]) -> Vec<Violation> {
     let mut seen: BTreeMap<_, &Digest> = BTreeMap::new();

@@ -1,23 +1,23 @@
 //! Checker A: every answer is replayed against the log, by revision.
 //!
 //! The primary checker: a million operations take a second, because the store itself says where
-//! each write stands, and the checker only has to refute it. Its answer is as good as the log: a
+//! each write is in the log, and the checker only has to refute it. Its answer is as good as the log: a
 //! store that lies in its log and in its answers alike is caught by [`crate::keys`], which does not
 //! read the log.
 //!
 //! # Invariants
 //!
-//! K1 to K8 of [`Rule`], each in one function below.
+//! HISTKV-1 to HISTKV-8 of [`Rule`], each in one function below.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::{
-    Answer, Body, Event, Failure, Nanos, Operation, Outcome, Recording, Request, Revision, Rule,
-    Timeline, Violation,
+    Answer, Body, Event, Failure, Nanos, Operation, Outcome, PutIf, Recording, Request, Revision,
+    Rule, Timeline, Violation,
     evaluate::{At, evaluate},
 };
 
-/// What replay learned, for the checkers that build on it.
+/// The result of replay, for the checkers that build on it.
 #[derive(Clone, Debug, Default)]
 pub struct Explained {
     /// The operation that made each revision, by its index in the recording.
@@ -41,7 +41,7 @@ pub fn check(recording: &Recording, timeline: &Timeline) -> (Explained, Vec<Viol
     (explained, found)
 }
 
-/// K1, K2, K4: every acknowledged write is the whole of one revision, with its content.
+/// HISTKV-1, HISTKV-2, HISTKV-4: every acknowledged write is the whole of one revision, with its content.
 fn acknowledged(
     recording: &Recording,
     timeline: &Timeline,
@@ -69,8 +69,8 @@ fn acknowledged(
     }
 }
 
-/// K5, K6: what nobody was told about belongs to an operation of unknown outcome, once, or to the
-/// end of a lease.
+/// HISTKV-5, HISTKV-6: a revision that no client was told of belongs to an operation of unknown outcome, once, or
+/// to the end of a lease.
 fn explain_rest(
     recording: &Recording,
     timeline: &Timeline,
@@ -99,7 +99,8 @@ fn explain_rest(
         let value = events.iter().find_map(|event| event.after().map(|kv| kv.value.as_str()));
         if let Some(value) = value {
             let Some(&index) = by_value.get(value) else {
-                let what = format!("revision {revision} holds {events:?}, which nobody asked for");
+                let what =
+                    format!("revision {revision} holds {events:?}, which no client asked for");
                 found.push(Violation::new(Rule::NoPhantom, what));
                 continue;
             };
@@ -123,7 +124,7 @@ fn explain_rest(
             deletes.remove(&index);
             explained.writer.insert(revision, index);
         } else {
-            let what = format!("revision {revision} holds {events:?}, which nobody asked for");
+            let what = format!("revision {revision} holds {events:?}, which no client asked for");
             found.push(Violation::new(Rule::NoPhantom, what));
         }
     }
@@ -171,11 +172,11 @@ fn ended_lease(timeline: &Timeline, revision: Revision, events: &[Event]) -> Opt
     (lease != 0 && all).then_some(lease)
 }
 
-/// K3: an operation's revision is no less than any that was returned before its call, and a
+/// HISTKV-3: an operation's revision is no less than any that was returned before its call, and a
 /// write's is greater.
 fn real_time(recording: &Recording, explained: &Explained, found: &mut Vec<Violation>) {
     let operations = &recording.operations;
-    // Revisions that somebody knew, by the time from which he knew them.
+    // Revisions that clients knew, by the time from which they knew them.
     let mut known: Vec<(Nanos, Revision, Knower)> = Vec::new();
     for (index, operation) in operations.iter().enumerate() {
         if let (Some(answer), Some(at)) = (operation.answer(), operation.return_ns) {
@@ -221,7 +222,7 @@ fn real_time(recording: &Recording, explained: &Explained, found: &mut Vec<Viola
     }
 }
 
-/// Who knew a revision.
+/// The client or watcher that knew a revision.
 #[derive(Clone, Copy)]
 enum Knower {
     Operation(usize),
@@ -238,11 +239,17 @@ fn denied_future(operation: &Operation) -> Option<Revision> {
     }
 }
 
-/// K4 and reads: the body of an answer equals what the request yields at its revision.
+/// HISTKV-4 and reads: the body of an answer equals what the request yields at its revision.
 fn reads_state(operation: &Operation, timeline: &Timeline, found: &mut Vec<Violation>) {
     let Some(Answer { revision, body, .. }) = operation.answer() else { return };
     match operation.request {
-        Request::Range(_) | Request::Put(_) | Request::Delete(_) | Request::Txn(_) => {}
+        Request::Range(_) | Request::Put(_) | Request::PutIf(_) => {}
+        Request::Delete(_) | Request::Txn(_) => {}
+        // Its key is not known, so the answer is none.
+        Request::PutSequential(_) => {
+            let what = format!("it names no key: {operation}");
+            return found.push(Violation::new(Rule::ReadsState, what));
+        }
         Request::Compact(_) | Request::Grant { .. } => return,
         Request::Renew(_) | Request::Revoke(_) | Request::Inspect(_) => return,
     }
@@ -254,8 +261,17 @@ fn reads_state(operation: &Operation, timeline: &Timeline, found: &mut Vec<Viola
         }
         return;
     }
-    let looked_at = match &operation.request {
-        Request::Range(range) if range.revision > 0 => range.revision,
+    let looked_at = match (&operation.request, body) {
+        (Request::Range(range), _) if range.revision > 0 => range.revision,
+        // The header may be younger than the decision; the revision in the way says more. That
+        // the key was absent, and when, is for `crate::keys`.
+        (
+            Request::PutIf(PutIf { revision, .. }),
+            Body::PutIf { written: false, modified: 0, .. },
+        ) if *revision != 0 => {
+            return;
+        }
+        (Request::PutIf(_), Body::PutIf { written: false, modified, .. }) => *modified,
         _ if body.wrote() => revision - 1,
         _ => *revision,
     };
@@ -270,7 +286,7 @@ fn reads_state(operation: &Operation, timeline: &Timeline, found: &mut Vec<Viola
     }
 }
 
-/// K8, as seen by reads of old revisions.
+/// HISTKV-8, as seen by reads of old revisions.
 fn compaction(recording: &Recording, found: &mut Vec<Violation>) {
     let mut compactions = Vec::new();
     for operation in &recording.operations {

@@ -2,13 +2,14 @@
 //!
 //! The strictest search, over the state of all keys, for short histories. Operations of unknown
 //! outcome are settled by the log first: those it holds did happen, no later than their revision
-//! was known to somebody, and the others did not. So this search trusts the log where
+//! was known to a client, and the others did not. So this search trusts the log where
 //! [`crate::keys`] does not, and covers whole transactions where that cannot.
 
 use std::collections::{BTreeMap, HashMap};
 
 use crate::{
-    Event, KeyValue, Operation, Outcome, Recording, Request, Revision, Rule, Timeline, Violation,
+    Body, Event, KeyValue, Operation, Outcome, Recording, Request, Revision, Rule, Timeline,
+    Violation,
     evaluate::{Keys, evaluate},
     replay::Explained,
     search::{Interval, Model, Verdict, search},
@@ -90,7 +91,7 @@ pub fn check(
     for (index, operation) in recording.operations.iter().enumerate() {
         let call_ns = operation.call_ns;
         match &operation.outcome {
-            Outcome::Ok(_) if is_checked(&operation.request) => {
+            Outcome::Ok(answer) if is_checked(&operation.request, &answer.body) => {
                 steps.push(Step::Answered(operation));
                 intervals.push(Interval { call_ns, return_ns: operation.return_ns });
             }
@@ -127,9 +128,11 @@ pub fn check(
     }
 }
 
-/// Reads of old revisions and of stale members are for replay.
-fn is_checked(request: &Request) -> bool {
+/// Reads of old revisions and of stale members are for replay. So are refused conditional writes,
+/// whose header may be younger than the decision.
+fn is_checked(request: &Request, body: &Body) -> bool {
     match request {
+        Request::PutIf(_) => body.wrote(),
         Request::Range(range) => !range.serializable && range.revision == 0,
         Request::Put(_) | Request::Delete(_) | Request::Txn(_) => true,
         _ => false,

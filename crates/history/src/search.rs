@@ -16,7 +16,7 @@ use std::{
 
 use crate::Nanos;
 
-/// What the search orders.
+/// The operations that the search orders, and their effects.
 pub trait Model {
     /// The state that operations act on.
     type State: Clone + Eq + Hash;

@@ -1,4 +1,4 @@
-//! What a client saw: operations with times, members and outcomes.
+//! The record of clients: operations with times, members and outcomes.
 //!
 //! Keys and values are text, because a report that names the offending operation must be readable.
 //! Every put of a workload carries a value that no other put carries; that is what lets a checker
@@ -24,13 +24,13 @@ pub struct Operation {
     pub return_ns: Option<Nanos>,
     /// The member it was sent to.
     pub member: u64,
-    /// What was asked.
+    /// The request.
     pub request: Request,
-    /// What came of it.
+    /// The outcome.
     pub outcome: Outcome,
 }
 
-/// What a client asked.
+/// A request of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Read keys.
@@ -41,6 +41,10 @@ pub enum Request {
     Delete(Span),
     /// Compare, then do one of two lists, atomically.
     Txn(Txn),
+    /// Write one key if its last write has a given revision.
+    PutIf(PutIf),
+    /// Write a new key that the store names.
+    PutSequential(Sequential),
     /// Forget what lies below this revision.
     Compact(Revision),
     /// Create a lease.
@@ -125,7 +129,25 @@ pub struct Put {
     pub lease: i64,
 }
 
-/// What a transaction compares.
+/// A write of one key that nothing else has written since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PutIf {
+    /// The write.
+    pub put: Put,
+    /// The revision of the key's last write; 0 for a key that is not there.
+    pub revision: Revision,
+}
+
+/// A write of a new key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequential {
+    /// The key is this and a number that the store chooses.
+    pub prefix: String,
+    /// A value that no other put of the recording carries.
+    pub value: String,
+}
+
+/// A compare of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compare {
     /// The key compared.
@@ -173,14 +195,14 @@ pub struct Txn {
     pub failure: Vec<Request>,
 }
 
-/// What came of an operation.
+/// The outcome of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The store answered.
     Ok(Answer),
     /// The store refused, and provably did nothing.
     Fail(Failure),
-    /// Nobody knows whether it happened: a timeout, a reset stream, an unavailable member.
+    /// It may have happened or not: a timeout, a reset stream, an unavailable member.
     Unknown,
 }
 
@@ -231,6 +253,17 @@ pub enum Body {
         /// One body for each request of the branch taken.
         bodies: Vec<Body>,
     },
+    /// Of a write under a condition.
+    PutIf {
+        /// Whether it was written.
+        written: bool,
+        /// The revision of the key's last write, this one if it was written; 0 for no key.
+        modified: Revision,
+        /// The value in the way.
+        value: Option<String>,
+    },
+    /// Of a write of a new key: its name.
+    PutSequential(String),
     /// Of a compaction, or of a revoked lease: nothing.
     Done,
     /// Of a grant, a renewal or an inspection: seconds left, 0 or less when there is no lease.
@@ -242,7 +275,8 @@ impl Body {
     #[must_use]
     pub fn wrote(&self) -> bool {
         match self {
-            Self::Put(_) => true,
+            Self::Put(_) | Self::PutSequential(_) => true,
+            Self::PutIf { written, .. } => *written,
             Self::Delete(before) => !before.is_empty(),
             Self::Txn { bodies, .. } => bodies.iter().any(Self::wrote),
             Self::Range { .. } | Self::Done | Self::Ttl(_) => false,
@@ -272,7 +306,7 @@ impl Request {
     #[must_use]
     pub fn may_write(&self) -> bool {
         match self {
-            Self::Put(_) | Self::Delete(_) => true,
+            Self::Put(_) | Self::Delete(_) | Self::PutIf(_) | Self::PutSequential(_) => true,
             Self::Txn(txn) => txn.success.iter().chain(&txn.failure).any(Self::may_write),
             Self::Range(_) | Self::Compact(_) => false,
             Self::Grant { .. } | Self::Renew(_) | Self::Revoke(_) | Self::Inspect(_) => false,
@@ -282,7 +316,7 @@ impl Request {
     /// Calls `visit` with every put in it.
     pub fn for_each_put<'a>(&'a self, visit: &mut impl FnMut(&'a Put)) {
         match self {
-            Self::Put(put) => visit(put),
+            Self::Put(put) | Self::PutIf(PutIf { put, .. }) => visit(put),
             Self::Txn(txn) => {
                 txn.success.iter().chain(&txn.failure).for_each(|r| r.for_each_put(visit));
             }
@@ -313,6 +347,7 @@ impl Operation {
         match &self.request {
             Request::Range(range) => !range.serializable,
             Request::Put(_) | Request::Delete(_) | Request::Txn(_) => true,
+            Request::PutIf(_) | Request::PutSequential(_) => true,
             // Their headers tell what the answering member knew, which is no promise.
             Request::Compact(_) | Request::Grant { .. } => false,
             Request::Renew(_) | Request::Revoke(_) | Request::Inspect(_) => false,

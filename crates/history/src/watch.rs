@@ -1,6 +1,6 @@
 //! The guarantees of watches.
 //!
-//! W1 to W7 and the two on values are etcd's, with the definitions of its own validator; the last
+//! HISTWATCH-1 to HISTWATCH-7 and the two on values are etcd's, with the definitions of its own validator; the last
 //! three are what its users ask for in addition. Each watch is compared with the merged log, which
 //! [`crate::replay`] has tied to what clients were told.
 //!
@@ -23,24 +23,24 @@ pub struct Watch {
     pub client: u32,
     /// The member watched.
     pub member: u64,
-    /// What was asked.
+    /// The request.
     pub request: WatchRequest,
     /// When it was asked.
     pub called_ns: Nanos,
-    /// What came, in order.
+    /// The deliveries, in order.
     pub deliveries: Vec<Delivery>,
     /// When the stream broke or was closed; `None` if it was open to the end of the recording.
     pub closed_ns: Option<Nanos>,
 }
 
-/// What a watcher asks.
+/// The request of a watcher.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WatchRequest {
     /// Which keys.
     pub span: Span,
     /// The first revision wanted; 0 for the next one.
     pub start: Revision,
-    /// What is left out.
+    /// The events left out.
     pub filter: Filter,
     /// Whether the values before each event are wanted.
     pub before: bool,
@@ -64,7 +64,7 @@ pub enum Filter {
 pub struct Delivery {
     /// When it came.
     pub at_ns: Nanos,
-    /// What it was.
+    /// The content.
     pub what: Delivered,
 }
 
@@ -137,7 +137,7 @@ impl Watch {
         })
     }
 
-    /// The first revision that the watcher must be told of.
+    /// The first revision that the watcher must receive.
     fn first_wanted(&self) -> Option<Revision> {
         if self.request.start > 0 {
             return Some(self.request.start);
@@ -213,7 +213,7 @@ fn compacted(operation: &Operation) -> Option<(Nanos, Revision)> {
     }
 }
 
-/// W1, W2, W3, W6, over all streams of one watcher.
+/// HISTWATCH-1, HISTWATCH-2, HISTWATCH-3, HISTWATCH-6, over all streams of one watcher.
 fn in_order(watches: &[&Watch], found: &mut Vec<Violation>) {
     let (mut last, mut progress, mut continues) = (0, 0, false);
     let mut keys_at_last: Vec<&str> = Vec::new();
@@ -265,7 +265,7 @@ fn in_order(watches: &[&Watch], found: &mut Vec<Violation>) {
     }
 }
 
-/// W4, W5, W7 and future starts: the events are those of the log, from the first wanted to the
+/// HISTWATCH-4, HISTWATCH-5, HISTWATCH-7 and future starts: the events are those of the log, from the first wanted to the
 /// last seen.
 fn complete(watch: &Watch, timeline: &Timeline, found: &mut Vec<Violation>) {
     let Some(first) = watch.first_wanted() else { return };
@@ -300,7 +300,7 @@ fn complete(watch: &Watch, timeline: &Timeline, found: &mut Vec<Violation>) {
     }
 }
 
-/// W8, W9: the value before, and whether the key was created.
+/// HISTWATCH-8, HISTWATCH-9: the value before, and whether the key was created.
 fn values(
     watch: &Watch,
     timeline: &Timeline,
@@ -324,7 +324,7 @@ fn values(
     }
 }
 
-/// W11: a cancellation by compaction names a revision that is ahead of the watch, and that somebody
+/// HISTWATCH-11: a cancellation by compaction names a revision that is ahead of the watch, and that a client
 /// compacted.
 fn canceled(watch: &Watch, compactions: &[(Nanos, Revision)], found: &mut Vec<Violation>) {
     for (place, delivery) in watch.deliveries.iter().enumerate() {
@@ -346,7 +346,7 @@ fn canceled(watch: &Watch, compactions: &[(Nanos, Revision)], found: &mut Vec<Vi
     }
 }
 
-/// W10: a watch that is open at the end has every event up to the target, in time.
+/// HISTWATCH-10: a watch that is open at the end has every event up to the target, in time.
 fn live(watch: &Watch, timeline: &Timeline, healed: Healed, found: &mut Vec<Violation>) {
     let is_canceled = watch.deliveries.iter().any(|d| matches!(d.what, Delivered::Canceled { .. }));
     if watch.closed_ns.is_some() || is_canceled {

@@ -1,4 +1,4 @@
-//! What clients ask: the mix of requests that a recording is made of.
+//! The mix of requests that a recording is made of.
 //!
 //! The same mix drives the generator of clean histories and live rings. Few keys, so that clients
 //! collide; unique values, so that every event names its writer; compares with what the client
@@ -8,15 +8,18 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Answer, Body, Compare, Failure, KeyValue, Nanos, Order, Outcome, Put, Range, Request, Revision,
-    Span, Target, Txn, random::Random,
+    Answer, Body, Compare, Failure, KeyValue, Nanos, Order, Outcome, Put, PutIf, Range, Request,
+    Revision, Sequential, Span, Target, Txn, random::Random,
 };
 
 /// The prefix of the keys that clients collide on.
 pub const SHARED: &str = "k/";
 /// The prefix of the keys that hang on leases.
 pub const LEASED: &str = "l/";
-const SHARED_KEYS: u64 = 12;
+/// How many keys clients collide on; their names are [`SHARED`] and a number below this.
+pub const SHARED_KEYS: u64 = 12;
+/// The prefix of the keys that the store names.
+pub const SEQUENTIAL: &str = "q/";
 /// How far behind the newest revision that a client knows a compaction stays.
 const COMPACT_BEHIND: Revision = 40;
 
@@ -27,20 +30,24 @@ pub struct Workload {
     puts: u64,
     head: Revision,
     seen: BTreeMap<String, Option<KeyValue>>,
+    /// The last key that the store named for this client.
+    named: Option<String>,
 }
 
 impl Workload {
     /// A client that has seen nothing yet.
     #[must_use]
     pub fn new(client: u32) -> Self {
-        Self { client, puts: 0, head: 1, seen: BTreeMap::new() }
+        Self { client, puts: 0, head: 1, seen: BTreeMap::new(), named: None }
     }
 
     /// The next request.
     pub fn next(&mut self, random: &mut Random) -> Request {
         let key = shared_key(random);
         match random.below(100) {
-            0..28 => self.put(key),
+            0..20 => self.put(key),
+            20..24 => self.put_if(random, key),
+            24..28 => self.sequential(random),
             28..45 => Request::Range(Range::key(key)),
             45..52 => Request::Delete(Span::key(key)),
             52..54 => Request::Delete(Span { key: key.clone(), end: Some(format!("{key}~")) }),
@@ -70,9 +77,32 @@ impl Workload {
         (recorded > COMPACT_BEHIND + 2).then(|| Request::Compact(recorded - COMPACT_BEHIND))
     }
 
-    fn put(&mut self, key: String) -> Request {
+    /// A put with a value that no other one carries.
+    fn write(&mut self, key: String) -> Put {
         self.puts += 1;
-        Request::Put(Put { key, value: format!("{}:{}", self.client, self.puts), lease: 0 })
+        Put { key, value: format!("{}:{}", self.client, self.puts), lease: 0 }
+    }
+
+    fn put(&mut self, key: String) -> Request {
+        Request::Put(self.write(key))
+    }
+
+    /// A write on the condition that the key is as this client saw it last, or on a stale one.
+    fn put_if(&mut self, random: &mut Random, key: String) -> Request {
+        let seen = self.seen.get(&key).and_then(|seen| Some(seen.as_ref()?.modified));
+        let revision = if random.chance(200) { 0 } else { seen.unwrap_or_default() };
+        Request::PutIf(PutIf { put: self.write(key), revision })
+    }
+
+    /// A new key that the store names, or the deletion of the last one that it named for this client.
+    fn sequential(&mut self, random: &mut Random) -> Request {
+        if random.chance(300)
+            && let Some(key) = self.named.take()
+        {
+            return Request::Delete(Span::key(key));
+        }
+        let Put { value, .. } = self.write(String::new());
+        Request::PutSequential(Sequential { prefix: SEQUENTIAL.to_owned(), value })
     }
 
     fn txn(&mut self, random: &mut Random, key: String) -> Request {
@@ -152,6 +182,9 @@ impl Workload {
                 };
                 self.seen.insert(put.key.clone(), Some(new));
             }
+            (Request::PutSequential(_), Body::PutSequential(key)) => {
+                self.named = Some(key.clone());
+            }
             (Request::Delete(span), _) => {
                 self.seen.insert(span.key.clone(), None);
             }
@@ -187,7 +220,7 @@ enum LeaseStep {
     Renew(u64),
     /// Abandoned or revoked, and looked at so many times until it is gone.
     Look(u8),
-    Haunt(u8),
+    Retry(u8),
 }
 
 const LOOKS_MAX: u8 = 60;
@@ -211,7 +244,7 @@ impl LeaseKeeper {
         };
         let gone = ttl.is_some_and(|ttl| ttl <= 0);
         let (step, request, wait) = match self.step {
-            LeaseStep::Start | LeaseStep::Haunt(0) => {
+            LeaseStep::Start | LeaseStep::Retry(0) => {
                 self.made += 1;
                 self.lease = i64::from(self.client) << 32 | i64::from(self.made);
                 let keys = random.between(0, 3) as u8;
@@ -241,9 +274,9 @@ impl LeaseKeeper {
             LeaseStep::Renew(_) if !gone => {
                 (LeaseStep::Look(LOOKS_MAX), Request::Inspect(self.lease), 50 * MS)
             }
-            LeaseStep::Haunt(left) => (LeaseStep::Haunt(left - 1), self.haunt(left), 30 * MS),
+            LeaseStep::Retry(left) => (LeaseStep::Retry(left - 1), self.retry(left), 30 * MS),
             LeaseStep::Attach(_) | LeaseStep::Renew(_) | LeaseStep::Look(_) => {
-                (LeaseStep::Haunt(3), Request::Inspect(self.lease), 10 * MS)
+                (LeaseStep::Retry(3), Request::Inspect(self.lease), 10 * MS)
             }
         };
         self.step = step;
@@ -254,8 +287,8 @@ impl LeaseKeeper {
         Request::Grant { lease: self.lease, ttl_s: TTL_S }
     }
 
-    /// What must no longer work.
-    fn haunt(&self, left: u8) -> Request {
+    /// Requests that must fail after the lease has ended.
+    fn retry(&self, left: u8) -> Request {
         match left {
             3 => Request::Renew(self.lease),
             2 => Request::Put(Put {

@@ -54,7 +54,7 @@ fn a_seed_is_a_history() {
     assert_eq!(one.watches, two.watches);
 }
 
-/// K2 and K7 need no operations: a log speaks for itself.
+/// HISTKV-2 and HISTKV-7 need no operations: a log speaks for itself.
 #[test]
 fn a_log_with_a_hole_is_reported() {
     let mut recording = generate(3, &Shape::default(), None).recording;

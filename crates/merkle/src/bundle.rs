@@ -15,11 +15,11 @@
 //!
 //! # Invariants
 //!
-//! - **T1** The root is a function of the set of entries (history independence).
-//! - **T2** Critical bits strictly increase from the root downwards; bit 0 goes left. With keys of
+//! - **BUNDLE-1** The root is a function of the set of entries (history independence).
+//! - **BUNDLE-2** Critical bits strictly increase from the root downwards; bit 0 goes left. With keys of
 //!   at most 512 bytes and a terminator, no path is longer than [`PATH_STEPS_MAX`].
-//! - **T3** Nodes never change. A clone shares them all, a change copies the nodes on its path.
-//! - **T4** No operation recurses, not even the release of memory: who chooses the keys chooses
+//! - **BUNDLE-3** Nodes never change. A clone shares them all, a change copies the nodes on its path.
+//! - **BUNDLE-4** No operation recurses, not even the release of memory: who chooses the keys chooses
 //!   the depth.
 //!
 //! # Deliberately absent
@@ -44,10 +44,10 @@ pub use proof::{AbsenceProof, InclusionProof, PrefixProof, Proof};
 
 use crate::Digest;
 
-/// Longest path in any tree: one step per bit of the longest key and its terminator (T2).
+/// Longest path in any tree: one step per bit of the longest key and its terminator (BUNDLE-2).
 pub const PATH_STEPS_MAX: usize = 8 * (KEY_BYTES_MAX + 1);
 
-/// An ordered map from keys to values with a root; cloning shares everything (T3).
+/// An ordered map from keys to values with a root; cloning shares everything (BUNDLE-3).
 #[derive(Clone, Default)]
 pub struct BundleTree {
     root: Option<Arc<Node>>,
@@ -140,7 +140,7 @@ impl BundleTree {
         self.bytes
     }
 
-    /// The Merkle root (T1).
+    /// The Merkle root (BUNDLE-1).
     #[must_use]
     pub fn root(&self) -> Digest {
         self.root.as_deref().map_or_else(empty_digest, |root| *root.digest())
@@ -155,7 +155,7 @@ impl BundleTree {
 }
 
 impl Drop for BundleTree {
-    /// T4: dropping the root alone would recurse.
+    /// BUNDLE-4: dropping the root alone would recurse.
     fn drop(&mut self) {
         let mut released: Vec<Arc<Node>> = self.root.take().into_iter().collect();
         while let Some(node) = released.pop() {

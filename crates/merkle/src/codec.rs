@@ -19,7 +19,7 @@ pub enum DecodeError {
     Truncated,
     /// A length or count exceeds the bound for this field.
     TooLong {
-        /// What the input claims.
+        /// The length or count that the input claims.
         claimed: usize,
         /// The most this field may hold.
         max: usize,
@@ -139,7 +139,7 @@ impl Writer {
         self.0.extend_from_slice(&v.to_be_bytes());
     }
 
-    /// What another writer has encoded already.
+    /// Bytes that another writer has encoded already.
     pub fn encoded(&mut self, v: &[u8]) {
         self.0.extend_from_slice(v);
     }

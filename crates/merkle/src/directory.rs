@@ -2,17 +2,17 @@
 //!
 //! Decides which heads a checkpoint certifies. A relay proves the heads that a follower asked for,
 //! and must not be able to hide one: for a name that has no head it shows the two neighbors
-//! between which the name would stand, so "there is no such bundle" is as much proven as a head.
+//! between which the name would be, so "there is no such bundle" is as much proven as a head.
 //!
 //! # Invariants
 //!
-//! - **N1** Leaves are strictly ascending by name. Validators certify only such directories, so
+//! - **DIRECTORY-1** Leaves are strictly ascending by name. Validators certify only such directories, so
 //!   two adjacent leaves leave no room between them.
-//! - **N2** A leaf's name is read from the proven bytes, never from beside them.
+//! - **DIRECTORY-2** A leaf's name is read from the proven bytes, never from beside them.
 //!
 //! # Deliberately absent
 //!
-//! What a leaf means: it is opaque here, and the caller says how to read its name.
+//! The meaning of a leaf: it is opaque here, and the caller says how to read its name.
 
 use std::collections::BTreeSet;
 
@@ -55,7 +55,7 @@ struct ProvenLeaf {
     bytes: Vec<u8>,
 }
 
-/// What verified leaves say about a name.
+/// The statement of verified leaves about a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence<'a> {
     /// The directory has this leaf.
@@ -73,7 +73,7 @@ impl Directory {
     ///
     /// If there are more than [`DIRECTORY_LEAVES_MAX`] leaves, one is longer than
     /// [`LEAF_BYTES_MAX`], or a name repeats. Validators check heads before they enter the ledger;
-    /// to certify such a directory would leave every follower with a root that nobody can verify.
+    /// to certify such a directory would leave every follower with a root that no follower can verify.
     #[must_use]
     pub fn new(mut entries: Vec<(String, Vec<u8>)>) -> Self {
         assert!(entries.len() <= DIRECTORY_LEAVES_MAX, "{} directory leaves", entries.len());
@@ -142,7 +142,7 @@ impl DirectoryProof {
     ///
     /// # Errors
     ///
-    /// [`ProofError`] if a leaf is not under the root, is unreadable, or breaks the order (N1).
+    /// [`ProofError`] if a leaf is not under the root, is unreadable, or breaks the order (DIRECTORY-1).
     pub fn verify(
         &self,
         root: &Digest,
@@ -164,14 +164,14 @@ impl DirectoryProof {
 }
 
 impl ProvenLeaves {
-    /// What is proven about `name`.
+    /// The statement about `name` that is proven.
     #[must_use]
     pub fn lookup(&self, name: &str) -> Presence<'_> {
         let at = match self.leaves.binary_search_by(|leaf| leaf.name.as_str().cmp(name)) {
             Ok(at) => return Presence::Present(&self.leaves[at].bytes),
             Err(at) => at,
         };
-        // The name would stand between these two leaves; N1: it does not, if they are adjacent.
+        // The name would be between these two leaves; DIRECTORY-1: it does not, if they are adjacent.
         let start = match at.checked_sub(1) {
             Some(before) => u64::from(self.leaves[before].index) + 1,
             None => 0,

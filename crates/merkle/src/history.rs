@@ -2,19 +2,19 @@
 //!
 //! Decides whether a newer history continues an older one. Validators who rewrite the past, or
 //! show two pasts to two regions, cannot make a root from which a proof leads back to both, so
-//! anybody who compares checkpoints finds out. The log is the one of RFC 6962; `ct-merkle` verifies
+//! any two parties that compare checkpoints find out. The log is the one of RFC 6962; `ct-merkle` verifies
 //! its proofs. That crate does not bind a proof to the sizes of the trees, so the sizes come from
-//! the certified checkpoints, together with the roots (M1).
+//! the certified checkpoints, together with the roots (MERKLE-1).
 //!
 //! # Invariants
 //!
-//! - **G1** Leaves are only ever appended.
-//! - **G2** Two logs of equal size are consistent only if their roots are equal; every log
+//! - **HISTORY-1** Leaves are only ever appended.
+//! - **HISTORY-2** Two logs of equal size are consistent only if their roots are equal; every log
 //!   continues the empty one.
 //!
 //! # Deliberately absent
 //!
-//! What a leaf commits to. Removal. Any proof over half of a log: every statement is about the
+//! The meaning of a leaf. Removal. Any proof over half of a log: every statement is about the
 //! whole log at a certified size.
 
 use ct_merkle::{
@@ -42,7 +42,7 @@ pub struct History {
     complete: Vec<Vec<Digest>>,
 }
 
-/// Proves that a leaf stands at a place in the log.
+/// Proves that a leaf is at a place in the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InclusionProof(Vec<Digest>);
 
@@ -51,7 +51,7 @@ pub struct InclusionProof(Vec<Digest>);
 pub struct ConsistencyProof(Vec<Digest>);
 
 impl History {
-    /// Appends a leaf (G1).
+    /// Appends a leaf (HISTORY-1).
     pub fn append(&mut self, leaf: Digest) {
         self.leaves.push(leaf);
         let mut node = leaf_hash(&leaf);
@@ -156,7 +156,7 @@ impl History {
     }
 }
 
-/// Checks that `leaf` stands at `index` of the log with this root and size.
+/// Checks that `leaf` is at `index` of the log with this root and size.
 ///
 /// # Errors
 ///
@@ -178,7 +178,7 @@ pub fn verify_inclusion(
     })
 }
 
-/// Checks that the log with the new root and size continues the one with the old (G2).
+/// Checks that the log with the new root and size continues the one with the old (HISTORY-2).
 ///
 /// # Errors
 ///

@@ -14,22 +14,21 @@
 //!                                   ... until nothing is asked
 //! ```
 //!
-//! Neither side trusts the other with its life: a [`Source`] takes only answers to what it asked
-//! and holds a bounded number of questions; a [`Mirror`] answers whatever nodes it is asked about,
-//! from what it has.
+//! A faulty peer costs either side little: a [`Source`] accepts only answers that match its questions, and a [`Mirror`]
+//! answers any question from the keys it has.
 //!
 //! # Invariants
 //!
-//! - **S1** When the source has nothing left to ask, a mirror that did what it was told has exactly
+//! - **KEYSET-1** When the source has nothing left to ask, a mirror that followed every verdict has exactly
 //!   the source's keys at the source's revisions.
-//! - **S2** Questions and answers are proportional to the number of differing keys, times the depth
+//! - **KEYSET-2** Questions and answers are proportional to the number of differing keys, times the depth
 //!   of the tree, whatever the number of keys.
-//! - **S3** One question or answer is bounded by [`NODES_MAX`]; what is left follows in the next.
+//! - **KEYSET-3** One question or answer is bounded by [`NODES_MAX`]; what is left follows in the next.
 //!
 //! # Deliberately absent
 //!
 //! Keys and values themselves: both sides number their keys as they were added, and this module
-//! speaks of places in that order. Proofs: whoever mirrors a store believes it.
+//! speaks of places in that order. Proofs: a client that mirrors a store believes it.
 
 mod mirror;
 mod source;
@@ -37,7 +36,7 @@ mod source;
 mod tests;
 
 pub use mirror::{Instructions, Mirror};
-pub use source::{Confused, Source, Verdict};
+pub use source::{Source, UnexpectedAnswer, Verdict};
 
 /// First 16 bytes of the BLAKE3 hash of a key.
 pub type KeyHash = [u8; 16];
@@ -130,7 +129,7 @@ pub struct Summary {
     pub digest: [u8; 16],
 }
 
-/// What a mirror says: summaries of everything below the nodes it was asked to divide, and the
+/// The message of a mirror: summaries of everything below the nodes it was asked to divide, and the
 /// entries of those it was asked to list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
@@ -236,7 +235,7 @@ impl Keyset {
     }
 }
 
-/// How keys are told apart.
+/// The hash that identifies a key.
 #[must_use]
 pub fn key_hash(key: &[u8]) -> KeyHash {
     *blake3::hash(key).as_bytes().first_chunk().expect("32 bytes have 16")

@@ -1,8 +1,8 @@
 //! Merkle bundle tree, directory, history log, and the canonical encodings they are made of.
 //!
-//! What is certified is one small checkpoint; this crate ties everything else to it. Whoever holds
+//! A certificate covers one small checkpoint; this crate ties everything else to it. A process that holds
 //! a certified root decides here, without trusting the sender, whether content is complete and
-//! unaltered. The sender is hostile: a relaying region, or whoever sits on the wire. It may
+//! unaltered. The sender is hostile: a relaying region, or an attacker on the wire. It may
 //! withhold, add, replace and reorder, but must not be able to make a false statement verify.
 //!
 //! ```text
@@ -20,11 +20,11 @@
 //!
 //! # Invariants
 //!
-//! - **M1** A verifier takes root *and* size from what was certified, never from the proof.
-//! - **M2** A proof has one shape: a surplus, missing, repeated or misplaced item is refused.
-//! - **M3** A verifier's work and memory are linear in input that its decoder has bounded, and no
+//! - **MERKLE-1** A verifier takes root *and* size from what was certified, never from the proof.
+//! - **MERKLE-2** A proof has one shape: a surplus, missing, repeated or misplaced item is refused.
+//! - **MERKLE-3** A verifier's work and memory are linear in input that its decoder has bounded, and no
 //!   depth that a sender chooses becomes recursion.
-//! - **M4** A root depends on the content alone, not on the order of changes that led to it.
+//! - **MERKLE-4** A root depends on the content alone, not on the order of changes that led to it.
 //!
 //! # Deliberately absent
 //!

@@ -1,4 +1,4 @@
-//! RFC 6962 hashing, and proofs that several leaves stand at given places of one tree.
+//! RFC 6962 hashing, and proofs that several leaves are at given places of one tree.
 //!
 //! Decides whether leaves sent by a relay are the certified ones. The tree and its multi-proofs
 //! come from `rs_merkle`, whose `verify` accepts forged leaves under the true root: if an index
@@ -6,13 +6,13 @@
 //! proof hashes are ignored. So this module is the only one that may call it, and only for
 //! proofs that passed [`MultiProof`]'s checks:
 //!
-//! - **F1** The number of leaves is the certified one, and at most [`LEAVES_MAX`].
-//! - **F2** Indices strictly increase and the last is below the number of leaves.
-//! - **F3** There are exactly as many hashes as those indices need.
-//! - **F4** At most [`SCATTERED_LEAVES_MAX`] leaves are proven, as the check is quadratic in their
+//! - **PROOF-1** The number of leaves is the certified one, and at most [`LEAVES_MAX`].
+//! - **PROOF-2** Indices strictly increase and the last is below the number of leaves.
+//! - **PROOF-3** There are exactly as many hashes as those indices need.
+//! - **PROOF-4** At most [`SCATTERED_LEAVES_MAX`] leaves are proven, as the check is quadratic in their
 //!   number; or else all of them, and then the root is computed afresh.
 //!
-//! Given F1 to F3, every layer consists of whole pairs of siblings and at most the lone last node,
+//! Given PROOF-1 to PROOF-3, every layer consists of whole pairs of siblings and at most the lone last node,
 //! for which pairing by position is right.
 //!
 //! ```text
@@ -100,7 +100,7 @@ impl Tree {
     ///
     /// # Errors
     ///
-    /// [`ProofError::Shape`] if the indices break F1, F2 or F4.
+    /// [`ProofError::Shape`] if the indices break PROOF-1, PROOF-2 or PROOF-4.
     pub fn prove(&self, indices: &[u32]) -> Result<MultiProof, ProofError> {
         let size = u32::try_from(self.size).map_err(|_| ProofError::Shape("too many leaves"))?;
         let mut proof = MultiProof { size, indices: indices.to_vec(), hashes: Vec::new() };
@@ -117,7 +117,7 @@ impl core::fmt::Debug for Tree {
     }
 }
 
-/// Proves that some leaves stand at given places of a tree.
+/// Proves that some leaves are at given places of a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MultiProof {
     size: u32,
@@ -130,19 +130,19 @@ impl MultiProof {
     ///
     /// # Errors
     ///
-    /// [`ProofError::Shape`] if the indices break F1, F2 or F4.
+    /// [`ProofError::Shape`] if the indices break PROOF-1, PROOF-2 or PROOF-4.
     pub fn prove(leaf_hashes: &[Digest], indices: &[u32]) -> Result<Self, ProofError> {
         Tree::new(leaf_hashes).prove(indices)
     }
 
-    /// Where the proven leaves stand; ascending.
+    /// The positions of the proven leaves; ascending.
     #[must_use]
     pub fn indices(&self) -> &[u32] {
         &self.indices
     }
 
-    /// Checks that `leaves`, given by their [`leaf_hash`], stand at [`MultiProof::indices`] of the
-    /// tree with this root and size. Both come from what was certified (M1).
+    /// Checks that `leaves`, given by their [`leaf_hash`], are at [`MultiProof::indices`] of the
+    /// tree with this root and size. Both come from what was certified (MERKLE-1).
     ///
     /// # Errors
     ///
@@ -154,7 +154,7 @@ impl MultiProof {
         if leaves.len() != self.indices.len() {
             return Err(ProofError::Shape("not one leaf per index"));
         }
-        #[expect(clippy::disallowed_methods, reason = "the one call, behind F1 to F4")]
+        #[expect(clippy::disallowed_methods, reason = "the one call, behind PROOF-1 to PROOF-4")]
         let shown = if self.check()? {
             self::root(leaves) == *root
         } else {
@@ -172,7 +172,7 @@ impl MultiProof {
         self.indices.iter().map(|index| *index as usize).collect()
     }
 
-    /// F1, F2, F4; returns whether all leaves are proven.
+    /// PROOF-1, PROOF-2, PROOF-4; returns whether all leaves are proven.
     fn check_indices(&self) -> Result<bool, ProofError> {
         let (size, proven) = (self.size as usize, self.indices.len());
         if size > LEAVES_MAX {
@@ -185,7 +185,7 @@ impl MultiProof {
             return Err(ProofError::Shape("an index beyond the last leaf"));
         }
         match proven {
-            // By F2 these are 0, 1, .. size - 1; the empty tree belongs here too.
+            // By PROOF-2 these are 0, 1, .. size - 1; the empty tree belongs here too.
             all if all == size => Ok(true),
             0 => Err(ProofError::Shape("it proves no leaf")),
             1..=SCATTERED_LEAVES_MAX => Ok(false),
@@ -193,7 +193,7 @@ impl MultiProof {
         }
     }
 
-    /// F1 to F4; returns whether all leaves are proven.
+    /// PROOF-1 to PROOF-4; returns whether all leaves are proven.
     fn check(&self) -> Result<bool, ProofError> {
         let all = self.check_indices()?;
         let layers = if all {

@@ -158,7 +158,7 @@ fn a_full_directory_can_be_shown_whole_and_in_part() {
 
 #[test]
 #[should_panic(expected = "4097 directory leaves")]
-fn a_directory_that_nobody_could_verify_is_never_made() {
+fn a_directory_that_no_follower_could_verify_is_never_made() {
     let names: BTreeSet<_> = (0..4097).map(|i| i.to_string()).collect();
     let _ = directory(&names);
 }

@@ -5,9 +5,9 @@
 //!
 //! # Invariants
 //!
-//! - **P1** A delay is never below [`FullJitter::FLOOR`], or a fast failure becomes a busy loop.
-//! - **P2** A delay is never above [`FullJitter::CAP`], or a healed server waits for its clients.
-//! - **P3** Only a connection that stayed up for the stable period resets the exponent. A
+//! - **BACKOFF-1** A delay is never below [`FullJitter::FLOOR`], or a fast failure becomes a busy loop.
+//! - **BACKOFF-2** A delay is never above [`FullJitter::CAP`], or a healed server waits for its clients.
+//! - **BACKOFF-3** Only a connection that stayed up for the stable period resets the exponent. A
 //!   server that accepts and drops at once is still failing.
 
 use core::time::Duration;
@@ -21,9 +21,9 @@ pub struct FullJitter {
 }
 
 impl FullJitter {
-    /// P1: the shortest delay.
+    /// BACKOFF-1: the shortest delay.
     pub const FLOOR: Duration = Duration::from_millis(100);
-    /// P2: the longest delay.
+    /// BACKOFF-2: the longest delay.
     pub const CAP: Duration = Duration::from_secs(30);
 
     /// A backoff whose first delay is at most `base` and which forgets past failures once a
@@ -45,7 +45,7 @@ impl FullJitter {
         Duration::from_nanos(nanos)
     }
 
-    /// Reports that a connection lived for `uptime` before it ended (P3).
+    /// Reports that a connection lived for `uptime` before it ended (BACKOFF-3).
     pub fn connection_ended(&mut self, uptime: Duration) {
         if uptime >= self.stable_period {
             self.failures = 0;

@@ -6,11 +6,11 @@
 //!
 //! # Invariants
 //!
-//! - **P4** Over any span `t`, at most `capacity + refill_per_s * t` tokens are taken, whatever the
+//! - **BUCKET-1** Over any span `t`, at most `capacity + refill_per_s * t` tokens are taken, whatever the
 //!   pattern of calls.
-//! - **P5** A caller that asks often loses nothing to rounding: unused credit below one token stays.
-//! - **P6** Time that runs backwards earns nothing.
-//! - **P7** A caller owes at most one capacity, so it waits for a bounded time.
+//! - **BUCKET-2** A caller that asks often loses nothing to rounding: unused credit below one token stays.
+//! - **BUCKET-3** Time that runs backwards earns nothing.
+//! - **BUCKET-4** A caller owes at most one capacity, so it waits for a bounded time.
 
 use core::time::Duration;
 
@@ -21,7 +21,7 @@ const CREDIT_PER_TOKEN: i128 = 1_000_000_000;
 pub struct TokenBucket {
     capacity: i128,
     refill_per_s: u32,
-    /// Below zero if the caller owes (P7).
+    /// Below zero if the caller owes (BUCKET-4).
     credit: i128,
     refilled_at: Duration,
 }
@@ -56,7 +56,7 @@ impl TokenBucket {
     }
 
     /// Takes `tokens` whether they are there or not, for a cost that is known only afterwards; the
-    /// caller waits until what it owes was earned (P7).
+    /// caller waits until what it owes was earned (BUCKET-4).
     pub fn owe(&mut self, tokens: u32, now: Duration) {
         self.refill(now);
         let owed = self.credit - i128::from(tokens) * CREDIT_PER_TOKEN;
@@ -70,7 +70,7 @@ impl TokenBucket {
     }
 
     fn refill(&mut self, now: Duration) {
-        // P6
+        // BUCKET-3
         let Some(elapsed) = now.checked_sub(self.refilled_at) else {
             return;
         };
@@ -129,7 +129,7 @@ mod tests {
     }
 
     proptest! {
-        // P4 and P5: a greedy caller gets the bound exactly, however its calls are spaced.
+        // BUCKET-1 and BUCKET-2: a greedy caller gets the bound exactly, however its calls are spaced.
         #[test]
         fn greedy_callers_get_exactly_the_rate(
             rate in 1u32..5_000_000,

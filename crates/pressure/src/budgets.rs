@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //!
-//! - **P8** At most `payers_max` buckets are held. Over that, the fullest one is forgotten: its payer
+//! - **BUDGETS-1** At most `payers_max` buckets are held. Over that, the fullest one is forgotten: its payer
 //!   gains the least by a new one, and no payer is refused because others are many.
 
 use core::time::Duration;
@@ -43,7 +43,7 @@ impl<K: Ord + Clone> Budgets<K> {
         self.bucket(payer, now).take(tokens, now)
     }
 
-    /// Takes `tokens` of `payer` whether they are there or not (P7).
+    /// Takes `tokens` of `payer` whether they are there or not (BUCKET-4).
     pub fn owe(&mut self, payer: &K, tokens: u32, now: Duration) {
         self.bucket(payer, now).owe(tokens, now);
     }

@@ -1,4 +1,4 @@
-//! Decides when a server that answers is as good as silent.
+//! Decides when a follower leaves a server whose answers bring nothing new.
 //!
 //! A server cannot forge news, but it can hold it back, and do so politely: one old checkpoint
 //! after the other, each newer than the last, none of them new; or heads without the content they
@@ -7,10 +7,10 @@
 //!
 //! # Invariants
 //!
-//! - **F1** A server is borne with for [`Freshness::LIMIT_HEARTBEATS`] heartbeats after the last
+//! - **FRESH-1** A server is borne with for [`Freshness::LIMIT_HEARTBEATS`] heartbeats after the last
 //!   moment when the follower's state was fresh, or after the connection began. Neither the number
 //!   of messages nor their pace changes that.
-//! - **F2** State is fresh if it is complete, and its certified time is at most that limit old.
+//! - **FRESH-2** State is fresh if it is complete, and its certified time is at most that limit old.
 //!
 //! # Deliberately absent
 //!
@@ -54,7 +54,7 @@ impl Freshness {
         }
     }
 
-    /// How long the server is still borne with; `None` if it must be left.
+    /// Time left until the follower must leave the server; `None` if that time has come.
     #[must_use]
     pub fn patience(&self, now: Duration) -> Option<Duration> {
         let left = (self.fresh_at + self.limit).saturating_sub(now);
@@ -62,7 +62,7 @@ impl Freshness {
     }
 
     /// Whether the state was fresh at any moment of the connection. A server that ends a connection
-    /// before patience does has not earned more of it.
+    /// without having been fresh counts as stale.
     #[must_use]
     pub fn was_fresh(&self) -> bool {
         self.was_fresh
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn f1_silence_is_borne_with_for_the_limit() {
+    fn fresh_1_silence_is_borne_with_for_the_limit() {
         let freshness = Freshness::new(HEARTBEAT, START);
         assert_eq!(freshness.patience(START), Some(LIMIT));
         let last = Duration::from_nanos(1);
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn f1_a_drip_of_old_checkpoints_buys_no_time() {
+    fn fresh_1_a_drip_of_old_checkpoints_buys_no_time() {
         let mut freshness = Freshness::new(HEARTBEAT, START);
         let mut now = START;
         // Far more often than heartbeats come, and each a little newer than the last.
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn f2_fresh_means_complete_and_young_at_the_limit() {
+    fn fresh_2_fresh_means_complete_and_young_at_the_limit() {
         for (age, complete, counts) in [
             (LIMIT, true, true),
             (LIMIT + Duration::from_nanos(1), true, false),

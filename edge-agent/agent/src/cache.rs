@@ -1,17 +1,18 @@
 //! The state that an edge keeps across restarts: its memory, and content.
 //!
-//! The disk is one more peer that may lie: a bit may have flipped, a file may have been replaced.
-//! So nothing is believed when it is read back. The memory ([`Kept`]) is one sealed
+//! The disk may lie like any other peer: a bit may have flipped, a file may have been replaced. So
+//! nothing is believed when it is read back. The memory ([`Kept`]) is one sealed
 //! row; without it the edge does not start, because it could not tell old versions from new ones.
 //! Content is compared with the root of its version; without it the edge starts and fetches it.
 //!
 //! # Invariants
 //!
-//! - **K1** Only verified state is written ([`Staged`] holds nothing else), content and [`Kept`] in
+//! - **KEPT-1** Only verified state is written ([`Staged`] holds nothing else), content and [`Kept`] in
 //!   one transaction. Content that is read back is verified, or not used.
-//! - **K2** The content of what is active stays on disk until something else is active, also if
-//!   newer versions were verified since.
-//! - **K5** A database that exists is never treated as none: one without a readable [`Kept`], or of
+//! - **KEPT-2** The content of what is active stays on disk until something else is active, also if
+//!   newer versions were verified since; and that of the newest complete state until it is activated
+//!   or a later one is complete, also if parts of that were stored since.
+//! - **KEPT-5** A database that exists is never treated as none: one without a readable [`Kept`], or of
 //!   another realm, is an error that says what to do.
 
 use std::{
@@ -19,11 +20,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use redb::{Database, Table, TableDefinition};
-use satrap_certify::{BundleName, Digest, Genesis, Head, Rejection, update::Delta};
-use satrap_edge_core::{Active, Kept, accept::Staged, kept::Versions};
-use satrap_host::store::{self, StoreError};
+use redb::{Database, ReadableTable as _, Table, TableDefinition};
+use satrap_certify::{BundleName, Digest, Genesis, Rejection, update::Delta};
+use satrap_edge_core::{Active, Candidate, Kept, accept::Staged, kept::Versions};
 use satrap_merkle::{BundleTree, codec::Canonical as _};
+use satrap_runtime::store::{self, StoreError};
 
 /// The database's file in the data directory.
 pub const FILE: &str = "edge.redb";
@@ -40,7 +41,7 @@ const CONTENTS: TableDefinition<(&str, u64), &[u8]> = TableDefinition::new("cont
 /// Why the cache cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    /// K5
+    /// The database exists and cannot be read, so it is not treated as none (KEPT-5).
     #[error(
         "{path} is damaged ({what}): this edge no longer knows which versions it verified, and \
          without that a server could give it older ones; put a certificate of today, from `satrap \
@@ -53,7 +54,7 @@ pub enum CacheError {
         /// The fault in it.
         what: String,
     },
-    /// K5
+    /// The database is of another realm, and is not treated as none (KEPT-5).
     #[error(
         "{path} belongs to the realm with genesis {}, the configured genesis is {}; use another \
          `data_dir`, or the genesis file of that realm",
@@ -63,9 +64,9 @@ pub enum CacheError {
     Realm {
         /// The database file.
         path: PathBuf,
-        /// Whose state it holds.
+        /// The realm in the file, by the hash of its genesis.
         found: Digest,
-        /// Whose it should hold.
+        /// The realm of this edge.
         expected: Digest,
     },
     /// The disk failed; going on could lose what was reported as running.
@@ -76,11 +77,13 @@ pub enum CacheError {
 /// Content found on disk.
 #[derive(Debug, Default)]
 pub struct Contents {
-    /// Of the highest verified versions.
+    /// Content of the highest verified versions.
     pub newest: BTreeMap<BundleName, BundleTree>,
-    /// Of what the workload runs.
+    /// Content of the versions that the workload runs.
     pub active: BTreeMap<BundleName, BundleTree>,
-    /// Everything that was found and refused, for the log.
+    /// Content of the versions whose activation a crash prevented.
+    pub ready: BTreeMap<BundleName, BundleTree>,
+    /// Why damaged content was refused, for the log.
     pub damage: Vec<Rejection>,
 }
 
@@ -96,7 +99,7 @@ impl Cache {
     ///
     /// # Errors
     ///
-    /// [`CacheError`] says what to do (K5).
+    /// [`CacheError`] says what to do (KEPT-5).
     pub fn open(data_dir: &Path, genesis: &Genesis) -> Result<Self, CacheError> {
         let path = data_dir.join(FILE);
         let database = store::open(&path, CACHE_BYTES).map_err(|error| match error {
@@ -120,9 +123,9 @@ impl Cache {
         &self.kept
     }
 
-    /// Reads content back: of the highest versions of `wanted`, and of the active ones. Content
-    /// that the database cannot give, `elsewhere` may; it must have the root of the version either
-    /// way.
+    /// Reads content back: of the highest versions of `wanted`, of the active ones, and of those
+    /// that are `ready`. Content that is missing or damaged in the database is asked of `elsewhere`; content of either
+    /// source must have the root of its version.
     ///
     /// # Errors
     ///
@@ -130,6 +133,7 @@ impl Cache {
     pub fn contents(
         &self,
         wanted: &[BundleName],
+        ready: &Versions,
         elsewhere: impl Fn(&BundleName, Active) -> Option<BundleTree>,
     ) -> Result<Contents, StoreError> {
         let floors = &self.kept.memory.floors;
@@ -147,7 +151,8 @@ impl Cache {
             Ok::<_, StoreError>(trees)
         };
         let (newest, active) = (read(&newest)?, read(&self.kept.active)?);
-        Ok(Contents { newest, active, ..found })
+        let ready = read(ready)?;
+        Ok(Contents { newest, active, ready, ..found })
     }
 
     fn content(
@@ -177,7 +182,7 @@ impl Cache {
         Ok(None)
     }
 
-    /// Makes a verified state durable (K1).
+    /// Makes a verified state durable (KEPT-1).
     ///
     /// # Errors
     ///
@@ -197,13 +202,24 @@ impl Cache {
         })
     }
 
-    /// Records that the workload runs `head`, and forgets content that is not needed any more (K2).
+    /// Records that the workload runs a version, and forgets content that is not needed any more (KEPT-2).
     ///
     /// # Errors
     ///
     /// As [`Cache::stage`].
-    pub fn activated(&mut self, head: &Head) -> Result<(), StoreError> {
-        self.runs(&head.name, Active::of(head))
+    pub fn activated(&mut self, candidate: &Candidate) -> Result<(), StoreError> {
+        let Candidate { bundle, version, content } = candidate;
+        let mut kept = self.kept.clone();
+        kept.activated(bundle, *version);
+        self.write(kept, |contents, kept| {
+            let key = (bundle.as_str(), version.version);
+            // KEPT-2: a newer version that was staged meanwhile took its place.
+            if contents.get(key)?.is_none() {
+                let bytes = Delta::whole(bundle.clone(), content).to_canonical();
+                contents.insert(key, bytes.as_slice())?;
+            }
+            forget_others(contents, bundle, kept)
+        })
     }
 
     /// Records that the workload was found running `version`.
@@ -217,14 +233,14 @@ impl Cache {
         self.write(kept, |contents, kept| forget_others(contents, bundle, kept))
     }
 
-    /// Records that `head` failed here.
+    /// Records that `version` failed here.
     ///
     /// # Errors
     ///
     /// As [`Cache::stage`].
-    pub fn quarantined(&mut self, head: &Head) -> Result<(), StoreError> {
+    pub fn quarantined(&mut self, bundle: &BundleName, version: Active) -> Result<(), StoreError> {
         let mut kept = self.kept.clone();
-        kept.quarantined(&head.name, Active::of(head));
+        kept.quarantined(bundle, version);
         self.write(kept, |_, _| Ok(()))
     }
 
@@ -243,7 +259,7 @@ impl Cache {
     }
 }
 
-/// K2: what is active stays, and the newest.
+/// KEPT-2: what is active stays, what is to be activated, and the newest.
 fn forget_others(
     contents: &mut Table<'_, (&str, u64), &[u8]>,
     name: &BundleName,
@@ -251,11 +267,12 @@ fn forget_others(
 ) -> Result<(), StoreError> {
     let newest = kept.memory.floors.get(name).map(|head| head.version);
     let active = kept.active.get(name).map(|active| active.version);
-    let needed = |version: u64| Some(version) == newest || Some(version) == active;
+    let ready = kept.ready.get(name).map(|ready| ready.version);
+    let needed = |version: u64| [newest, active, ready].contains(&Some(version));
     Ok(contents.retain(|key, _| key.0 != name.as_str() || needed(key.1))?)
 }
 
-/// K5: `None` only for a database in which nothing was ever written.
+/// KEPT-5: `None` only for a database in which nothing was ever written.
 fn read_kept(database: &Database, path: &Path) -> Result<Option<Kept>, CacheError> {
     let row = store::read(database, |txn| {
         if txn.list_tables()?.next().is_none() {

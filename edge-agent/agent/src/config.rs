@@ -7,7 +7,7 @@ use std::{
 
 use satrap_certify::{BundleName, Genesis, Label, limits::INTEREST_MAX};
 use satrap_edge_core::Source;
-use satrap_host::{
+use satrap_identity::{
     config::{ConfigError, RawTls, check, check_count, check_url, load, read_named, refuse},
     mtls::CredentialFiles,
 };
@@ -15,38 +15,62 @@ use serde::Deserialize;
 
 use crate::{links::VERSIONS, paths};
 
-/// More servers than any region and its fallbacks have.
+/// Servers in one configuration: more than any region and its fallbacks have.
 const SERVERS_MAX: usize = 64;
 
+/// `edge.toml`: the configuration file of an edge, for `satrap edge run`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawConfig {
+    /// The genesis file of the realm.
     genesis: PathBuf,
+    /// This edge's region.
     region: String,
+    /// This edge's name within its region. Its certificate must hold both.
     name: String,
+    /// Where the edge keeps verified state, content and `status.json`.
     data_dir: PathBuf,
+    /// The certificate, key and trust of this process.
     tls: RawTls,
+    /// Names of the bundles to run; at least one.
     bundles: Vec<String>,
+    /// Region members to ask, 1 to 64. Those of other regions are asked only when all of its own
+    /// region fail.
     servers: Vec<RawServer>,
+    /// How content reaches the workload.
     activate: RawActivate,
+    /// A certificate (`satrap get --certificate`) from which an edge goes on that was away for
+    /// longer than the trusting period. Used only where it is newer than what the edge verified.
     trusted_checkpoint: Option<PathBuf>,
 }
 
+/// A region member that the edge may ask.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawServer {
+    /// The member's region; its certificate must hold it.
     region: String,
+    /// The member's name; its certificate must hold it.
     name: String,
+    /// `https://HOST:PORT` of the member's `client_listen`.
     url: String,
 }
 
+/// How content reaches the workload.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawActivate {
+    /// Directory with one link for each bundle, to the directory of the active version. Outside of
+    /// `data_dir`.
     dir: PathBuf,
+    /// File name, in each version's directory, for all values of the bundle in key order, as
+    /// OpenSSL reads CA files.
     combined_file: Option<String>,
+    /// Command and arguments, run after the swap. If it fails, the previous version comes back.
+    /// `SATRAP_BUNDLE`, `SATRAP_VERSION` and `SATRAP_DIR` are set.
     #[serde(default)]
     hook: Vec<String>,
+    /// How long the hook may run before it is killed and counts as failed.
     #[serde(default = "default_hook_timeout_ms")]
     hook_timeout_ms: u64,
 }
@@ -55,7 +79,7 @@ fn default_hook_timeout_ms() -> u64 {
     10_000
 }
 
-/// A member this edge may ask.
+/// A member that this edge may follow.
 #[derive(Clone, Debug)]
 pub struct Server {
     /// Its region, which its certificate must name.
@@ -92,16 +116,16 @@ pub struct Config {
     pub name: Label,
     /// Cache, versions, status file.
     pub data_dir: PathBuf,
-    /// Who this edge is and whom it believes.
+    /// This edge's certificate and key, and the authorities that it trusts.
     pub credentials: CredentialFiles,
-    /// What to run. Ascending.
+    /// The bundles to run. Ascending.
     pub bundles: Vec<BundleName>,
-    /// Whom to ask.
+    /// The servers to follow.
     pub servers: Vec<Server>,
     /// How content reaches the workload.
     pub activate: Activate,
-    /// An exported certificate to go on from where it is newer than what this edge verified, for
-    /// an edge that was away, or is provisioned, beyond the trusting period.
+    /// An exported certificate, used where it is newer than the state that this edge verified: for
+    /// an edge that was offline, or is provisioned, beyond the trusting period.
     pub trusted_checkpoint: Option<PathBuf>,
 }
 
@@ -160,7 +184,7 @@ impl RawActivate {
             return Err(refuse("activate.combined_file", why));
         }
         let dir = base.join(self.dir);
-        // S4: a bundle may be called `versions` or `edge.redb`.
+        // ACTIVATE-4: a bundle may be called `versions` or `edge.redb`.
         if data_dir.starts_with(&dir) || dir.starts_with(data_dir.join(VERSIONS)) {
             let (dir, data_dir) = (dir.display(), data_dir.display());
             let why = format!("`{dir}` would mix links with what is kept in `{data_dir}`");

@@ -2,33 +2,37 @@
 //!
 //! ```text
 //!   start:  open the cache ─▶ make links and files right ─▶ go on where a crash interrupted
-//!   offer:  verify ─▶ stage ─▶ activate, bundle by bundle
+//!   offer:  verify ─▶ stage ─▶ begin to activate ┄┄▶ activated: record it, begin the next
 //! ```
 //!
-//! At start nothing is asked of any server: the edge comes up with its last known good.
+//! At start nothing is asked of any server: the edge comes up with its last known good. An
+//! activation is a future that the [`Installer`] holds: offers are taken while it is in flight.
 //!
 //! # Invariants
 //!
-//! - **K6** Whatever the disk has lost or kept of an earlier time, and whatever was configured
+//! - **KEPT-6** Whatever the disk has lost or kept of an earlier time, and whatever was configured
 //!   since: an edge starts with the version that runs, or a newer one, or not at all.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt, future,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use satrap_certify::{
-    BundleName, Genesis, Head, Interest, Memory, Rejection, Replica, Snapshot, Timestamp, Update,
+    BundleName, Genesis, Interest, Memory, Rejection, Replica, Snapshot, Timestamp, Update,
     limits::EDGE_UPDATE_BYTES_MAX,
 };
-use satrap_edge_core::{Acceptor, Effect, Event, Kept, kept::Versions};
-use satrap_host::{Fault, Unusable, files, store::StoreError};
+use satrap_edge_core::{Acceptor, Active, Candidate, Effect, Event, Kept, kept::Versions};
 use satrap_merkle::{BundleTree, codec::Canonical as _};
+use satrap_runtime::{Fault, Unusable, files, store::StoreError};
 
 use crate::{
-    activate::Activator,
+    activate::FileSink,
     cache::{Cache, CacheError},
     config::Config,
+    sink::{Activating, Activation, Sink, SinkError},
 };
 
 /// Why nothing can be installed here.
@@ -40,12 +44,12 @@ pub enum InstallError {
     /// The disk failed; going on could lose what was reported as running.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The data directory, or the one of links, cannot be used.
+    /// `data_dir` or `activate.dir` cannot be used.
     #[error("cannot use {path}: {source}")]
     Directory {
-        /// Which one.
+        /// The directory.
         path: PathBuf,
-        /// Why.
+        /// The error of the file system.
         source: std::io::Error,
     },
     /// The provisioned checkpoint is refused.
@@ -86,44 +90,67 @@ impl InstallError {
     }
 }
 
-/// One edge's state and its disk.
+/// One edge's state, its disk, and the activation in flight.
 #[derive(Debug)]
 pub struct Installer {
     cache: Cache,
-    activator: Activator,
+    sink: Arc<dyn Sink>,
     acceptor: Acceptor,
+    activation: Option<InFlight>,
+}
+
+/// A version that the sink is activating.
+struct InFlight {
+    candidate: Candidate,
+    outcome: Activating,
+}
+
+impl fmt::Debug for InFlight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Candidate { bundle, version, .. } = &self.candidate;
+        f.debug_struct("InFlight")
+            .field("bundle", bundle)
+            .field("version", version)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Installer {
-    /// Comes up with the last known good config, before anything is asked of any server.
+    /// Comes up with the last known good config, before anything is asked of any server, and begins
+    /// to activate what a crash interrupted.
     ///
     /// # Errors
     ///
-    /// [`InstallError`] if that could mean an older version than the one that ran (K6).
-    pub async fn start(config: &Config, now: Timestamp) -> Result<Self, InstallError> {
+    /// [`InstallError`] if that could mean an older version than the one that ran (KEPT-6).
+    pub fn start(config: &Config, now: Timestamp) -> Result<Self, InstallError> {
         for directory in [&config.data_dir, &config.activate.dir] {
             let made = std::fs::create_dir_all(directory);
             made.map_err(|source| InstallError::Directory { path: directory.clone(), source })?;
         }
         let mut cache = Cache::open(&config.data_dir, &config.genesis)?;
-        let activator = Activator::new(config.activate.clone(), &config.data_dir);
-        adopt_links(&mut cache, &activator, &config.bundles)?;
-        let contents = cache.contents(&config.bundles, |b, v| activator.read_back(b, v))?;
+        let sink = Arc::new(FileSink::new(config.activate.clone(), &config.data_dir));
+        adopt_found(&mut cache, &*sink, &config.bundles)?;
+        let ready = interrupted(cache.kept(), &*sink, &config.bundles);
+        let contents = cache.contents(&config.bundles, &ready, |b, v| sink.read_back(b, v))?;
         for rejection in &contents.damage {
-            tracing::warn!(rule = rejection.rule(), "cache refused: {rejection}");
+            tracing::warn!(
+                rule = rejection.rule(),
+                "content in this edge's database is damaged; it is read from the workload's files, \
+                 or from a server: {rejection}"
+            );
         }
         let mut kept = cache.kept().clone();
         if let Some(path) = &config.trusted_checkpoint {
             kept.raise(provisioned(path, &config.genesis)?).expect("restored for this genesis");
         }
-        ensure(&activator, &kept.active, &contents.active);
+        ensure(&*sink, &kept.active, &contents.active);
         let interest = Interest::Bundles(config.bundles.clone());
         let replica = Replica::resume(&config.genesis, interest, kept.memory, contents.newest);
         let replica = replica.expect("the cache was opened for this genesis");
         let acceptor = Acceptor::new(replica, kept.active, kept.quarantine);
-        let mut installer = Self { cache, activator, acceptor };
-        let effect = installer.acceptor.resume(&kept.ready);
-        installer.perform(effect, now).await?;
+        let mut installer = Self { cache, sink, acceptor, activation: None };
+        let effect = installer.acceptor.resume(&ready, &contents.ready);
+        installer.perform(effect, now)?;
         Ok(installer)
     }
 
@@ -133,101 +160,154 @@ impl Installer {
         &self.acceptor
     }
 
-    /// The versions and links on disk.
+    /// The sink, to look at what the workload reads.
     #[must_use]
-    pub fn activator(&self) -> &Activator {
-        &self.activator
+    pub fn sink(&self) -> &dyn Sink {
+        &*self.sink
     }
 
-    /// Takes one update from offer to activation. The inner error blames its sender.
+    /// Verifies one update, makes it durable, and begins to activate it if nothing else is being
+    /// activated. The inner error blames its sender.
     ///
     /// # Errors
     ///
     /// [`StoreError`], after which the process must stop.
-    pub async fn offer(
+    pub fn offer(
         &mut self,
         update: Update,
         now: Timestamp,
     ) -> Result<Result<(), Rejection>, StoreError> {
         match self.acceptor.step(now, Event::Offered(Box::new(update))) {
-            Ok(effect) => self.perform(effect, now).await.map(Ok),
+            Ok(effect) => self.perform(effect, now).map(Ok),
             Err(rejection) => Ok(Err(rejection)),
         }
     }
 
-    /// S6: a link or files that somebody removed are made again; what cannot be is said, here and
-    /// in the status.
-    pub fn relink(&self) {
+    /// Waits for the end of the activation in flight; for ever if there is none. May be dropped and
+    /// called again. The result is for [`Installer::conclude`].
+    pub async fn activated(&mut self) -> Result<(), SinkError> {
+        match &mut self.activation {
+            Some(activation) => activation.outcome.as_mut().await,
+            None => future::pending().await,
+        }
+    }
+
+    /// Records how the activation in flight ended, and begins the next one.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`], after which the process must stop.
+    ///
+    /// # Panics
+    ///
+    /// If none is in flight: `outcome` is not from [`Installer::activated`].
+    pub fn conclude(
+        &mut self,
+        outcome: Result<(), SinkError>,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let InFlight { candidate, .. } =
+            self.activation.take().expect("BUG: an outcome without an activation");
+        let (bundle, version) = (&candidate.bundle, candidate.version.version);
+        let event = match outcome {
+            Ok(()) => {
+                self.cache.activated(&candidate)?;
+                tracing::info!(%bundle, version, "activated");
+                Event::Activated
+            }
+            Err(SinkError::Version(why)) => {
+                self.cache.quarantined(bundle, candidate.version)?;
+                tracing::error!(
+                    %bundle, version,
+                    "the workload cannot run this version, and the edge waits for the next one: {why}"
+                );
+                Event::ActivationFailed
+            }
+            Err(SinkError::Host(why)) => {
+                tracing::error!(
+                    %bundle, version,
+                    "this version was not activated, and is tried again with the next update: {why}"
+                );
+                Event::ActivationDeferred
+            }
+        };
+        let next = self.acceptor.step(now, event);
+        self.perform(next.expect("only offers are rejected, and this is an outcome"), now)
+    }
+
+    /// ACTIVATE-6: has the sink repair what was removed since; what it cannot repair is in the log and in
+    /// the status.
+    pub fn keep(&self) {
         for (bundle, version) in self.acceptor.active() {
             let content = self.acceptor.replica().content(bundle);
             let content = content.filter(|content| content.root() == version.root);
-            let made = self.activator.relink(bundle, *version).or_else(|error| match content {
-                Some(content) => self.activator.ensure(bundle, *version, content),
-                None => Err(error),
-            });
-            if let Err(e) = made {
-                tracing::error!(%bundle, version = version.version, "link is not right: {e}");
+            if let Err(e) = self.sink.keep(bundle, *version, content) {
+                let version = version.version;
+                tracing::error!(%bundle, version, "the workload does not read the active version: {e}");
             }
         }
     }
 
-    async fn perform(&mut self, mut effect: Effect, now: Timestamp) -> Result<(), StoreError> {
+    fn perform(&mut self, mut effect: Effect, now: Timestamp) -> Result<(), StoreError> {
         loop {
-            let event = match effect {
-                Effect::Settled => return Ok(()),
+            match effect {
+                Effect::Wait => return Ok(()),
                 Effect::Stage(staged) => {
                     self.cache.stage(&staged)?;
-                    Event::Staged
+                    let next = self.acceptor.step(now, Event::Staged);
+                    effect = next.expect("only offers are rejected, and this is an outcome");
                 }
-                Effect::Activate(head, tree) => self.activate(&head, &tree).await?,
-            };
-            let next = self.acceptor.step(now, event);
-            effect = next.expect("only offers are rejected, and this is an outcome");
+                Effect::Activate(candidate) => {
+                    self.activate(candidate);
+                    return Ok(());
+                }
+            }
         }
     }
 
-    async fn activate(&mut self, head: &Head, tree: &BundleTree) -> Result<Event, StoreError> {
-        let (bundle, version) = (&head.name, head.version);
+    fn activate(&mut self, candidate: Candidate) {
+        let Candidate { bundle, version, .. } = &candidate;
+        tracing::info!(%bundle, version = version.version, "activating");
         let before = self.acceptor.active().get(bundle).copied();
-        match self.activator.activate(head, tree, before).await {
-            Ok(()) => {
-                self.cache.activated(head)?;
-                tracing::info!(%bundle, version, "activated");
-                Ok(Event::Activated)
-            }
-            Err(error) if error.blames_version() => {
-                self.cache.quarantined(head)?;
-                tracing::error!(%bundle, version, "not activated: {error}");
-                Ok(Event::ActivationFailed)
-            }
-            Err(error) => {
-                tracing::error!(%bundle, version, "not activated yet: {error}");
-                Ok(Event::ActivationDeferred)
-            }
-        }
+        let activation = Activation { candidate: candidate.clone(), before };
+        let outcome = self.sink.clone().activate(activation);
+        self.activation = Some(InFlight { candidate, outcome });
     }
 }
 
-/// Comes up with the last known good config.
-fn ensure(activator: &Activator, active: &Versions, contents: &BTreeMap<BundleName, BundleTree>) {
+/// Makes sure that the workload has the last known good config.
+fn ensure(sink: &dyn Sink, active: &Versions, contents: &BTreeMap<BundleName, BundleTree>) {
     for (bundle, version) in active {
-        let made = match contents.get(bundle) {
-            Some(content) => activator.ensure(bundle, *version, content),
-            None => activator.relink(bundle, *version),
-        };
+        let ensured = sink.ensure(bundle, *version, contents.get(bundle));
         let version = version.version;
-        match made {
-            Ok(()) => tracing::info!(%bundle, version, "running last known good"),
-            Err(e) => tracing::error!(%bundle, version, "last known good is not right: {e}"),
+        match ensured {
+            Ok(()) => tracing::info!(%bundle, version, "running the last known good version"),
+            Err(e) => {
+                tracing::error!(%bundle, version, "cannot run the last known good version: {e}");
+            }
         }
     }
 }
 
-/// A link that leads to a version above all that the database knows says that the database is the
-/// older one, or new: what runs is taken for active, so that nothing older replaces it (A3).
-fn adopt_links(
+/// The versions of the newest complete state that the workload was not given, or not to the end
+/// (ACCEPT-2). A link that leads beyond one of them says that the database is of an earlier time: that
+/// bundle waits for a server, because its version would be a step back (KEPT-6).
+fn interrupted(kept: &Kept, sink: &dyn Sink, wanted: &[BundleName]) -> Versions {
+    let new = |(bundle, version): &(&BundleName, &Active)| {
+        wanted.contains(*bundle) && kept.active.get(*bundle) != Some(*version)
+    };
+    let beyond = |(bundle, version): &(&BundleName, &Active)| {
+        sink.found(bundle).is_some_and(|found| found.version > version.version)
+    };
+    let ready = kept.ready.iter().filter(new).filter(|ready| !beyond(ready));
+    ready.map(|(bundle, version)| (bundle.clone(), *version)).collect()
+}
+
+/// A workload that reads a version above all that the database knows says that the database is the
+/// older one, or new: that version is taken for active, so that nothing older replaces it (ACCEPT-3).
+fn adopt_found(
     cache: &mut Cache,
-    activator: &Activator,
+    sink: &dyn Sink,
     bundles: &[BundleName],
 ) -> Result<(), StoreError> {
     let active = cache.kept().active.keys().cloned();
@@ -236,11 +316,11 @@ fn adopt_links(
         let Kept { memory, active, .. } = cache.kept();
         let floor = memory.floors.get(&bundle).map_or(0, |head| head.version);
         let known = active.get(&bundle).map_or(0, |active| active.version).max(floor);
-        if let Some(found) = activator.linked(&bundle).filter(|found| found.version > known) {
+        if let Some(found) = sink.found(&bundle).filter(|found| found.version > known) {
             let version = found.version;
             tracing::warn!(
                 %bundle, version, known,
-                "the link leads to a version newer than any in the database; it stays active"
+                "the workload reads a version newer than any in the database; it stays active"
             );
             cache.runs(&bundle, found)?;
         }

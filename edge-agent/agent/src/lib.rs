@@ -2,9 +2,9 @@
 //!
 //! Decisions are taken in `satrap-edge-core`; this crate performs them. Reading order: [`config`],
 //! [`run`] (the loop), [`session`] (one connection), [`install`] (from offer to activation),
-//! [`cache`] (what survives a restart),
-//! [`activate`] (what the workload sees; with [`paths`], [`links`] and its directories),
-//! [`status`] (what the operator sees).
+//! [`cache`] (the state that survives a restart), [`sink`] (the contract with the workload),
+//! [`activate`] (the sink of files, with [`paths`], [`links`] and the directories of versions),
+//! `reporter` (signs reports), [`status`] (the file that the operator reads).
 
 pub mod activate;
 pub mod cache;
@@ -12,8 +12,10 @@ pub mod config;
 pub mod install;
 pub mod links;
 pub mod paths;
+mod reporter;
 pub mod run;
 pub mod session;
+pub mod sink;
 pub mod status;
 mod versions;
 

@@ -5,7 +5,7 @@
 //!
 //! # Invariants
 //!
-//! - **S5** Nothing is replaced or removed that this agent did not make. A link is its own if it
+//! - **ACTIVATE-5** Nothing is replaced or removed that this agent did not make. A link is its own if it
 //!   leads to a version of that very bundle, in whatever data directory.
 
 use std::{
@@ -15,10 +15,10 @@ use std::{
 };
 
 use satrap_certify::BundleName;
-use satrap_host::files;
+use satrap_runtime::files;
 use serde::{Deserialize, Serialize};
 
-use crate::{activate::ActivateError, paths};
+use crate::{activate::error::ActivateError, paths};
 
 /// The directory that holds all versions, in the data directory.
 pub const VERSIONS: &str = "versions";
@@ -65,7 +65,7 @@ impl Links {
         found(&self.path(bundle), bundle)
     }
 
-    /// Makes the link of `bundle` lead to `target`, in one step (S1).
+    /// Makes the link of `bundle` lead to `target`, in one step (ACTIVATE-1).
     pub(crate) fn lead(&self, bundle: &BundleName, target: &Path) -> Result<(), ActivateError> {
         let link = self.path(bundle);
         let temporary = self.dir.join(paths::temporary(&paths::flat(bundle), "new"));
@@ -95,7 +95,7 @@ impl Links {
     }
 }
 
-/// S5
+/// ACTIVATE-5
 fn found(path: &Path, bundle: &BundleName) -> Found {
     match fs::read_link(path) {
         Ok(target) => match version_of(&target, bundle) {
@@ -103,7 +103,7 @@ fn found(path: &Path, bundle: &BundleName) -> Found {
             None => Found::Foreign,
         },
         Err(e) if e.kind() == io::ErrorKind::NotFound => Found::Nothing,
-        // Not a link, or not readable: in both cases not ours to replace.
+        // Not a link, or not readable: the agent replaces neither.
         Err(_) => Found::Foreign,
     }
 }

@@ -1,6 +1,6 @@
 //! Decides which name becomes which path, before anything is written.
 //!
-//! Names come from operators (bundles and keys) and from whoever configures the host
+//! Names come from operators (bundles and keys) and from the administrator of the host
 //! (`combined_file`). All of them are well formed, and still two of them may mean one file:
 //! `app` and `app/conf` as paths, or a key and the directory of another. Such a pair must never
 //! overwrite each other's files.
@@ -14,8 +14,8 @@
 //!
 //! # Invariants
 //!
-//! - **S3** A key becomes a path only if it stays inside the version's directory.
-//! - **S4** No two names share a path. A bundle is one flat name, since `+` is in no bundle name;
+//! - **ACTIVATE-3** A key becomes a path only if it stays inside the version's directory.
+//! - **ACTIVATE-4** No two names share a path. A bundle is one flat name, since `+` is in no bundle name;
 //!   temporary names start with `.`, which no bundle name does; keys of a bundle and its combined
 //!   file are neither equal nor one a directory of the other.
 
@@ -39,10 +39,10 @@ pub type VersionFile = (PathBuf, Arc<[u8]>);
 /// Why a bundle cannot be files here.
 #[derive(Debug, thiserror::Error)]
 pub enum PathError {
-    /// S3
+    /// The key does not stay inside the version's directory (ACTIVATE-3).
     #[error("key `{0}` is not a relative file path; publish keys like `dir/file.pem`")]
     NotAPath(String),
-    /// S3
+    /// File systems have no room for a name that long (ACTIVATE-3).
     #[error(
         "key `{key}` has a part of {bytes} bytes, file systems allow {FILE_NAME_BYTES_MAX}; \
          publish it under a shorter key"
@@ -53,13 +53,13 @@ pub enum PathError {
         /// How long its longest part is.
         bytes: usize,
     },
-    /// S4
+    /// Two keys need the same path, once as a file and once as a directory (ACTIVATE-4).
     #[error(
         "keys `{0}` and `{1}` cannot both be files, since one names a directory of the other; \
          publish one of them under another key"
     )]
     Keys(String, String),
-    /// S4
+    /// A key and the combined file need the same path (ACTIVATE-4).
     #[error(
         "key `{key}` and `activate.combined_file` `{combined}` name the same path; configure \
          another name for the combined file"
@@ -72,7 +72,7 @@ pub enum PathError {
     },
 }
 
-/// A bundle's name as one part of a path (S4).
+/// A bundle's name as one part of a path (ACTIVATE-4).
 #[must_use]
 pub fn flat(bundle: &BundleName) -> String {
     bundle.as_str().replace('/', "+")
@@ -93,7 +93,7 @@ pub fn version_in(name: &str) -> Option<u64> {
     (prefix.len() == 2 * ROOT_PREFIX_BYTES && digits(prefix)).then_some(version)
 }
 
-/// A name for a file or directory that becomes `name` when it is complete (S4).
+/// A name for a file or directory that becomes `name` when it is complete (ACTIVATE-4).
 #[must_use]
 pub fn temporary(name: &str, purpose: &str) -> String {
     format!(".{name}.{purpose}")
@@ -109,7 +109,7 @@ pub fn is_plain(text: &str) -> bool {
 ///
 /// # Errors
 ///
-/// [`PathError`] for keys that cannot be files (S3) or not together (S4).
+/// [`PathError`] for keys that cannot be files (ACTIVATE-3) or not together (ACTIVATE-4).
 pub fn files(tree: &BundleTree, combined: Option<&str>) -> Result<Vec<VersionFile>, PathError> {
     let mut files = Vec::new();
     let mut all = Vec::new();
@@ -129,7 +129,7 @@ pub fn files(tree: &BundleTree, combined: Option<&str>) -> Result<Vec<VersionFil
     Ok(files)
 }
 
-/// S4
+/// ACTIVATE-4
 fn check_apart(files: &[VersionFile], combined: Option<&str>) -> Result<(), PathError> {
     let mut paths: Vec<&Path> = files.iter().map(|(path, _)| path.as_path()).collect();
     // Part by part, so a directory comes right before what is in it.
@@ -146,7 +146,7 @@ fn check_apart(files: &[VersionFile], combined: Option<&str>) -> Result<(), Path
     })
 }
 
-/// S3
+/// ACTIVATE-3
 fn relative_path(key: &Key) -> Result<PathBuf, PathError> {
     let refused = || PathError::NotAPath(key.to_string());
     let text = std::str::from_utf8(key.as_bytes()).map_err(|_| refused())?;

@@ -1,33 +1,41 @@
-//! The edge's loop: choose a server, follow it, install what verifies, report.
+//! The edge's loop: one event, one step, and no wait for anything else.
 //!
 //! ```text
-//!   Pull::next ─▶ Session::open ─▶ Session::next ─▶ Acceptor::step ─▶ stage ─▶ activate ─▶ report
-//!       ▲              │ lost            │ lost, broken     │ refused
-//!       └──────────────┴─────────────────┴──────────────────┘
+//!   next_event ─▶ Due ───────▶ Follower::due ─▶ open a session, or leave a stale server
+//!       ▲         Opened ────▶ report, read the first update
+//!       │         Received ──▶ Installer::offer: verify, store, begin to activate ─▶ report, read
+//!       │         Activated ─▶ Installer::conclude: record, begin the next ─▶ report
+//!       │         Signed ────▶ send the report
+//!       │         Stop ──────▶ end
+//!       └──────────────────────────┘
 //! ```
 //!
-//! One update is performed from offer to activation before the next is read, so that at most one
-//! is in flight (A4) and a server cannot make this edge queue anything.
+//! A session can be left in the middle of an update, and activations and signatures are futures that
+//! the edge holds, so a server that is silent, a hook that hangs and a key that does not answer hold
+//! up neither each other nor a stop. The next update is read when the last one is
+//! stored, so that at most one is in flight (ACCEPT-4) and a server cannot make this edge queue anything.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, future, pin::Pin, time::Duration};
 
-use satrap_certify::{BundleName, Report, Timestamp, limits::REPORT_REFUSALS_MAX};
-use satrap_edge_core::{Ended, Pull, Refusals, pull::Attempt, refusals::Refusal, report::named};
-use satrap_host::{
-    Fault, RunUntil, TaskGroup, Unusable, clock, lock::DirectoryLock, mtls::Credentials, rng,
-    store::StoreError,
+use satrap_certify::{BundleName, Report, Timestamp, Update, limits::REPORT_REFUSALS_MAX};
+use satrap_edge_core::{Due, Ended, Failure, Follower, Refusals, refusals::Refusal, report::named};
+use satrap_identity::{mtls::Credentials, pki::Role};
+use satrap_pressure::Seen;
+use satrap_runtime::{
+    Fault, RunUntil, TaskGroup, Unusable, clock, lock::DirectoryLock, rng, store::StoreError,
 };
-use satrap_pressure::{Freshness, Seen};
 
 use crate::{
     config::{Config, Server},
     install::Installer,
     links::OnDisk,
-    session::{Session, SessionError, within},
+    reporter::{Reporter, Signed},
+    session::{Session, SessionError},
+    sink::SinkError,
     status::{StatusFile, View, absent},
 };
 
-/// How long a stop may take: an activation in progress is finished or rolled back.
+/// How long a stop may take. An activation in flight is cut short, and resumed at the next start.
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// Why an edge stops.
@@ -41,7 +49,7 @@ pub enum EdgeError {
     Store(#[from] StoreError),
     /// A task ended that should not have.
     #[error(transparent)]
-    Task(#[from] satrap_host::Failure),
+    Task(#[from] satrap_runtime::Failure),
 }
 
 impl EdgeError {
@@ -67,17 +75,41 @@ pub async fn run(config: Config, until: RunUntil) -> Result<(), EdgeError> {
     group
         .clone()
         .serve(DRAIN, async {
-            let mut edge = Edge::start(config).await?;
+            let edge = Edge::start(config, Box::pin(shutdown.requested()))?;
             edge.credentials.keep_fresh(&group);
-            group.spawn("edge", async move {
-                tokio::select! {
-                    () = shutdown.requested() => Ok(()),
-                    never = edge.follow() => never,
-                }
-            });
+            group.spawn("edge", edge.follow());
             Ok(())
         })
         .await
+}
+
+/// A future that the edge holds until it is ready.
+type Held<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Everything that this loop acts on.
+enum Event {
+    /// The process is to stop.
+    Stop,
+    /// A server's turn to be asked came, or the patience with the followed one is over.
+    Due,
+    /// A session was opened, or not.
+    Opened(Result<Session, SessionError>),
+    /// The session brought an update, or ended.
+    Received(Result<Box<Update>, SessionError>),
+    /// An activation ended.
+    Activated(Result<(), SinkError>),
+    /// A report was signed, or not.
+    Signed(Signed),
+}
+
+/// The connection to the followed server.
+enum Link {
+    /// No server is followed.
+    None,
+    /// A session is being opened.
+    Opening(Held<Result<Session, SessionError>>),
+    /// Updates come and reports go.
+    Open(Session),
 }
 
 struct Edge {
@@ -86,7 +118,10 @@ struct Edge {
     config: Config,
     credentials: Credentials,
     installer: Installer,
-    pull: Pull,
+    follower: Follower,
+    link: Link,
+    reporter: Reporter,
+    stop: Held<()>,
     refusals: Refusals,
     status: StatusFile,
     /// Bundles of the configuration that are proven not to exist.
@@ -96,99 +131,172 @@ struct Edge {
 
 impl Edge {
     /// Comes up with the last known good config, before anything is asked of any server.
-    async fn start(config: Config) -> Result<Self, EdgeError> {
+    fn start(config: Config, stop: Held<()>) -> Result<Self, EdgeError> {
         let credentials = Credentials::load(config.credentials.clone()).map_err(Unusable::from)?;
-        check_identity(&config, &credentials)?;
+        let (region, name) = (config.region.to_string(), config.name.to_string());
+        credentials.check_name(config.genesis.realm().chain_id(), Role::Edge { region, name })?;
         let data_dir = |error| Unusable::directory("data_dir", &config.data_dir, &error);
         std::fs::create_dir_all(&config.data_dir).map_err(data_dir)?;
         let lock = DirectoryLock::take(&config.data_dir);
         let lock = lock.map_err(|error| Unusable::locked("data_dir", &error))?;
-        let installer = Installer::start(&config, now()).await;
+        let installer = Installer::start(&config, now());
         let installer = installer.map_err(|error| error.unusable(&config))?;
         let sources: Vec<_> = config.servers.iter().map(|server| server.source).collect();
+        let heartbeat = config.genesis.policy.heartbeat;
+        let follower = Follower::new(&sources, heartbeat, clock::monotonic(), rng::u64());
         let status =
             StatusFile::new(&config.data_dir, config.region.as_str(), config.name.as_str());
         let edge = Self {
             started: now(),
             credentials,
             installer,
-            pull: Pull::new(&sources),
+            follower,
+            link: Link::None,
+            reporter: Reporter::default(),
+            stop,
             refusals: Refusals::default(),
             status,
             absent: BTreeSet::new(),
             config,
             _lock: lock,
         };
-        edge.write_status(None);
+        edge.write_status();
         Ok(edge)
     }
 
-    /// Follows one server after the other. Returns only if the disk fails.
-    async fn follow(&mut self) -> Result<(), EdgeError> {
+    /// Runs until it is to stop, or the disk fails.
+    async fn follow(mut self) -> Result<(), EdgeError> {
         loop {
-            let Attempt { server, delay } = self.pull.next(clock::monotonic(), rng::u64());
-            tokio::time::sleep(delay).await;
-            let started = clock::monotonic();
-            let target = self.config.servers[server].clone();
-            let mut freshness = Freshness::new(self.config.genesis.policy.heartbeat, started);
-            let ended = match self.follow_one(server, &target, &mut freshness).await? {
-                SessionError::Broken { rule, detail } => {
-                    tracing::warn!(peer = %peer_name(&target), rule, "refused: {detail}");
-                    self.refusals.record(Refusal {
-                        time: now(),
-                        peer: peer_name(&target),
-                        rule,
-                        detail,
-                    });
-                    Ended::Lied
-                }
-                SessionError::Lost(why) if freshness.was_fresh() => {
-                    tracing::info!(peer = %peer_name(&target), "lost: {why}");
-                    Ended::Lost
-                }
-                // P3: a server that ends a connection before it is left brought nothing either.
-                useless => {
-                    tracing::warn!(peer = %peer_name(&target), "left: {useless}");
-                    Ended::Stale
-                }
-            };
-            self.write_status(None);
-            let now = clock::monotonic();
-            self.pull.ended(server, now, now.saturating_sub(started), ended);
+            match self.next_event().await {
+                Event::Stop => return Ok(()),
+                event => self.step(event)?,
+            }
         }
     }
 
-    /// Follows one server for as long as it is honest, there, and not stale.
-    async fn follow_one(
-        &mut self,
-        server: usize,
-        target: &Server,
-        freshness: &mut Freshness,
-    ) -> Result<SessionError, EdgeError> {
-        let position = self.installer.acceptor().position();
-        let session = Session::open(target, &self.credentials, &position);
-        let mut session = match within(freshness, session).await {
-            Ok(session) => session,
-            Err(error) => return Ok(error),
-        };
-        self.write_status(Some(target));
-        session.report(&self.report());
-        loop {
-            let update = match within(freshness, session.next()).await {
-                Ok(update) => update,
-                Err(error) => return Ok(error),
-            };
-            if let Err(rejection) = self.installer.offer(update, now()).await? {
-                let (rule, detail) = (rejection.rule(), rejection.to_string());
-                return Ok(SessionError::Broken { rule, detail });
-            }
-            freshness.observe(clock::monotonic(), self.seen());
-            self.pull.useful(server);
-            self.installer.relink();
-            self.note_absent();
-            self.write_status(Some(target));
-            session.report(&self.report());
+    async fn next_event(&mut self) -> Event {
+        let patience = self.follower.patience(clock::monotonic());
+        // Without this, a timer of zero would still let in an update that is there already.
+        if patience.is_zero() {
+            return Event::Due;
         }
+        tokio::select! {
+            biased;
+            () = &mut self.stop => Event::Stop,
+            outcome = self.installer.activated() => Event::Activated(outcome),
+            signed = self.reporter.signed() => Event::Signed(signed),
+            event = self.link.event() => event,
+            () = tokio::time::sleep(patience) => Event::Due,
+        }
+    }
+
+    fn step(&mut self, event: Event) -> Result<(), EdgeError> {
+        match event {
+            Event::Stop => {}
+            Event::Due => match self.follower.due(clock::monotonic(), rng::u64()) {
+                Due::Open(server) => self.link = self.open(server),
+                Due::Leave(limit) => {
+                    let peer = self.close();
+                    tracing::warn!(
+                        peer,
+                        "left a server that sent no fresh and complete state for {limit:?}; trying another one"
+                    );
+                }
+            },
+            Event::Opened(Ok(session)) => {
+                self.link = Link::Open(session);
+                self.tell();
+            }
+            Event::Opened(Err(error)) | Event::Received(Err(error)) => self.ended(error),
+            Event::Received(Ok(update)) => match self.installer.offer(*update, now())? {
+                Ok(()) => {
+                    self.follower.observe(clock::monotonic(), self.seen());
+                    self.installer.keep();
+                    self.note_absent();
+                    self.tell();
+                }
+                Err(rejection) => {
+                    let (rule, detail) = (rejection.rule(), rejection.to_string());
+                    self.ended(SessionError::Broken { rule, detail });
+                }
+            },
+            Event::Activated(outcome) => {
+                self.installer.conclude(outcome, now())?;
+                self.tell();
+            }
+            Event::Signed(signed) => self.signed(signed),
+        }
+        Ok(())
+    }
+
+    fn open(&self, server: usize) -> Link {
+        let target = self.config.servers[server].clone();
+        let credentials = self.credentials.clone();
+        let position = self.installer.acceptor().position();
+        let session = async move { Session::open(&target, &credentials, &position).await };
+        Link::Opening(Box::pin(session))
+    }
+
+    /// Drops the session, and returns the name of its server.
+    fn close(&mut self) -> String {
+        let peer = self.follower.server().map(|server| peer_name(&self.config.servers[server]));
+        self.link = Link::None;
+        self.write_status();
+        peer.unwrap_or_default()
+    }
+
+    /// The session was not opened, or ended.
+    fn ended(&mut self, error: SessionError) {
+        let server = self.follower.server();
+        let peer = server.map(|server| peer_name(&self.config.servers[server]));
+        let peer = peer.unwrap_or_default();
+        let (now, random) = (clock::monotonic(), rng::u64());
+        match error {
+            SessionError::Broken { rule, detail } => {
+                tracing::warn!(
+                    peer,
+                    rule,
+                    "refused an update, and trying another server: {detail}"
+                );
+                self.refusals.record(Refusal { time: self::now(), peer, rule, detail });
+                self.follower.ended(now, random, Failure::Lied);
+            }
+            SessionError::Lost(why) => match self.follower.ended(now, random, Failure::Lost) {
+                Ended::Lost => tracing::info!(peer, "lost the connection to a server: {why}"),
+                Ended::Stale | Ended::Lied => tracing::warn!(
+                    peer,
+                    "lost the connection to a server before it sent anything fresh: {why}"
+                ),
+            },
+        }
+        self.close();
+    }
+
+    /// Tells the operator and the followed server the state of this edge.
+    fn tell(&mut self) {
+        self.write_status();
+        self.reporter.set_due(matches!(self.link, Link::Open(_)));
+        self.sign_report();
+    }
+
+    /// Begins to sign a report if one is due and none is being signed.
+    fn sign_report(&mut self) {
+        if self.reporter.may_begin() {
+            let (report, identity) = (self.report(), self.credentials.current());
+            self.reporter.begin(report, identity.leaf_der.to_vec(), identity.signer.clone());
+        }
+    }
+
+    fn signed(&mut self, signed: Signed) {
+        match (signed, &self.link) {
+            (Ok(signed), Link::Open(session)) => session.report(&signed),
+            // The server that it was for is not followed any more.
+            (Ok(_), Link::None | Link::Opening(_)) => {}
+            (Err(error), _) => {
+                tracing::warn!("cannot sign a report: {error}; trying again with the next update");
+            }
+        }
+        self.sign_report();
     }
 
     /// Logs, once for each bundle, that there is none of a configured name: a name is mistyped more
@@ -217,14 +325,13 @@ impl Edge {
         Seen { age: now().since(replica.certified_time()), complete: replica.is_complete() }
     }
 
-    fn report(&self) -> satrap_certify::SignedReport {
-        let identity = self.credentials.current();
+    fn report(&self) -> Report {
         let replica = self.installer.acceptor().replica();
-        let (active, activator) = (self.installer.acceptor().active(), self.installer.activator());
+        let (active, sink) = (self.installer.acceptor().active(), self.installer.sink());
         // The versions that the workload reads, not those it was once given.
         let running = active
             .iter()
-            .filter(|(name, version)| activator.on_disk(name, **version) == OnDisk::Current);
+            .filter(|(name, version)| sink.on_disk(name, **version) == OnDisk::Current);
         let failed = self.installer.acceptor().quarantine().iter();
         let failed = failed.map(|(name, version)| (name, version));
         let (wanted, time) = (&self.config.bundles, now());
@@ -242,19 +349,31 @@ impl Edge {
             failed: named(failed, wanted),
             refusals: refusals.map(|(rule, n)| ((*rule).to_owned(), *n)).collect(),
         }
-        .sign(&identity.signing_key, identity.leaf_der.to_vec())
     }
 
-    fn write_status(&self, server: Option<&Server>) {
-        let server = server.map(peer_name);
+    fn write_status(&self) {
+        let server = self.follower.server().filter(|_| matches!(self.link, Link::Open(_)));
+        let server = server.map(|server| peer_name(&self.config.servers[server]));
         let view = View {
             acceptor: self.installer.acceptor(),
-            activator: self.installer.activator(),
+            sink: self.installer.sink(),
             refusals: &self.refusals,
             bundles: &self.config.bundles,
             server: server.as_deref(),
         };
         self.status.write(view, now());
+    }
+}
+
+impl Link {
+    /// The next event of the session; never, if there is none. The step that follows replaces a
+    /// link whose opening is over.
+    async fn event(&mut self) -> Event {
+        match self {
+            Self::None => future::pending().await,
+            Self::Opening(opening) => Event::Opened(opening.await),
+            Self::Open(session) => Event::Received(session.next().await.map(Box::new)),
+        }
     }
 }
 
@@ -264,24 +383,4 @@ fn now() -> Timestamp {
 
 fn peer_name(server: &Server) -> String {
     format!("{}/{}", server.region, server.name)
-}
-
-fn check_identity(config: &Config, credentials: &Credentials) -> Result<(), Unusable> {
-    let identity: Arc<_> = credentials.current();
-    let id = &identity.id;
-    let (region, name) = (config.region.to_string(), config.name.to_string());
-    let chain = config.genesis.realm().chain_id();
-    let expected =
-        satrap_host::pki::SpiffeId::new(chain, satrap_host::pki::Role::Edge { region, name });
-    if expected.ok().as_ref() == Some(id) {
-        return Ok(());
-    }
-    let (region, name) = (&config.region, &config.name);
-    let why = format!(
-        "the certificate is for {id}, this configuration for edge `{name}` of region `{region}` in \
-         {chain}"
-    );
-    let remedy = "install the certificate of this edge, or set `region`, `name` and `genesis` to its \
-                  own";
-    Err(Unusable::new("tls.cert", Fault::Setting, why, remedy))
 }

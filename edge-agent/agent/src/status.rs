@@ -1,4 +1,4 @@
-//! Tells the operator the state of an edge: a file that is replaced whenever something changes.
+//! Writes the state of an edge for its operator: a file that is replaced with every change.
 //!
 //! An edge listens on nothing, so this file is where a person or a probe looks. It is written for
 //! people and scripts and read by no part of Satrap as truth.
@@ -10,10 +10,10 @@ use std::{
 
 use satrap_certify::{BundleName, Timestamp};
 use satrap_edge_core::{Acceptor, Active, Refusals};
-use satrap_host::files;
+use satrap_runtime::files;
 use serde::{Deserialize, Serialize};
 
-use crate::{activate::Activator, links::OnDisk};
+use crate::{links::OnDisk, sink::Sink};
 
 /// Content of `status.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,12 +34,16 @@ pub struct Status {
     pub server: Option<String>,
     /// The versions that the workload runs.
     pub active: Vec<ActiveBundle>,
+    /// The version that the workload is being given, as long as that takes. A hook that hangs shows
+    /// here.
+    #[serde(default)]
+    pub activating: Option<BundleVersion>,
     /// Bundles of the configuration that are proven not to exist at this height: not published yet,
     /// mistyped, or retired.
     #[serde(default)]
     pub absent: Vec<String>,
     /// Versions that failed here.
-    pub quarantine: Vec<FailedBundle>,
+    pub quarantine: Vec<BundleVersion>,
     /// The newest refused offers, oldest first.
     pub refusals: Vec<Refused>,
     /// How many offers were refused since start.
@@ -75,9 +79,9 @@ pub enum Standing {
     Unconfigured,
 }
 
-/// A version that failed here.
+/// A version of a bundle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FailedBundle {
+pub struct BundleVersion {
     /// Which bundle.
     pub bundle: String,
     /// Which version.
@@ -91,8 +95,8 @@ pub struct FailedBundle {
 pub struct View<'a> {
     /// The edge's state.
     pub acceptor: &'a Acceptor,
-    /// Versions and links on disk.
-    pub activator: &'a Activator,
+    /// Looks at what the workload reads.
+    pub sink: &'a dyn Sink,
     /// Refused offers.
     pub refusals: &'a Refusals,
     /// The bundles of the configuration.
@@ -134,11 +138,8 @@ impl StatusFile {
     pub fn write(&self, view: View<'_>, now: Timestamp) {
         let View { acceptor, refusals, .. } = view;
         let replica = acceptor.replica();
-        let failed = |(bundle, version): &(BundleName, Active)| FailedBundle {
-            bundle: bundle.to_string(),
-            version: version.version,
-            root: hex::encode(version.root),
-        };
+        let failed = |(bundle, version): &(BundleName, Active)| BundleVersion::of(bundle, *version);
+        let activating = acceptor.activating();
         let age_ms = now.since(replica.certified_time()).as_millis();
         let status = Status {
             region: self.region.clone(),
@@ -149,6 +150,7 @@ impl StatusFile {
             complete: replica.is_complete(),
             server: view.server.map(str::to_owned),
             active: acceptor.active().iter().map(|(name, v)| view.active(name, *v)).collect(),
+            activating: activating.map(|(bundle, version)| BundleVersion::of(bundle, version)),
             absent: absent(acceptor, view.bundles).iter().map(ToString::to_string).collect(),
             quarantine: acceptor.quarantine().iter().map(failed).collect(),
             refusals: refusals.recent().map(Refused::of).collect(),
@@ -177,8 +179,8 @@ impl View<'_> {
             bundle: bundle.to_string(),
             version: version.version,
             root: hex::encode(version.root),
-            link: self.activator.link(bundle),
-            on_disk: self.activator.on_disk(bundle, version),
+            link: self.sink.link(bundle),
+            on_disk: self.sink.on_disk(bundle, version),
             standing: self.standing(bundle),
         }
     }
@@ -191,6 +193,13 @@ impl View<'_> {
         } else {
             Standing::Followed
         }
+    }
+}
+
+impl BundleVersion {
+    fn of(bundle: &BundleName, version: Active) -> Self {
+        let root = hex::encode(version.root);
+        Self { bundle: bundle.to_string(), version: version.version, root }
     }
 }
 

@@ -1,12 +1,16 @@
-//! The directories that hold versions: written whole, compared, read back.
+//! Writes the content of each version of a bundle into a directory of its own, compares it with that content, and reads
+//! it back.
 //!
-//! A directory appears under its name only when it is complete and synced. Files that are added or
-//! altered later are up to the host, so it is compared before it is relied on.
+//! A directory appears under its name only when it is complete and synced. Other programs may add or alter files later,
+//! so a directory is compared before it is used again.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use satrap_certify::{
@@ -14,15 +18,35 @@ use satrap_certify::{
     limits::{BUNDLE_BYTES_MAX, BUNDLE_ENTRIES_MAX, VALUE_BYTES_MAX},
 };
 use satrap_edge_core::Active;
-use satrap_host::files;
 use satrap_merkle::BundleTree;
+use satrap_runtime::files;
 
 use crate::{
-    activate::ActivateError,
+    activate::error::ActivateError,
     paths::{self, VersionFile},
 };
 
-/// The versions of one agent.
+/// The caller holds it while it waits for a version to be written; dropping it ends the writing.
+pub(crate) struct Wanted(pub(crate) Arc<AtomicBool>);
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self(Arc::new(true.into()))
+    }
+}
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// The writing of a version was ended.
+pub(crate) fn interrupted() -> io::Error {
+    io::ErrorKind::Interrupted.into()
+}
+
+/// The directory that holds the versions of one agent.
 #[derive(Debug)]
 pub(crate) struct Versions {
     dir: PathBuf,
@@ -55,14 +79,16 @@ impl Versions {
         Ok(directory.is_dir() && files.iter().all(same))
     }
 
-    /// Writes and syncs the directory of a version under a temporary name, then renames it (S1).
-    /// One that is there and intact is left as it is, since a link may lead to it.
+    /// Writes and syncs the directory of a version under a temporary name, then renames it (ACTIVATE-1).
+    /// One that is there and intact is left as it is, since a link may lead to it. Ends between two files
+    /// when the version is not `wanted` any more.
     pub(crate) fn write(
         &self,
         bundle: &BundleName,
         version: Active,
         tree: &BundleTree,
         before: Option<&Path>,
+        wanted: &AtomicBool,
     ) -> Result<PathBuf, ActivateError> {
         let directory = self.directory(bundle, version);
         if self.is_intact(bundle, version, tree)? {
@@ -73,7 +99,7 @@ impl Versions {
         let [staging, aside] = ["staging", "damaged"]
             .map(|purpose| self.of(bundle).join(paths::temporary(&name, purpose)));
         at(&staging, remove_directory(&staging))?;
-        self.stage(&staging, before, &files)?;
+        self.stage(&staging, before, &files, wanted)?;
         if directory.exists() {
             // Moved aside rather than changed in place: a reader never sees a mixture.
             at(&aside, remove_directory(&aside))?;
@@ -91,11 +117,15 @@ impl Versions {
         staging: &Path,
         before: Option<&Path>,
         files: &[VersionFile],
+        wanted: &AtomicBool,
     ) -> Result<(), ActivateError> {
         at(staging, fs::create_dir_all(staging))?;
         let mut parents = vec![staging.to_owned()];
         for (name, bytes) in files {
             let path = staging.join(name);
+            if !wanted.load(Ordering::Relaxed) {
+                return at(&path, Err(interrupted()));
+            }
             let parent = files::parent(&path).to_owned();
             at(&parent, fs::create_dir_all(&parent))?;
             write_or_link(&path, bytes, before.map(|old| old.join(name)))?;
@@ -116,7 +146,7 @@ impl Versions {
                 let entry = entry.ok()?;
                 let path = entry.path();
                 let name = path.strip_prefix(root).ok()?;
-                // Of the entry itself: a link, a device or a pipe is nothing this agent wrote.
+                // The type of the entry itself: this agent writes no links, devices or pipes.
                 let kind = entry.file_type().ok()?;
                 if kind.is_dir() {
                     directories.push(path);
@@ -153,7 +183,7 @@ impl Versions {
 /// Writes and syncs a file. One that the version before holds byte for byte is linked instead: it
 /// is on disk already, and most files of most versions are.
 fn write_or_link(path: &Path, bytes: &[u8], before: Option<PathBuf>) -> Result<(), ActivateError> {
-    // Compared, not assumed: somebody may have written to it.
+    // Compared, not assumed: another program may have written to it.
     let same = before.filter(|old| holds(old, bytes));
     let linked = same.is_some_and(|old| fs::hard_link(old, path).is_ok());
     if linked { Ok(()) } else { at(path, write_new(path, bytes)) }

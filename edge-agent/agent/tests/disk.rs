@@ -1,5 +1,5 @@
-//! The state that an edge keeps: content and memory are verified when they are read back (K1, K3),
-//! nothing that is needed is forgotten (K2, K4), and a database is never treated as none (K5).
+//! The state that an edge keeps: content and memory are verified when they are read back (KEPT-1, KEPT-3),
+//! nothing that is needed is forgotten (KEPT-2, KEPT-4), and a database is never treated as none (KEPT-5).
 
 #![expect(clippy::unwrap_used, reason = "the lint exempts test functions but not their helpers")]
 
@@ -65,7 +65,7 @@ fn versions(host: &Host) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn k1_content_that_is_damaged_is_left_out_and_found_elsewhere() {
+async fn kept_1_content_that_is_damaged_is_left_out_and_found_elsewhere() {
     let damage: [fn(&redb::WriteTransaction); 2] = [
         |txn| flip_content(txn, 1),
         |txn| txn.open_table(CONTENTS).unwrap().retain(|_, _| false).unwrap(),
@@ -92,7 +92,7 @@ async fn k1_content_that_is_damaged_is_left_out_and_found_elsewhere() {
 }
 
 #[tokio::test]
-async fn k2_what_is_active_stays_until_something_else_is() {
+async fn kept_2_what_is_active_stays_until_something_else_is() {
     let (host, mut servers) = at_one().await;
     let mut edge = host.start(servers.realm.now).await.unwrap();
     publish(&mut edge, &mut servers, "two", false).await;
@@ -108,11 +108,11 @@ async fn k2_what_is_active_stays_until_something_else_is() {
     publish(&mut edge, &mut servers, "four", true).await;
     assert_eq!(active(edge.acceptor()), 4);
     drop(edge);
-    assert_eq!(versions(&host), [4], "what nobody needs any more is gone");
+    assert_eq!(versions(&host), [4], "versions that are not needed are gone");
 }
 
 #[tokio::test]
-async fn k3_k5_a_damaged_memory_is_an_error_that_says_what_to_do() {
+async fn kept_3_kept_5_a_damaged_memory_is_an_error_that_says_what_to_do() {
     let (host, servers) = at_one().await;
     let sealed = {
         let database = redb::Database::open(host.database()).unwrap();
@@ -147,7 +147,7 @@ async fn k3_k5_a_damaged_memory_is_an_error_that_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn k5_a_database_of_another_realm_is_refused_by_name() {
+async fn kept_5_a_database_of_another_realm_is_refused_by_name() {
     let (mut host, servers) = at_one().await;
     let other = Servers::new("other");
     host.config.genesis = other.realm.genesis.clone();
@@ -159,7 +159,7 @@ async fn k5_a_database_of_another_realm_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn k4_floors_outlive_the_configuration_that_needed_them() {
+async fn kept_4_floors_outlive_the_configuration_that_needed_them() {
     let (mut host, mut servers) = at_one().await;
     let mut edge = host.start(servers.realm.now).await.unwrap();
     publish(&mut edge, &mut servers, "two", true).await;
@@ -182,7 +182,7 @@ async fn k4_floors_outlive_the_configuration_that_needed_them() {
 fn standing(host: &Host, edge: &Installer) -> Standing {
     let view = View {
         acceptor: edge.acceptor(),
-        activator: edge.activator(),
+        sink: edge.sink(),
         refusals: &Refusals::default(),
         bundles: &host.config.bundles,
         server: None,
@@ -195,7 +195,7 @@ fn standing(host: &Host, edge: &Installer) -> Standing {
 }
 
 #[tokio::test]
-async fn a3_a_retired_bundle_keeps_running_and_comes_back_above_its_version() {
+async fn accept_3_a_retired_bundle_keeps_running_and_comes_back_above_its_version() {
     let (mut host, mut servers) = at_one().await;
     let mut edge = host.start(servers.realm.now).await.unwrap();
     publish(&mut edge, &mut servers, "two", true).await;
@@ -220,7 +220,7 @@ async fn a3_a_retired_bundle_keeps_running_and_comes_back_above_its_version() {
 }
 
 #[tokio::test]
-async fn k4_a_trusted_checkpoint_raises_and_never_lowers() {
+async fn kept_4_a_trusted_checkpoint_raises_and_never_lowers() {
     let (mut host, mut servers) = at_one().await;
     let old = servers.certificate(servers.newest(), &[bundle()]);
     let mut edge = host.start(servers.realm.now).await.unwrap();
@@ -247,7 +247,7 @@ async fn k4_a_trusted_checkpoint_raises_and_never_lowers() {
 }
 
 #[tokio::test]
-async fn a2_a6_what_was_complete_is_activated_without_a_server_and_parts_are_not() {
+async fn accept_2_accept_6_what_was_complete_is_activated_without_a_server_and_parts_are_not() {
     let (host, mut servers) = at_one().await;
     let now = servers.realm.now;
     // A link that is in the way: verified and durable, and not active yet.
@@ -270,11 +270,78 @@ async fn a2_a6_what_was_complete_is_activated_without_a_server_and_parts_are_not
     let answer = servers.newest().answer(&edge.acceptor().position()).unwrap().unwrap();
     let mut part = answer.update;
     part.contents.clear();
-    edge.offer(part, servers.realm.now).await.unwrap().unwrap();
+    edge.offer(part, servers.realm.now).unwrap().unwrap();
     assert!(!edge.acceptor().replica().is_complete());
     drop(edge);
     let mut edge = host.start(now).await.unwrap();
     assert_eq!((edge.acceptor().replica().height(), active(edge.acceptor())), (3, 2));
     serve(&mut edge, servers.newest(), servers.realm.now).await.unwrap();
     assert_eq!(active(edge.acceptor()), 3);
+}
+
+/// The values that a workload reads under `k` in both bundles.
+fn both(host: &Host, names: &[BundleName; 2]) -> [String; 2] {
+    names.each_ref().map(|name| host.read(name, "k").unwrap())
+}
+
+/// The process dies while the hook of a version runs. By then the edge has stored the heads of the next
+/// state and the content of the bundle that waited, which no directory of versions holds yet.
+#[tokio::test]
+async fn accept_2_accept_6_parts_of_the_next_state_do_not_hold_up_what_a_crash_interrupted() {
+    let mut servers = Servers::new("disk");
+    let names = ["config/a", "config/b"].map(name);
+    let mut host = Host::new(&servers.realm, &names);
+    let (log, hang) = (host.dir.path().join("log"), host.dir.path().join("hang"));
+    let hook = format!(
+        "echo $SATRAP_BUNDLE $SATRAP_VERSION >> {}; [ ! -e {} ] || exec sleep 600",
+        log.display(),
+        hang.display()
+    );
+    host.config.activate.hook = ["/bin/sh", "-c", &hook].map(str::to_owned).to_vec();
+    host.config.activate.hook_timeout = Duration::from_secs(300);
+    let publish = |servers: &mut Servers, value: &str| {
+        let changes =
+            names.each_ref().map(|name| servers.realm.publish(name.as_str(), &[("k", value)]));
+        servers.decide(&changes);
+    };
+    publish(&mut servers, "one");
+    let now = servers.realm.now;
+    let mut edge = host.start(now).await.unwrap();
+    serve(&mut edge, servers.newest(), now).await.unwrap();
+    assert_eq!(both(&host, &names), ["one", "one"]);
+
+    fs::write(&hang, "").unwrap();
+    let answer = |servers: &Servers, edge: &Installer| {
+        servers.newest().answer(&edge.acceptor().position()).unwrap().unwrap().update
+    };
+    publish(&mut servers, "two");
+    edge.offer(answer(&servers, &edge), servers.realm.now).unwrap().unwrap();
+    let runs = async {
+        while !fs::read_to_string(&log).unwrap().contains("config/a 2") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        ended = edge.activated() => panic!("the hook does not hang: {ended:?}"),
+        () = runs => {}
+    }
+    publish(&mut servers, "three");
+    let mut part = answer(&servers, &edge);
+    part.contents.retain(|content| content.bundle == names[1]);
+    assert_eq!(part.contents.len(), 1);
+    edge.offer(part, servers.realm.now).unwrap().unwrap();
+    assert!(!edge.acceptor().replica().is_complete());
+    assert_eq!(both(&host, &names), ["two", "one"]);
+    drop(edge);
+
+    fs::remove_file(&hang).unwrap();
+    fs::remove_file(&log).unwrap();
+    let mut edge = host.start(servers.realm.now).await.unwrap();
+    assert!(!edge.acceptor().replica().is_complete(), "no server was asked");
+    assert_eq!(fs::read_to_string(&log).unwrap(), "config/a 2\nconfig/b 2\n");
+    assert_eq!(both(&host, &names), ["two", "two"]);
+    let active = edge.acceptor().active().values().map(|active| active.version);
+    assert_eq!(active.collect::<Vec<_>>(), [2, 2]);
+    serve(&mut edge, servers.newest(), servers.realm.now).await.unwrap();
+    assert_eq!(both(&host, &names), ["three", "three"]);
 }

@@ -1,6 +1,6 @@
-//! K6: an edge is restarted over and over, each time under another configuration, or with a disk
-//! that lost, altered or kept an older copy of something, and is served by liars in between. What
-//! its workload runs never gets older.
+//! KEPT-6: an edge is restarted over and over, each time under another configuration, or with a disk
+//! that lost, altered or kept an older copy of something, and is served by liars in between. The
+//! version that its workload runs never gets older.
 //!
 //! Each history is that of its seed: `SEED=7 cargo test -p satrap-edge-agent --test restarts`
 //! runs one again.
@@ -11,7 +11,7 @@ mod common;
 
 use std::{collections::BTreeMap, fs};
 
-use common::{Host, Servers, name, serve};
+use common::{Host, Servers, name, serve, settle};
 use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use satrap_certify::{BundleName, Interest, Replica};
 use satrap_edge_agent::install::{InstallError, Installer};
@@ -123,7 +123,7 @@ impl World {
         self.servers.newest().heads().get(bundle).map_or(0, |head| head.version)
     }
 
-    /// A3, K6: what the workload reads, and what is recorded, is never older than it was.
+    /// ACCEPT-3, KEPT-6: what the workload reads, and what is recorded, is never older than it was.
     fn check(&mut self, what: &str) {
         for bundle in NAMES.map(name) {
             let before = self.newest_run.entry(bundle.clone()).or_default();
@@ -197,11 +197,12 @@ impl World {
             }
             1 => drop(serve(edge, state, now).await),
             _ => {
-                // Whatever the edge says of its position.
+                // Answers from the beginning, whatever position the edge names.
                 let interest = Interest::Bundles(self.host.config.bundles.clone());
                 let nothing = Replica::genesis(&self.servers.realm.genesis, interest);
                 if let Some(answer) = state.answer(&nothing.position()).unwrap() {
-                    drop(edge.offer(answer.update, now).await.unwrap());
+                    drop(edge.offer(answer.update, now).unwrap());
+                    settle(edge, now).await;
                 }
             }
         }
@@ -277,7 +278,7 @@ fn histories(seeds: &[u64]) -> (usize, usize) {
 }
 
 #[test]
-fn k6_no_restart_brings_an_older_version_back() {
+fn kept_6_no_restart_brings_an_older_version_back() {
     if let Some(seed) = option_env!("SEED") {
         histories(&[seed.parse().unwrap()]);
         return;

@@ -1,4 +1,4 @@
-//! The memory of an edge, as one sealed value.
+//! The state that an edge must never forget, as one value with a digest.
 //!
 //! An edge that forgot its newest verified checkpoint, the highest version of a bundle, or what
 //! runs, would take an older version for news. So all of that is one value, written as a whole and
@@ -7,9 +7,9 @@
 //!
 //! # Invariants
 //!
-//! - **K3** The value is read back as it was written, or not at all: it is canonical and carries a
+//! - **KEPT-3** The value is read back as it was written, or not at all: it is canonical and carries a
 //!   digest. Nothing in it depends on which bundles are wanted, or whether content can be read.
-//! - **K4** Nothing in it is lowered, but by a reset that is certified.
+//! - **KEPT-4** Nothing in it is lowered, but by a reset that is certified.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -89,7 +89,7 @@ impl Kept {
         self.quarantine.insert((bundle.clone(), version));
     }
 
-    /// Takes over what was provisioned, where it is newer (K4): its checkpoint if that is higher,
+    /// Takes over what was provisioned, where it is newer (KEPT-4): its checkpoint if that is higher,
     /// and each of its versions that is.
     ///
     /// # Errors
@@ -114,7 +114,7 @@ impl Kept {
         Ok(())
     }
 
-    /// The value with its digest (K3).
+    /// The value with its digest (KEPT-3).
     #[must_use]
     pub fn seal(&self) -> Vec<u8> {
         let mut bytes = self.to_canonical();
@@ -123,7 +123,7 @@ impl Kept {
         bytes
     }
 
-    /// Reads back what [`Kept::seal`] made (K3).
+    /// Reads back what [`Kept::seal`] made (KEPT-3).
     ///
     /// # Errors
     ///

@@ -3,16 +3,16 @@
 //! Home members are asked in turn, starting at a random one, so that a fleet spreads. A member
 //! that is merely unreachable is tried again after its turn comes round. A member that *lied*
 //! (its answer broke a rule) is shunned for a while: it may be one compromised process, and
-//! asking it again at once would only feed it attention. Servers of other regions are asked only
+//! asking it again at once gains nothing. Servers of other regions are asked only
 //! while every home member is failing or shunned.
 //!
 //! # Invariants
 //!
-//! - **P1** There is always a next attempt: an edge never gives up.
-//! - **P2** Delays are full jitter between 100 ms and 30 s; only a connection that was useful for a
+//! - **PULL-1** There is always a next attempt: an edge never gives up.
+//! - **PULL-2** Delays are full jitter between 100 ms and 30 s; only a connection that was useful for a
 //!   while resets them. A refusal does not wait: the next *other* server is asked at once, as long
 //!   as there is one that is not shunned.
-//! - **P3** A server is left when what it had was stale for too long, whatever it sends and however
+//! - **PULL-3** A server is left when what it had was stale for too long, whatever it sends and however
 //!   often; and if all home members are stale, a server of another region is asked.
 
 use core::time::Duration;
@@ -26,7 +26,7 @@ const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// The first retry comes within this time.
 const BACKOFF_BASE: Duration = Duration::from_millis(250);
 
-/// Where a server stands.
+/// The region of a server, as seen from the edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A member of the edge's own region.
@@ -49,7 +49,7 @@ pub struct Attempt {
 pub enum Ended {
     /// Could not connect, or the connection broke after it had been of use.
     Lost,
-    /// Nothing fresh came of it, however it ended, or nothing fresh for too long.
+    /// The server sent nothing fresh, or nothing fresh for too long.
     Stale,
     /// The server's answer was refused.
     Lied,
@@ -68,6 +68,7 @@ pub struct Pull {
     servers: Vec<Server>,
     last: Option<usize>,
     backoff: FullJitter,
+    /// Whether the next attempt has no delay.
     hurry: bool,
 }
 
@@ -89,7 +90,7 @@ impl Pull {
         }
     }
 
-    /// Whom to ask next. `random` is uniform over `u64`.
+    /// The next server to ask, and the delay before. `random` is uniform over `u64`.
     pub fn next(&mut self, now: Duration, random: u64) -> Attempt {
         let start = self.last.map_or(random as usize, |last| last + 1);
         let all = |n: usize| (0..n).map(move |i| (start.wrapping_add(i)) % n);
@@ -99,7 +100,7 @@ impl Pull {
         let untried_home = all(n).find(|i| usable(i) && home(i) && !self.servers[*i].failed);
         let untried = all(n).find(|i| usable(i) && !self.servers[*i].failed);
         let server = untried_home.or(untried).unwrap_or_else(|| {
-            // Everybody failed or lied since the last success: start the round again.
+            // All servers failed or lied since the last success: start the round again.
             self.hurry = false;
             self.servers.iter_mut().for_each(|s| s.failed = false);
             let mut order: Vec<_> = all(n).collect();
@@ -132,12 +133,12 @@ impl Pull {
         match how {
             Ended::Lost => {
                 if uptime >= STABLE_AFTER {
-                    // It was up all the while; so were the others, as far as we know.
+                    // While this connection lasted, servers that had failed before may have recovered.
                     self.servers.iter_mut().for_each(|s| s.failed = false);
                 }
                 self.backoff.connection_ended(uptime);
             }
-            // P3: that it was up says nothing for the others, which may be stale as well.
+            // PULL-3: its uptime proves nothing for the others, which may be stale too.
             Ended::Stale => self.backoff.connection_ended(uptime),
             Ended::Lied => {
                 entry.shunned_until = now + SHUN;
@@ -178,7 +179,7 @@ mod tests {
             pull.ended(attempt.server, NOW, Duration::ZERO, Ended::Lied);
         }
         assert_eq!(asked, [0, 1, 2, 3]);
-        // P1: when everybody lied, the edge still asks, but after a delay.
+        // PULL-1: when all servers lied, the edge still asks, but after a delay.
         assert!(pull.next(NOW, 0).delay >= FullJitter::FLOOR);
         // Home is asked again when the shunning is over.
         let later = NOW + SHUN;
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn p3_stale_members_are_passed_over_in_the_end_for_another_region() {
+    fn pull_3_stale_members_are_passed_over_in_the_end_for_another_region() {
         let mut pull = pull();
         let mut asked = Vec::new();
         for _ in 0..4 {

@@ -10,13 +10,13 @@ const RECENT_MAX: usize = 64;
 /// One refused offer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// When.
+    /// The time, by this edge's clock.
     pub time: Timestamp,
-    /// Who made the offer.
+    /// The server that made the offer.
     pub peer: String,
-    /// Which rule it broke.
+    /// The rule that it broke.
     pub rule: &'static str,
-    /// What was wrong.
+    /// The fault in it.
     pub detail: String,
 }
 
@@ -28,7 +28,7 @@ pub struct Refusals {
 }
 
 impl Refusals {
-    /// Adds one.
+    /// Adds a refusal.
     pub fn record(&mut self, refusal: Refusal) {
         *self.counts.entry(refusal.rule).or_default() += 1;
         if self.recent.len() == RECENT_MAX {
@@ -37,7 +37,7 @@ impl Refusals {
         self.recent.push_back(refusal);
     }
 
-    /// How often each rule refused something.
+    /// Refusals by rule.
     #[must_use]
     pub fn counts(&self) -> &BTreeMap<&'static str, u64> {
         &self.counts

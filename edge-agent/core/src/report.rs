@@ -1,8 +1,8 @@
 //! Chooses the versions that a status report names.
 //!
-//! A memory may hold thousands of bundles that an edge was once configured for. A report is bounded,
-//! and a server ends the stream of an edge that sends a larger one, so the bundles that are asked for
-//! come first and the rest as far as there is room.
+//! An edge remembers versions of every bundle it was ever configured for, which may be thousands. The size of a report is
+//! limited, and a server ends the stream of an edge that sends a larger one. So the bundles of the present configuration
+//! come first, and others as far as there is room.
 
 use satrap_certify::{BundleName, Digest, limits::REPORT_VERSIONS_MAX};
 

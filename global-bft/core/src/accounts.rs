@@ -1,4 +1,4 @@
-//! Who has used how much of the realm: quotas, owners and rates (rules V8, V18, V19, V27).
+//! Keeps account of the use that principals make of the realm: quotas, owners and rates (rules V8, V18, V19, V27).
 //!
 //! The realm has fixed room: bundles, bytes, entries, and directories in the history. One stolen
 //! key of the weakest class must not be able to take it all, nor to take what trust roots need.
@@ -17,76 +17,21 @@
 //! - A bucket that is full is not kept. There are at most [`CLASSES_MAX`] times
 //!   [`GOVERNANCE_ITEMS_MAX`] others, because a principal without keys has none.
 
-use core::fmt;
 use std::collections::{BTreeMap, BTreeSet};
 
 use satrap_certify::{
     BundleName, Class, ClassKind, Digest, Governance, Head, Label, Timestamp,
-    limits::{
-        BUNDLE_NAME_BYTES_MAX, CLASSES_MAX, GOVERNANCE_ITEMS_MAX, HEADS_MAX, PUBLISH_BURST,
-        REALM_BYTES_MAX, REALM_ENTRIES_MAX, TRUST_BYTES_RESERVED, TRUST_ENTRIES_RESERVED,
-        TRUST_HEADS_RESERVED,
-    },
+    limits::{BUNDLE_NAME_BYTES_MAX, CLASSES_MAX, GOVERNANCE_ITEMS_MAX, HEADS_MAX, PUBLISH_BURST},
 };
 use satrap_merkle::codec::{Canonical, DecodeError, Reader, Writer, ascending};
 use sha2::{Digest as _, Sha256};
 
-use crate::rejection::Rejection;
+use crate::{
+    rejection::Rejection,
+    room::{OPAQUE, REALM, Room},
+};
 
 const HOUR_NS: u64 = 3_600_000_000_000;
-
-/// Room in the realm: what one bundle or many take of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Room {
-    /// Bundles.
-    pub heads: usize,
-    /// Entries in them.
-    pub entries: u64,
-    /// Keys and values of the entries.
-    pub bytes: u64,
-}
-
-impl Room {
-    /// The room that a bundle takes.
-    #[must_use]
-    pub fn of(head: &Head) -> Self {
-        Self { heads: 1, entries: head.entries, bytes: head.bytes }
-    }
-
-    /// This with `before` in it replaced by `after`.
-    fn with(self, before: Self, after: Self) -> Self {
-        Self {
-            heads: self.heads - before.heads + after.heads,
-            entries: self.entries - before.entries + after.entries,
-            bytes: self.bytes - before.bytes + after.bytes,
-        }
-    }
-
-    /// Whether this exceeds `max` in something in which `after` is more than `before`.
-    fn outgrows(&self, max: &Self, before: &Self, after: &Self) -> bool {
-        let grows = |sum: u64, max: u64, before: u64, after: u64| after > before && sum > max;
-        grows(self.heads as u64, max.heads as u64, before.heads as u64, after.heads as u64)
-            || grows(self.entries, max.entries, before.entries, after.entries)
-            || grows(self.bytes, max.bytes, before.bytes, after.bytes)
-    }
-}
-
-impl fmt::Display for Room {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { heads, entries, bytes } = self;
-        write!(f, "{heads} bundles, {entries} entries and {bytes} bytes")
-    }
-}
-
-/// The room there is.
-pub const REALM: Room =
-    Room { heads: HEADS_MAX, entries: REALM_ENTRIES_MAX as u64, bytes: REALM_BYTES_MAX };
-/// The part of it that opaque classes can take together.
-pub const OPAQUE: Room = Room {
-    heads: HEADS_MAX - TRUST_HEADS_RESERVED,
-    entries: (REALM_ENTRIES_MAX - TRUST_ENTRIES_RESERVED) as u64,
-    bytes: REALM_BYTES_MAX - TRUST_BYTES_RESERVED,
-};
 
 /// The use that all principals have made of the realm.
 #[derive(Clone, Debug, Default)]
@@ -239,7 +184,7 @@ impl Accounts {
         sums.room = sums.room.with(before, after);
     }
 
-    /// Who created a bundle.
+    /// The principal that created a bundle.
     #[must_use]
     pub fn owner(&self, name: &BundleName) -> Option<&Label> {
         self.owners.get(name)

@@ -1,7 +1,7 @@
-//! Changes of the governance state: validity rules V12 to V16.
+//! Judges and applies changes of the governance state: validity rules V12 to V16.
 //!
 //! They keep a realm governable: enough principals stay to approve what comes next, no key works
-//! that anybody could use, and voting power moves slowly enough for light clients to follow.
+//! that any program could use, and voting power moves slowly enough for light clients to follow.
 
 use satrap_certify::{
     Governance, GovernanceAct, PublicKey, ValidatorInfo, ValidatorSet,

@@ -2,10 +2,10 @@
 //!
 //! # Invariants
 //!
-//! - **L1** `validate` accepts a block if and only if `build` at the same ledger, with the same
+//! - **LEDGER-1** `validate` accepts a block if and only if `build` at the same ledger, with the same
 //!   changes, proposer and time, gives that very block: every header field is re-derived.
-//! - **L2** `apply` changes the ledger only for a valid block with a valid commit.
-//! - **L3** Two ledgers that applied the same blocks are equal, and their next blocks too.
+//! - **LEDGER-2** `apply` changes the ledger only for a valid block with a valid commit.
+//! - **LEDGER-3** Two ledgers that applied the same blocks are equal, and their next blocks too.
 //!
 //! # Deliberately absent
 //!
@@ -30,8 +30,9 @@ use satrap_merkle::{
 };
 
 use crate::{
-    accounts::{Accounts, Room},
+    accounts::Accounts,
     rejection::Rejection,
+    room::Room,
     state::{Applied, Cost, Setting, State},
 };
 
@@ -80,7 +81,7 @@ impl Ledger {
         self.last.as_ref().map_or(0, |(checkpoint, _)| checkpoint.height)
     }
 
-    /// Who signs the next height.
+    /// The validators that sign the next height.
     #[must_use]
     pub fn validators(&self) -> &ValidatorSet {
         &self.validators
@@ -116,7 +117,7 @@ impl Ledger {
         self.state.contents.get(bundle)
     }
 
-    /// Who owns which bundle, and who has budget left.
+    /// The owners of bundles, and the budgets that principals have left.
     #[must_use]
     pub fn accounts(&self) -> &Accounts {
         &self.state.accounts
@@ -182,7 +183,7 @@ impl Ledger {
         Block { checkpoint: draft.finish(proposer).checkpoint, changes }
     }
 
-    /// Re-derives `block` (L1).
+    /// Re-derives `block` (LEDGER-1).
     ///
     /// # Errors
     ///

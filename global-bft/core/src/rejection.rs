@@ -5,7 +5,7 @@ use satrap_certify::{
     limits::{BUNDLE_BYTES_MAX, BUNDLE_ENTRIES_MAX},
 };
 
-use crate::accounts::{OPAQUE, REALM, Room};
+use crate::room::{OPAQUE, REALM, Room};
 
 /// A refused change (V1 to V19, V27, V28) or block (V20 to V26).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,8 +19,8 @@ pub enum Rejection {
     Class(BundleName),
     /// V3
     #[error(
-        "{have} distinct principals approved, {needed} must; save the change with `--out FILE`, and \
-         let others add their approvals with `satrap approve FILE`"
+        "{have} distinct principals approved, {needed} must; others approve a change that is in a file \
+         (`publish --out FILE` saves it) with `satrap approve FILE --operator KEY`"
     )]
     Approvals { have: usize, needed: u32 },
     /// V3

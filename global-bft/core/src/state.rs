@@ -36,12 +36,7 @@ use satrap_certify::{
 };
 use satrap_merkle::BundleTree;
 
-use crate::{
-    accounts::{Accounts, Room},
-    govern::govern,
-    rejection::Rejection,
-    x509,
-};
+use crate::{accounts::Accounts, govern::govern, rejection::Rejection, room::Room, x509};
 
 /// The sum of all changes so far.
 #[derive(Clone, Debug)]
@@ -61,7 +56,7 @@ pub struct State {
 pub struct Setting<'a> {
     /// The realm.
     pub realm: &'a Realm,
-    /// Who signs the block.
+    /// The validators that sign the block.
     pub signing_set: &'a ValidatorSet,
     /// Its height.
     pub height: u64,

@@ -17,7 +17,7 @@ const LINE_CHARS: usize = 64;
 ///
 /// # Errors
 ///
-/// What is wrong, in words.
+/// The fault, in words.
 pub fn check_trust_root(value: &[u8]) -> Result<(), String> {
     let text = str::from_utf8(value).map_err(|_| "it is not text".to_owned())?;
     check_lines(text)?;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use satrap_certify::{Genesis, Label};
-use satrap_host::{
+use satrap_identity::{
     config::{ConfigError, RawTls, check, check_url, load, read_named, refuse},
     mtls::CredentialFiles,
 };
@@ -16,18 +16,30 @@ use serde::Deserialize;
 
 use crate::malachite::Timing;
 
+/// `validator.toml`: the configuration file of a validator, for `satrap validator run`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawConfig {
+    /// This validator's name. Its certificate must hold it, and governance names its key.
     name: String,
+    /// The genesis file of the realm.
     genesis: PathBuf,
+    /// Where the validator keeps its blocks, write-ahead log and last-sign state.
     data_dir: PathBuf,
+    /// Address for regions and operators. Port 0 takes a free one.
     listen: String,
+    /// Address for the other validators. Must differ from `listen`.
     mesh_listen: String,
+    /// The Ed25519 key that signs votes: 64 hex digits (the seed) or PKCS#8 PEM; mode 0600.
     signing_key: PathBuf,
+    /// The certificate, key and trust of this process.
     tls: RawTls,
+    /// Validators that are reached elsewhere than governance says, by name: `https://HOST:PORT`. A
+    /// name that governance does not know is dialed too, which is how a validator that is about to
+    /// join finds the others.
     #[serde(default)]
     peer_urls: BTreeMap<String, String>,
+    /// Timeouts and clock bounds of consensus.
     #[serde(default)]
     timing: RawTiming,
 }
@@ -36,12 +48,33 @@ struct RawConfig {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawTiming {
+    /// How long a validator waits for a proposal in round 0; 10 ms to 60 s, as the next three.
+    ///
+    /// Default: `Timing::propose`.
     propose_ms: Option<u64>,
+    /// How long it waits for more prevotes once two thirds disagree.
+    ///
+    /// Default: `Timing::prevote`.
     prevote_ms: Option<u64>,
+    /// How long it waits for more precommits once two thirds disagree.
+    ///
+    /// Default: `Timing::precommit`.
     precommit_ms: Option<u64>,
+    /// How often a validator that makes no progress sends its votes again.
+    ///
+    /// Default: `Timing::rebroadcast`.
     rebroadcast_ms: Option<u64>,
+    /// By how much the timeouts grow with each failed round, in percent.
+    ///
+    /// Default: `Timing::growth_percent_per_round`.
     growth_percent_per_round: Option<u32>,
+    /// How far the clocks of two correct validators may differ.
+    ///
+    /// Default: `Timing::clock_precision`.
     clock_precision_ms: Option<u64>,
+    /// How long a proposal may travel. At least `propose_ms`.
+    ///
+    /// Default: `Timing::message_delay`.
     message_delay_ms: Option<u64>,
 }
 
@@ -56,11 +89,11 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where regions and operators connect: control and sync.
     pub listen: SocketAddr,
-    /// Where the other validators connect, and nobody else. Governance names its URL.
+    /// Where the other validators connect, and only they. Governance names its URL.
     pub mesh_listen: SocketAddr,
     /// The key that votes: 64 hex digits (the seed) or PKCS#8 PEM, mode 0600.
     pub signing_key: PathBuf,
-    /// Who this validator is and whom it believes.
+    /// The certificate and key of this validator, and the CAs that it trusts.
     pub credentials: CredentialFiles,
     /// Where validators are reached from here, if not where governance says. Names that governance
     /// does not know are dialed, too: that is how a validator that is about to join finds the rest.

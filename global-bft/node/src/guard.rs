@@ -1,16 +1,17 @@
-//! Decides whether this validator may sign a message, against its own forgetfulness.
+//! The last-sign guard: decides whether this validator may sign a message, so that it signs no two for one place even
+//! after it has lost its database.
 //!
 //! The write-ahead log already keeps a restarted validator from contradicting itself, as long as it
 //! is there and up to date. This guard is a second memory in a second file: it holds the digests of
-//! the last messages that were signed, by height, round and step. If the database is lost, or comes
+//! the last messages that the signer was asked to sign, by height, round and step. If the database is lost, or comes
 //! back from an old image, the guard refuses every message that is not provably new, and the
 //! validator abstains until the chain has passed what it signed before.
 //!
 //! # Invariants
 //!
-//! - **G1** For one height, round and step, one digest is admitted, ever.
-//! - **G2** A place at or below the newest one is admitted only with the digest recorded for it.
-//! - **G3** The file holds two slots, written in turn; a torn write damages only the older one.
+//! - **SIGN-1** For one height, round and step, one digest is admitted, ever.
+//! - **SIGN-2** A place at or below the newest one is admitted only with the digest recorded for it.
+//! - **SIGN-3** The file holds two slots, written in turn; a torn write damages only the older one.
 //!
 //! # Deliberately absent
 //!
@@ -58,18 +59,34 @@ pub enum Step {
     Precommit = 2,
 }
 
+impl Step {
+    /// The step that is written as `tag`, its discriminant.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError::Invalid`]
+    pub fn from_tag(tag: u8) -> Result<Self, DecodeError> {
+        match tag {
+            0 => Ok(Self::Propose),
+            1 => Ok(Self::Prevote),
+            2 => Ok(Self::Precommit),
+            _ => Err(DecodeError::Invalid("step: must be 0, 1 or 2")),
+        }
+    }
+}
+
 /// Why a message must not be signed or sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// G1
+    /// Another digest is on record for that height, round and step (SIGN-1).
     #[error("another message was signed for {0:?} before")]
     Conflict(Place),
-    /// G2
+    /// The place is at or below the newest one, and no digest is on record for it (SIGN-2).
     #[error("{offered:?} is not after {newest:?}, the newest that was signed")]
     Behind {
-        /// What was to be signed.
+        /// The place of the message that was to be signed.
         offered: Place,
-        /// What was signed last.
+        /// The newest place that was admitted.
         newest: Place,
     },
 }
@@ -104,7 +121,7 @@ impl SlotFile {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(MODE_SECRET);
         let file = options.open(path)?;
-        satrap_host::files::sync_directory(satrap_host::files::parent(path))?;
+        satrap_runtime::files::sync_directory(satrap_runtime::files::parent(path))?;
         Ok(Self(file))
     }
 }
@@ -131,7 +148,7 @@ impl Slots for SlotFile {
     }
 }
 
-/// What this validator signed last.
+/// The digests of the messages that this validator was last allowed to sign.
 pub struct Guard {
     slots: Box<dyn Slots>,
     serial: u64,
@@ -145,7 +162,7 @@ impl Guard {
     /// # Errors
     ///
     /// From the medium, or [`io::ErrorKind::InvalidData`] if slots were written but none is intact:
-    /// then nobody knows what was signed.
+    /// then the messages that were signed are unknown.
     pub fn load(slots: Box<dyn Slots>) -> io::Result<Self> {
         let held = slots.read()?;
         let written = held.iter().any(|bytes| bytes.iter().any(|b| *b != 0));
@@ -241,12 +258,7 @@ fn decode(slot: &[u8]) -> Result<(u64, BTreeMap<Place, Digest>), DecodeError> {
     let mut records = BTreeMap::new();
     for _ in 0..r.count(GUARD_RECORDS_MAX)? {
         let (height, round) = (r.u64()?, r.u32()?);
-        let step = match r.u8()? {
-            0 => Step::Propose,
-            1 => Step::Prevote,
-            2 => Step::Precommit,
-            _ => return Err(DecodeError::Invalid("step")),
-        };
+        let step = Step::from_tag(r.u8()?)?;
         records.insert(Place { height, round, step }, r.array()?);
     }
     let written = slot.len() - r.remaining();
@@ -301,7 +313,7 @@ mod tests {
         }
         drop(guard);
         let mut bytes = std::fs::read(&path).unwrap();
-        // Serial 3 stands in slot 1.
+        // Serial 3 is in slot 1.
         bytes[SLOT_BYTES + 40] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
         assert_eq!(open(&path).newest().unwrap().height, 2);

@@ -1,8 +1,8 @@
-//! What waits for the consensus thread: frames per peer, and submissions.
+//! Queues for the consensus thread: frames per peer, submissions, and signatures.
 //!
 //! Each peer has its own bounded queue and they are drained in turn, so a validator that floods
-//! fills its own queue and delays nobody. What does not fit is dropped: rebroadcast and value sync
-//! repair a lost message, while a queue without bound would only hide that this process is too slow.
+//! fills its own queue and delays no other. A message that does not fit is dropped: rebroadcast and
+//! value sync repair a lost message, while a queue without bound would only hide that this process is too slow.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -10,27 +10,27 @@ use std::{
     time::Duration,
 };
 
-use satrap_certify::{Label, SignedChange};
-use satrap_host::charges::Payer;
+use satrap_certify::{Label, SignatureBytes, SignedChange};
+use satrap_identity::charges::Payer;
 use tokio::sync::oneshot;
 
 use crate::{
+    guard::Place,
     limits::{INBOX_BYTES_MAX, INBOX_FRAMES_MAX, PEERS_MAX},
     malachite::Frame,
     mempool::{Receipt, Refusal},
-    submissions::{Submission, Submissions},
+    submissions::{Reply, Submission, Submissions},
 };
 
-/// How a submission is answered.
-pub type Reply = oneshot::Sender<Result<Receipt, Refusal>>;
-
-/// What the consensus thread takes next.
+/// The next item for the consensus thread.
 #[derive(Debug)]
 pub enum Next {
     /// A frame of a peer.
     Frame(Label, Frame),
-    /// A change and whoever waits for it.
+    /// A change and the caller that waits for it.
     Submit(SignedChange, Reply),
+    /// A signature that this validator requested.
+    Signed(Place, SignatureBytes),
     /// Nothing came in time.
     Idle,
     /// The process is stopping.
@@ -49,6 +49,8 @@ struct State {
     /// The peer served last.
     last: Option<Label>,
     submissions: Submissions,
+    /// At most [`crate::limits::SIGN_REQUESTS_MAX`]: each answers a pending request.
+    signatures: VecDeque<(Place, SignatureBytes)>,
     closed: bool,
 }
 
@@ -101,6 +103,12 @@ impl Inbox {
         Some(answer)
     }
 
+    /// Queues a signature that was requested.
+    pub fn signed(&self, place: Place, signature: SignatureBytes) {
+        self.lock().signatures.push_back((place, signature));
+        self.0.arrived.notify_one();
+    }
+
     /// Ends the consensus thread.
     pub fn close(&self) {
         self.lock().closed = true;
@@ -114,11 +122,16 @@ impl Inbox {
         let waited = self.0.arrived.wait_timeout_while(state, patience, |state| {
             !state.closed
                 && state.submissions.is_empty()
+                && state.signatures.is_empty()
                 && state.peers.values().all(|queue| queue.frames.is_empty())
         });
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if state.closed {
             return Next::Closed;
+        }
+        // The other validators wait for this vote.
+        if let Some((place, signature)) = state.signatures.pop_front() {
+            return Next::Signed(place, signature);
         }
         if let Some((from, frame)) = state.next_frame() {
             return Next::Frame(from, frame);

@@ -6,12 +6,12 @@
 //!
 //! # Reading order
 //!
-//! [`config`] → [`mod@run`] → [`inbox`], [`mesh`] → [`malachite`] (the engine) → [`mempool`], [`guard`],
-//! [`store`] → [`view`], [`services`], [`sync_service`].
+//! [`config`] → [`mod@run`] → [`inbox`], [`mesh`], [`signer`] → [`malachite`] (the engine) → [`mempool`],
+//! [`guard`], [`store`] → [`view`], [`services`], [`sync_service`].
 //!
 //! # Invariants
 //!
-//! - Nothing leaves a validator before its log and last-sign guard are on disk ([`malachite`]).
+//! - No signature is requested before log and last-sign guard are on disk ([`malachite`]).
 //! - A validator never contradicts itself, whenever it crashes ([`guard`], `tests/it/crash.rs`).
 //! - Everything a peer controls is bounded ([`limits`]).
 
@@ -24,6 +24,7 @@ pub mod mempool;
 pub mod mesh;
 pub mod run;
 pub mod services;
+pub mod signer;
 pub mod status;
 pub mod store;
 pub mod submissions;
@@ -31,4 +32,4 @@ pub mod sync_service;
 pub mod view;
 
 pub use config::Config;
-pub use run::{Addresses, NodeError, run, start};
+pub use run::{Addresses, NodeError, run, start, start_with};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use satrap_certify::limits::{BLOCK_CHANGES_BYTES_MAX, CHANGE_BYTES_MAX, VALIDATORS_MAX};
-use satrap_host::{
+use satrap_identity::{
     charges::{CallLimits, REQUESTS, SUBMIT_FLAT_BYTES},
     mtls::FOREIGN_SCOPES,
 };
@@ -88,10 +88,10 @@ pub const PROPOSALS_PER_ROUND_MAX: usize = 3;
 pub const HELD_PER_PROPOSER_MAX: usize = 4;
 /// The core drops messages of rounds further ahead than this.
 pub const ROUNDS_AHEAD_MAX: u32 = 10;
-/// Heights and messages per height in the core's own queue. The host queues early messages itself,
-/// per peer, so this is only used between two inputs.
+/// Heights in the core's own queue. The host queues early messages itself, per peer, so this queue is
+/// only used between two inputs.
 pub const CORE_QUEUE_HEIGHTS: usize = 2;
-/// See there.
+/// Messages per height in the same queue.
 pub const CORE_QUEUE_MESSAGES: usize = 512;
 
 /// Changes waiting for a block.
@@ -129,9 +129,14 @@ pub const LIGHT_BLOCK_STREAMS: CallLimits =
 pub const FOLLOWERS_PER_SCOPE: Quota = Quota { group_max: 32, holder_max: 4 };
 /// `Follow` streams of all scopes that a listener keeps room for, and its own.
 pub const FOLLOWERS_MAX: usize = (FOREIGN_SCOPES + 1) * FOLLOWERS_PER_SCOPE.group_max;
-/// A signing key file.
-pub const KEY_BYTES_MAX: u64 = 4 * 1024;
+/// Signatures that are pending: three messages for each of five rounds, and one more.
+pub const SIGN_REQUESTS_MAX: usize = 16;
 
+/// How long the signer may take for one signature before it is asked again.
+pub const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest pause after the first failure of the signer; it doubles with each, up to
+/// [`SIGN_TIMEOUT`].
+pub const SIGN_RETRY: Duration = Duration::from_millis(200);
 /// Status frames and upkeep of the consensus thread.
 pub const TICK: Duration = Duration::from_millis(250);
 /// How long a peer must be ahead before this process asks it for blocks; votes for the height may

@@ -1,18 +1,18 @@
-//! Decides which changes wait for a block, and answers whoever waits for them.
+//! Decides which changes wait for a block, and answers the callers that wait for them.
 //!
-//! Only changes that the ledger would accept now are kept, so nobody can fill the pool without an
-//! operator's signature. After each block, what became inapplicable is dropped and its submitter is
-//! told the rule; nothing waits for a block that can never carry it.
+//! Only changes that the ledger would accept now are kept, so the pool cannot be filled without an
+//! operator's signature. After each block the pool drops changes that no longer apply and answers their
+//! submitters with the rule; no change waits for a block that can never carry it.
 //!
 //! # Invariants
 //!
-//! - **M1** Every ticket is answered once: decided, inapplicable, or refused at the door.
-//! - **M2** At most [`MEMPOOL_CHANGES_MAX`] changes and [`MEMPOOL_BYTES_MAX`] bytes are held.
+//! - **MEMPOOL-1** Every ticket is answered once: decided, inapplicable, or refused at the door.
+//! - **MEMPOOL-2** At most [`MEMPOOL_CHANGES_MAX`] changes and [`MEMPOOL_BYTES_MAX`] bytes are held.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use satrap_certify::{Action, Block, BlockId, Digest, SignedChange};
-use satrap_global_core::{Ledger, Rejection, accounts::Room};
+use satrap_global_core::{Ledger, Rejection, room::Room};
 use satrap_merkle::codec::Canonical as _;
 
 use crate::limits::{
@@ -102,7 +102,7 @@ impl Mempool {
     ///
     /// # Errors
     ///
-    /// [`Refusal`]; the caller has then been answered (M1).
+    /// [`Refusal`]; the caller has then been answered (MEMPOOL-1).
     pub fn submit(
         &mut self,
         ledger: &Ledger,

@@ -1,8 +1,8 @@
 //! The full mesh: every validator has a stream to every other.
 //!
 //! Each validator dials all others and sends on its own stream; if only one of a pair can reach the
-//! other, the reply direction of that stream carries the other half. Who a peer is comes from mTLS
-//! and nothing else. Frames are best effort: a queue that is full loses the newest frame, and the
+//! other, the reply direction of that stream carries the other half. The identity of a peer comes
+//! from mTLS and nothing else. Frames are best effort: a queue that is full loses the newest frame, and the
 //! protocol repeats what matters.
 //!
 //! # Deliberately absent
@@ -19,12 +19,9 @@ use std::{
 
 use prost::Message as _;
 use satrap_certify::{Label, Realm};
-use satrap_host::{
-    TaskGroup, clock,
-    mtls::{self, Credentials, PeerIdentity, PeerRule},
-    rng,
-};
+use satrap_identity::mtls::{self, Credentials, PeerIdentity, PeerRule};
 use satrap_proto::v1::{MeshFrame, mesh_client::MeshClient, mesh_frame::Body, mesh_server};
+use satrap_runtime::{TaskGroup, clock, rng};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
@@ -143,7 +140,7 @@ impl Links {
         }
     }
 
-    /// Sends to everybody who is connected.
+    /// Sends to every connected validator.
     pub fn broadcast(&self, frame: &MeshFrame) {
         self.lock().links.values().for_each(|link| link.send(frame.clone()));
     }
@@ -153,7 +150,7 @@ impl Links {
         self.lock().links.remove(peer);
     }
 
-    /// Who is connected.
+    /// The validators that are connected.
     #[must_use]
     pub fn connected(&self) -> BTreeSet<Label> {
         self.lock().links.keys().cloned().collect()
@@ -215,7 +212,7 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// Dials whoever is in `targets`, until shutdown.
+    /// Dials the validators in `targets`, until shutdown.
     ///
     /// # Errors
     ///
@@ -261,7 +258,13 @@ impl Mesh {
                 // One line per change, not per attempt.
                 match &ended {
                     Ok(()) => tracing::info!(peer = %name, "mesh stream ended"),
-                    Err(why) if was_up => tracing::warn!(peer = %name, %url, why, "cannot reach"),
+                    Err(why) if was_up => {
+                        tracing::warn!(
+                            peer = %name, %url, why,
+                            "cannot reach a validator; see that it runs, and that governance or \
+                             `peer_urls` names its URL"
+                        );
+                    }
                     Err(_) => {}
                 }
                 was_up = ended.is_ok();
@@ -308,7 +311,8 @@ impl Mesh {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(peer = %opened.peer, %error, "a frame does not parse");
+                    let peer = &opened.peer;
+                    tracing::warn!(%peer, %error, "ending a stream: a frame does not parse");
                     return;
                 }
             }
@@ -425,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_does_not_read_loses_frames_and_blocks_nobody() {
+    fn a_peer_that_does_not_read_loses_frames_and_blocks_no_other() {
         let (links, peer) = (Links::default(), Label::new("v1").unwrap());
         let (outbox, mut received) = Outbox::new();
         let _opened = links.open(&peer, End::Dialed, outbox).unwrap();

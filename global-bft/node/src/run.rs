@@ -2,48 +2,44 @@
 //!
 //! ```text
 //!   mesh streams ─▶ inbox ─▶ consensus thread ─▶ links ─▶ mesh streams
-//!   Submit ───────▶   │            │ watch: view, replica, dial targets
-//!   Status, LightBlocks, Follow ◀──┘
+//!   Submit ───────▶   ▲            │ watch: view, replica, dial targets
+//!   Status, LightBlocks, Follow ◀──┤
+//!                  signer task ◀───┘
 //! ```
 //!
 //! The consensus thread is an operating system thread, because it waits for the disk. If it fails or
 //! panics, the process stops: a validator that serves but no longer votes would look alive.
 
-use std::{
-    collections::BTreeMap, convert::Infallible, net::SocketAddr, path::Path, sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
-use ed25519_dalek::SigningKey;
 use satrap_certify::{PublicKey, Replica, limits::VALIDATORS_MAX};
-use satrap_host::{
-    Fault, RunUntil, TaskGroup, Unusable,
-    charges::{REQUESTS, RequestSeats},
-    clock, files,
-    follow::FollowService,
-    introspect::{self, REALM_SERVICES},
-    lock::DirectoryLock,
+use satrap_identity::{
+    charges::{REQUESTS, RequestPermits},
     mtls::{Credentials, FOREIGN_SCOPES, Limits, Listener, PeerRule, server_builder},
-    pki,
+    pki::Role,
+    signer::{KeyFileError, Signer, SignerError, SoftSigner, sign},
 };
 use satrap_proto::v1::{
     control_server::ControlServer, mesh_server::MeshServer, sync_server::SyncServer,
 };
+use satrap_runtime::introspect::{self, REALM_SERVICES};
+use satrap_runtime::{Fault, RunUntil, TaskGroup, Unusable, clock, lock::DirectoryLock};
+use satrap_sync::server::FollowService;
 use tokio::sync::watch;
 use tonic::service::Routes;
 
 use crate::{
     config::Config,
     guard::{Guard, SlotFile},
-    inbox::{Inbox, Next, Reply},
-    limits::{CONTROL_BYTES_MAX, FRAME_BYTES_MAX, KEY_BYTES_MAX, PEERS_MAX, TICK},
-    malachite::{
-        Engine, EngineEffect, EngineInput, Fatal, Setup, Signer as _, SoftSigner, TimerId,
-    },
+    inbox::{Inbox, Next},
+    limits::{CONTROL_BYTES_MAX, FRAME_BYTES_MAX, PEERS_MAX, SIGN_TIMEOUT, TICK},
+    malachite::{Engine, EngineEffect, EngineInput, Fatal, Setup, TimerId},
     mempool::Ticket,
     mesh::{Links, Mesh, Targets, now},
     services::{Control, ControlService, callers},
+    signer::{self, SignQueue},
     store::Store,
+    submissions::Reply,
     sync_service::Slots,
     view::View,
 };
@@ -89,7 +85,7 @@ pub enum NodeError {
     Engine(#[from] Fatal),
     /// A task or thread ended that should not have.
     #[error(transparent)]
-    Task(#[from] satrap_host::Failure),
+    Task(#[from] satrap_runtime::Failure),
 }
 
 impl NodeError {
@@ -121,23 +117,52 @@ pub async fn run(config: Config, until: RunUntil) -> Result<(), NodeError> {
         .await
 }
 
-/// Starts a validator in `group`, and returns where it listens. Clients cannot take connections or
-/// streams from the mesh: each side has its own listener and limits.
+/// Starts a validator in `group` that signs with the key file of its configuration; returns where it
+/// listens.
 ///
 /// # Errors
 ///
 /// [`NodeError`] if it cannot start.
 pub async fn start(config: Config, group: &TaskGroup) -> Result<Addresses, NodeError> {
+    let key = |config: &Config| match SoftSigner::read(&config.signing_key) {
+        Ok(signer) => Ok(signer.shared()),
+        Err(error) => Err(refuse_key(config, &error)),
+    };
+    launch(config, key, group).await
+}
+
+/// Starts a validator in `group` that signs with `signer`; the key file is not read.
+///
+/// # Errors
+///
+/// [`NodeError`] if it cannot start.
+pub async fn start_with(
+    config: Config,
+    signer: Arc<dyn Signer>,
+    group: &TaskGroup,
+) -> Result<Addresses, NodeError> {
+    launch(config, |_| Ok(signer), group).await
+}
+
+/// Clients cannot take connections or streams from the mesh: each side has its own listener and limits.
+async fn launch(
+    config: Config,
+    signer: impl FnOnce(&Config) -> Result<Arc<dyn Signer>, Unusable>,
+    group: &TaskGroup,
+) -> Result<Addresses, NodeError> {
     let credentials = Credentials::load(config.credentials.clone()).map_err(Unusable::from)?;
-    check_identity(&config, &credentials)?;
+    let role = Role::Validator { name: config.name.to_string() };
+    credentials.check_name(config.genesis.realm().chain_id(), role)?;
     let realm = config.genesis.realm().clone();
     let lock = take_data_dir(&config)?;
-    let (engine, effects, store) = open(&config)?;
+    let signer = signer(&config)?;
+    self_test(&*signer, &config).await?;
+    let (engine, effects, store) = open(&config, signer.public())?;
 
     let (view, views) = watch::channel(Arc::new(View::of(&engine)));
     let (replica, replicas) = watch::channel(engine.replica().clone());
     let (targets, dialed) = watch::channel(targets_of(&config, &engine));
-    let (inbox, links) = (Inbox::default(), Links::default());
+    let (inbox, links, signatures) = (Inbox::default(), Links::default(), SignQueue::default());
     let mesh = Mesh {
         name: config.name.clone(),
         realm: realm.clone(),
@@ -154,13 +179,14 @@ pub async fn start(config: Config, group: &TaskGroup) -> Result<Addresses, NodeE
         replica: replicas.clone(),
         store,
         links: links.clone(),
+        signatures: signatures.clone(),
         group: group.clone(),
     });
     let follow = FollowService::new(replicas, Slots::default(), group);
     let clients = ("listen", config.listen);
     let (listener, clients) = bind(clients, &credentials, callers(), &CLIENT_LIMITS).await?;
     let server = server_builder(&CLIENT_LIMITS)
-        .layer(RequestSeats::new(REQUESTS))
+        .layer(RequestPermits::new(REQUESTS))
         .add_routes(introspect::add(Routes::default(), &REALM_SERVICES, &group.shutdown()))
         .add_service(ControlServer::new(control).max_decoding_message_size(CONTROL_BYTES_MAX))
         .add_service(SyncServer::new(follow).max_decoding_message_size(FRAME_BYTES_MAX));
@@ -180,11 +206,14 @@ pub async fn start(config: Config, group: &TaskGroup) -> Result<Addresses, NodeE
         closing.close();
         Ok::<(), Infallible>(())
     });
+    let stop = group.shutdown().requested();
+    group.spawn("signer", signer::run(signatures.clone(), signer, inbox.clone(), stop));
     let consensus = Consensus {
         config,
         engine,
         inbox,
         links,
+        signatures,
         view,
         replica,
         targets,
@@ -220,17 +249,17 @@ fn take_data_dir(config: &Config) -> Result<DirectoryLock, Unusable> {
 }
 
 /// Restores the engine from the data directory.
-fn open(config: &Config) -> Result<(Engine, Vec<EngineEffect>, Store), NodeError> {
+fn open(
+    config: &Config,
+    public: PublicKey,
+) -> Result<(Engine, Vec<EngineEffect>, Store), NodeError> {
     let data_dir = |error| Unusable::directory("data_dir", &config.data_dir, &error);
     let path = config.data_dir.join("validator.redb");
     let store = Store::open(&path, config.genesis.realm()).map_err(|e| e.unusable(&path))?;
     let slots = SlotFile::open(&config.data_dir.join("last-sign")).map_err(data_dir)?;
-    let mut signer = SoftSigner::new(read_signing_key(&config.signing_key)?);
-    self_test(&mut signer, &config.signing_key)?;
-    let public = signer.public();
     let setup = Setup {
         genesis: config.genesis.clone(),
-        signer: Box::new(signer),
+        public,
         guard: Guard::load(Box::new(slots)).map_err(data_dir)?,
         store: Box::new(store.clone()),
         timing: config.timing,
@@ -240,49 +269,38 @@ fn open(config: &Config) -> Result<(Engine, Vec<EngineEffect>, Store), NodeError
     Ok((engine, effects, store))
 }
 
-fn check_identity(config: &Config, credentials: &Credentials) -> Result<(), Unusable> {
-    let id = credentials.current().id.clone();
-    let chain = config.genesis.realm().chain_id();
-    let rule = PeerRule::Validator(config.name.to_string());
-    if rule.admits(&id) && id.chain() == chain {
-        return Ok(());
-    }
-    let expected = format!("validator {} of chain {chain}", config.name);
-    let why = format!("the certificate is for {id}, this configuration for {expected}");
-    let remedy =
-        "install the certificate of this validator, or set `name` and `genesis` to its own";
-    Err(Unusable::new("tls.cert", Fault::Setting, why, remedy))
-}
-
-fn unusable_key(path: &Path, why: impl std::fmt::Display, remedy: &str) -> Unusable {
-    let why = format!("{}: {why}", path.display());
+fn unusable_key(config: &Config, why: impl std::fmt::Display, remedy: &str) -> Unusable {
+    let why = format!("{}: {why}", config.signing_key.display());
     Unusable::new("signing_key", Fault::Setting, why, remedy)
 }
 
-/// 64 hex digits, or PKCS#8 PEM.
-fn read_signing_key(path: &Path) -> Result<SigningKey, Unusable> {
-    let bytes = files::read_secret(path, KEY_BYTES_MAX).map_err(|error| {
-        unusable_key(path, error, "name the key that `satrap init` made for this validator")
-    })?;
-    let mut seed = zeroize::Zeroizing::new([0; 32]);
-    match hex::decode_to_slice(bytes.trim_ascii(), &mut *seed) {
-        Ok(()) => Ok(SigningKey::from_bytes(&seed)),
-        Err(_) => pki::signing_key(&bytes).map_err(|_| {
+fn refuse_key(config: &Config, error: &KeyFileError) -> Unusable {
+    match error {
+        KeyFileError::File(error) => {
+            unusable_key(config, error, "name the key that `satrap init` made for this validator")
+        }
+        KeyFileError::Content => {
             let expected = "name a file with 64 hex digits, or an Ed25519 key in PKCS#8 PEM";
-            unusable_key(path, "it holds no signing key", expected)
-        }),
+            unusable_key(config, "it holds no signing key", expected)
+        }
     }
 }
 
-/// A key that signs wrongly must be found before the first vote.
-fn self_test(signer: &mut SoftSigner, path: &Path) -> Result<(), Unusable> {
-    let message = b"satrap/self-test/v1";
-    let signature = signer.sign(message);
-    if signature.is_ok_and(|signature| signer.public().verifies(message, &signature)) {
-        return Ok(());
-    }
-    let why = "the key makes signatures that do not verify";
-    Err(unusable_key(path, why, "restore it from its backup"))
+/// Finds a key that signs wrongly before the first vote. A signer that does not answer now may answer
+/// later, so the validator starts without it.
+async fn self_test(signer: &dyn Signer, config: &Config) -> Result<(), Unusable> {
+    let tested = tokio::time::timeout(SIGN_TIMEOUT, sign(signer, b"satrap/self-test/v1")).await;
+    let error = match tested {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(SignerError::Invalid(_))) => {
+            let why = "the key makes signatures that do not verify";
+            return Err(unusable_key(config, why, "restore it from its backup"));
+        }
+        Ok(Err(error @ SignerError::Unavailable(_))) => error.to_string(),
+        Err(_) => format!("it did not answer within {SIGN_TIMEOUT:?}"),
+    };
+    tracing::warn!(%error, "the signer failed its test; this validator votes once it answers");
+    Ok(())
 }
 
 /// A validator with another key than governance names follows, but cannot vote.
@@ -291,10 +309,16 @@ fn check_key(config: &Config, engine: &Engine, public: &PublicKey) {
     match listed {
         Some(v) if v.public != *public => {
             let (expected, found) = (v.public, public);
-            tracing::error!(%expected, %found, "governance names another signing key; not voting");
+            tracing::error!(
+                %expected, %found,
+                "governance names another signing key for this validator; it follows and does not \
+                 vote"
+            );
         }
         Some(_) => {}
-        None => tracing::info!(key = %public, "not in the validator set; following it"),
+        None => {
+            tracing::info!(key = %public, "this validator is not in the validator set; it follows")
+        }
     }
 }
 
@@ -313,6 +337,7 @@ struct Consensus {
     engine: Engine,
     inbox: Inbox,
     links: Links,
+    signatures: SignQueue,
     view: watch::Sender<Arc<View>>,
     replica: watch::Sender<Arc<Replica>>,
     targets: watch::Sender<Targets>,
@@ -333,7 +358,7 @@ impl Consensus {
         Ok(())
     }
 
-    /// What is due, else what arrives first; `None` when the process stops.
+    /// The input that is due, else the one that arrives first; `None` when the process stops.
     fn next_input(&mut self) -> Option<EngineInput> {
         loop {
             let now = clock::monotonic();
@@ -345,7 +370,7 @@ impl Consensus {
             }
             if self.next_tick <= now {
                 self.next_tick = now + TICK;
-                // Whoever hung up no longer waits.
+                // A caller that hung up no longer waits.
                 self.replies.retain(|_, reply| !reply.is_closed());
                 return Some(EngineInput::Tick);
             }
@@ -356,6 +381,9 @@ impl Consensus {
                     self.tickets += 1;
                     self.replies.insert(self.tickets, reply);
                     return Some(EngineInput::Submit(change, self.tickets));
+                }
+                Next::Signed(place, signature) => {
+                    return Some(EngineInput::Signed(place, signature));
                 }
                 Next::Idle => {}
                 Next::Closed => return None,
@@ -374,10 +402,11 @@ impl Consensus {
                 }
                 EngineEffect::Cancel(timer) => drop(self.timers.remove(&timer)),
                 EngineEffect::CancelAll => self.timers.clear(),
+                EngineEffect::Sign(request) => self.signatures.request(request),
                 EngineEffect::Decided(height) => self.decided(height),
                 EngineEffect::Answer((ticket, answer)) => {
                     if let Some(reply) = self.replies.remove(&ticket) {
-                        // Whoever asked may have hung up.
+                        // The caller may have hung up.
                         let _ = reply.send(answer);
                     }
                 }
@@ -392,6 +421,7 @@ impl Consensus {
 
     fn decided(&mut self, height: u64) {
         tracing::info!(height, "decided");
+        self.signatures.withdraw(height);
         self.replica.send_replace(self.engine.replica().clone());
         let targets = targets_of(&self.config, &self.engine);
         self.targets.send_if_modified(|held| {

@@ -1,7 +1,7 @@
-//! The control service: submit a change, see how this validator stands, read what was decided.
+//! The control service: submits changes, shows the status of this validator, serves decided blocks.
 //!
 //! Authority comes from signatures inside what is submitted, never from the connection. The roles
-//! admitted per call, and what each payer may cost ([`satrap_host::charges`]: U1 to U4), only keep
+//! admitted per call, and what each payer may cost ([`satrap_identity::charges`]: CHARGE-1 to CHARGE-4), only keep
 //! callers from spending this process's time.
 
 use std::{
@@ -13,8 +13,7 @@ use std::{
 
 use prost::Message as _;
 use satrap_certify::{Address, Label, Realm, Replica, SignedChange, light_block::light_block};
-use satrap_host::{
-    TaskGroup,
+use satrap_identity::{
     charges::{Calls, Charges, Payer, SUBMIT_FLAT_BYTES, SUBMIT_REFUSED_BYTES},
     mtls::PeerRule,
 };
@@ -24,6 +23,7 @@ use satrap_proto::v1::{
     LightBlocksRequest, StatusReply, StatusRequest, SubmitReply, SubmitRequest, ValidatorInfo,
     ValidatorStatus, control_server, status_reply::Tier,
 };
+use satrap_runtime::TaskGroup;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
@@ -33,6 +33,7 @@ use crate::{
     limits::{LIGHT_BLOCK_STREAMS, LIGHT_BLOCKS_MAX, READS, SUBMIT_RATE},
     mempool::Refusal,
     mesh::Links,
+    signer::SignQueue,
     status,
     store::{DiskError, Storage as _, Store},
     view::View,
@@ -41,7 +42,7 @@ use crate::{
 /// Light blocks read ahead of a slow reader.
 const LIGHT_BLOCKS_AHEAD: usize = 1;
 
-/// Who may call the control and sync services.
+/// The peers that may call the control and sync services.
 #[must_use]
 pub fn callers() -> PeerRule {
     PeerRule::AnyOf(vec![PeerRule::Operator, PeerRule::AnyMember, PeerRule::AnyValidator])
@@ -53,16 +54,18 @@ pub struct ControlService {
     pub name: Label,
     /// The realm.
     pub realm: Realm,
-    /// Where submissions go.
+    /// The queue for submissions.
     pub inbox: Inbox,
     /// The state after the last step.
     pub view: watch::Receiver<Arc<View>>,
-    /// The verified copy, for what bundles there are.
+    /// The verified copy, which lists the bundles.
     pub replica: watch::Receiver<Arc<Replica>>,
     /// Decided blocks and evidence.
     pub store: Store,
-    /// Who is connected.
+    /// The connected validators.
     pub links: Links,
+    /// The signer's requests and failures.
+    pub signatures: SignQueue,
     /// Owner of the stream tasks.
     pub group: TaskGroup,
 }
@@ -176,7 +179,7 @@ impl control_server::Control for Control {
         let answer = answer.ok_or_else(|| {
             status::busy("too many submissions of this caller wait for a decision; retry later")
         })?;
-        let answer = answer.await.map_err(|_| status::unavailable("this validator is stopping"))?;
+        let answer = answer.await.map_err(|_| status::undecided("this validator is stopping"))?;
         let receipt = answer.inspect_err(|refusal| match refusal {
             Refusal::Rejected(_) => refused(),
             Refusal::Full { .. } => {}
@@ -208,6 +211,7 @@ impl control_server::Control for Control {
             bundles: service.bundles(),
             evidence: service.evidence(&view).map_err(disk)?,
             mempool_changes: view.mempool as u64,
+            signer_failure: service.signatures.outage().map_or_else(String::new, |o| o.error),
         };
         let reply = StatusReply { tier: Some(Tier::Validator(validator)) };
         call.replied(reply.encoded_len());

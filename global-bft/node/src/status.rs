@@ -10,13 +10,14 @@
 
 use std::fmt::Display;
 
-use satrap_host::mtls::{PeerIdentity, PeerRule};
+use satrap_identity::mtls::{PeerIdentity, PeerRule};
 use satrap_merkle::codec::DecodeError;
+use satrap_proto::fault;
 use tonic::{Request, Status};
 
 use crate::mempool::Refusal;
 
-/// Whoever sent `request`, if `rule` admits it.
+/// The peer that sent `request`, if `rule` admits it.
 ///
 /// # Errors
 ///
@@ -43,25 +44,25 @@ pub fn admit(peer: &PeerIdentity, rule: &PeerRule) -> Result<(), Status> {
 /// The caller's certificate does not allow this.
 #[must_use]
 pub fn denied(why: &str) -> Status {
-    Status::permission_denied(why)
+    fault::denied(why)
 }
 
 /// Too much of it; later it may work.
 #[must_use]
 pub fn busy(why: &str) -> Status {
-    Status::resource_exhausted(why)
+    fault::limited(why, None)
 }
 
 /// Bytes that are not what they should be.
 #[must_use]
 pub fn malformed(error: DecodeError) -> Status {
-    Status::invalid_argument(format!("E1: {error}"))
+    fault::breaks("E1", error.to_string())
 }
 
-/// What the caller sent breaks a rule.
+/// The request breaks a rule.
 #[must_use]
 pub fn rejected(rule: &str, why: &impl Display) -> Status {
-    Status::invalid_argument(format!("{rule}: {why}"))
+    fault::breaks(rule, why.to_string())
 }
 
 /// A submission that was refused.
@@ -73,14 +74,14 @@ pub fn refused(refusal: &Refusal) -> Status {
     }
 }
 
-/// Not the caller's fault; another validator may answer.
+/// A submission whose outcome this validator will not learn; another one may.
 #[must_use]
-pub fn unavailable(why: &str) -> Status {
-    Status::unavailable(why)
+pub fn undecided(why: &str) -> Status {
+    fault::undecided(why)
 }
 
 /// The disk of this process.
 #[must_use]
 pub fn internal(why: &impl Display) -> Status {
-    Status::internal(why.to_string())
+    fault::internal(why.to_string())
 }

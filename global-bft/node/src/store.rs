@@ -1,24 +1,24 @@
-//! What a validator must not forget: decided blocks, the log of the height in progress, evidence.
+//! The database of one validator: decided blocks, the log of the height in progress, evidence.
 //!
 //! One redb file. A decision, the end of its height's log and the snapshot are one transaction, so
 //! a crash finds either a height in progress with its whole log, or a decided height and no log.
 //!
 //! # Invariants
 //!
-//! - **S1** [`Storage::log`] returns once the entries are on disk; nothing that follows from them
+//! - **BLOCKS-1** [`Storage::log`] returns once the entries are on disk; nothing that follows from them
 //!   leaves before.
-//! - **S2** Blocks are dense: heights 1 to the last decided one are held with their commits.
-//! - **S3** A file belongs to one realm; opening it for another is refused.
+//! - **BLOCKS-2** Blocks are dense: heights 1 to the last decided one are held with their commits.
+//! - **BLOCKS-3** A file belongs to one realm; opening it for another is refused.
 
 use std::{path::Path, sync::Arc};
 
 use redb::{Database, ReadableTable as _, TableDefinition, WriteTransaction};
 use satrap_certify::{Block, Commit, Digest, Realm, ValidatorSet};
-use satrap_host::{
+use satrap_merkle::codec::{Canonical as _, DecodeError};
+use satrap_runtime::{
     Fault, Unusable,
     store::{StoreError, read, write},
 };
-use satrap_merkle::codec::{Canonical as _, DecodeError};
 
 use crate::limits::{EVIDENCE_SHOWN_MAX, STORE_CACHE_BYTES};
 
@@ -39,8 +39,11 @@ pub enum DiskError {
     /// The engine failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// What was read is not what was written.
-    #[error("{what} in the database is damaged ({why}); remove the data directory and sync again")]
+    /// The record that was read does not decode.
+    #[error(
+        "{what} in `validator.redb` is damaged ({why}); move that file away and start again, and \
+         the blocks come from the other validators"
+    )]
     Damaged {
         /// Which record.
         what: &'static str,
@@ -52,9 +55,9 @@ pub enum DiskError {
         "the database belongs to the realm with genesis {held}, the configuration names {asked}"
     )]
     Realm {
-        /// Whose file it is.
+        /// The realm of the file.
         held: String,
-        /// Which genesis the configuration has.
+        /// The realm of the configuration.
         asked: String,
     },
 }
@@ -66,7 +69,7 @@ impl DiskError {
         match self {
             Self::Store(error) => error.unusable("data_dir", path),
             Self::Damaged { .. } => {
-                let remedy = "keep `last-sign`, which guards against signing twice";
+                let remedy = "keep `last-sign`, which keeps this validator from signing twice";
                 Unusable::new("data_dir", Fault::Machine, self, remedy)
             }
             Self::Realm { .. } => {
@@ -83,7 +86,7 @@ impl DiskError {
 pub struct Conflict {
     /// `duplicate-vote` or `duplicate-proposal`.
     pub kind: ConflictKind,
-    /// Who signed both.
+    /// The validator that signed both.
     pub offender: satrap_certify::Address,
     /// One signed message, canonical.
     pub first: Vec<u8>,
@@ -91,7 +94,7 @@ pub struct Conflict {
     pub second: Vec<u8>,
 }
 
-/// What was signed twice.
+/// The kind of message that was signed twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConflictKind {
     /// A prevote or precommit.
@@ -125,11 +128,11 @@ pub struct Snapshot {
 pub struct Decision {
     /// The block.
     pub block: Block,
-    /// Who certified it.
+    /// The signatures that certified it.
     pub commit: Commit,
     /// The set that signed it.
     pub signers: ValidatorSet,
-    /// What came to light during the height.
+    /// Evidence that came to light during the height.
     pub conflicts: Vec<Conflict>,
     /// Every few heights.
     pub snapshot: Option<Snapshot>,
@@ -138,7 +141,7 @@ pub struct Decision {
 /// The durable side of the engine. The real one is [`Store`]; tests wrap it to crash between any
 /// two of its operations.
 pub trait Storage: Send {
-    /// Appends to the log of the height in progress (S1).
+    /// Appends to the log of the height in progress (BLOCKS-1).
     ///
     /// # Errors
     ///
@@ -191,10 +194,10 @@ impl Store {
     ///
     /// [`DiskError`].
     pub fn open(path: &Path, realm: &Realm) -> Result<Self, DiskError> {
-        Self::adopt(Arc::new(satrap_host::store::open(path, STORE_CACHE_BYTES)?), realm)
+        Self::adopt(Arc::new(satrap_runtime::store::open(path, STORE_CACHE_BYTES)?), realm)
     }
 
-    /// Uses an open database for `realm` (S3).
+    /// Uses an open database for `realm` (BLOCKS-3).
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Decides whose submission the consensus thread looks at next.
+//! Decides which submission the consensus thread takes next.
 //!
 //! Checking a change costs signatures and an application, so a caller that submits without pause
 //! must not be looked at more often than others. Each payer has a queue of its own, and they take
@@ -6,22 +6,26 @@
 //!
 //! # Invariants
 //!
-//! - **U5** A payer that floods fills its own queue: of the others, each waits for at most one
+//! - **CHARGE-5** A payer that floods fills its own queue: of the others, each waits for at most one
 //!   submission of every payer before its own.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
 use satrap_certify::SignedChange;
-use satrap_host::charges::Payer;
+use satrap_identity::charges::Payer;
+use tokio::sync::oneshot;
 
-use crate::inbox::Reply;
 use crate::limits::{
     SUBMISSION_BYTES_MAX, SUBMISSION_BYTES_PER_PAYER_MAX, SUBMISSIONS_MAX,
     SUBMISSIONS_PER_PAYER_MAX,
 };
+use crate::mempool::{Receipt, Refusal};
 
-/// A change, its canonical size, and who waits for it.
+/// Answers a submission.
+pub type Reply = oneshot::Sender<Result<Receipt, Refusal>>;
+
+/// A change, its canonical size, and the caller that waits for it.
 pub struct Submission {
     /// The change.
     pub change: SignedChange,
@@ -73,7 +77,7 @@ impl Submissions {
         room
     }
 
-    /// The oldest submission of the payer whose turn it is (U5).
+    /// The oldest submission of the payer whose turn it is (CHARGE-5).
     pub fn pop(&mut self) -> Option<Submission> {
         let after = self.last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
         let mut later = self.queues.range::<Payer, _>((after, Bound::Unbounded));

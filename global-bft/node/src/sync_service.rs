@@ -1,36 +1,35 @@
-//! Whom a validator serves the sync protocol, and how many. The protocol itself is
-//! [`satrap_host::follow`]'s.
+//! Limits the followers that a validator serves the sync protocol, which is [`satrap_sync::server`].
 //!
 //! # Invariants
 //!
-//! - **U6** A region can follow whatever the others do: every scope has streams of its own, and the
+//! - **CHARGE-6** A region can follow, however the others behave: every scope has streams of its own, and the
 //!   names that its CA mints share them.
 
 use satrap_certify::{Interest, Rejection, Replica};
-use satrap_host::{
-    charges::{PeerSeat, PeerSeats, take_seat},
-    follow::Followers,
+use satrap_identity::{
+    charges::{PeerPermit, PeerPermits, take_permit},
     mtls::PeerIdentity,
 };
+use satrap_sync::server::Followers;
 use tonic::Status;
 
 use crate::{limits::FOLLOWERS_PER_SCOPE, services::callers, status};
 
-/// Room for those who may call a validator (U6).
+/// Room for those who may call a validator (CHARGE-6).
 #[derive(Clone, Default)]
-pub struct Slots(PeerSeats);
+pub struct Slots(PeerPermits);
 
 impl Followers for Slots {
     type View = Replica;
-    type Guard = PeerSeat;
+    type Guard = PeerPermit;
 
     fn replica(view: &Replica) -> &Replica {
         view
     }
 
-    fn admit(&self, peer: &PeerIdentity) -> Result<PeerSeat, Status> {
+    fn admit(&self, peer: &PeerIdentity) -> Result<PeerPermit, Status> {
         status::admit(peer, &callers())?;
-        take_seat(&self.0, peer, FOLLOWERS_PER_SCOPE, "follow streams")
+        take_permit(&self.0, peer, FOLLOWERS_PER_SCOPE, "follow streams")
     }
 
     /// Regions and validators relay all of it, and operators may read all of it.

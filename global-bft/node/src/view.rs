@@ -1,4 +1,4 @@
-//! What the consensus thread shows to the services: a consistent picture after each step.
+//! The state of the consensus thread after each step, as the services see it.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ pub struct View {
     pub height: u64,
     /// Its block.
     pub last: Option<(Checkpoint, BlockId)>,
-    /// Who signed it.
+    /// The signatures on it.
     pub commit: Option<Commit>,
     /// The governance state after it.
     pub governance: Arc<Governance>,
@@ -41,7 +41,7 @@ impl View {
         }
     }
 
-    /// This view with what may have changed within a height.
+    /// This view after a step within its height; `None` if nothing that it shows has changed.
     #[must_use]
     pub fn refreshed(&self, engine: &Engine) -> Option<Self> {
         let (round, mempool) = (engine.round(), engine.mempool().len());

@@ -10,13 +10,13 @@ use std::{
     thread,
 };
 
-use ed25519_dalek::SigningKey;
 use futures::future::join_all;
 use satrap_certify::Genesis;
-use satrap_host::{mtls::Credentials, runtime};
+use satrap_identity::{mtls::Credentials, signer::Signer};
+use satrap_runtime::runtime;
 use tokio::sync::oneshot;
 
-use crate::Trouble;
+use crate::RunError;
 
 /// A principal that attacks, and what it attacks.
 #[derive(Clone)]
@@ -24,7 +24,7 @@ pub struct Attacker {
     /// Its certificate and key; a stranger has none.
     pub credentials: Option<Credentials>,
     /// The key that it signs changes with, if it may sign any.
-    pub key: Option<SigningKey>,
+    pub key: Option<Arc<dyn Signer>>,
     /// The realm.
     pub genesis: Genesis,
     /// The servers, as `https://HOST:PORT`.
@@ -96,13 +96,13 @@ impl Under {
     /// # Errors
     ///
     /// If there is no thread for them.
-    pub fn attack(attacker: Attacker, attacks: &[Attack]) -> Result<Self, Trouble> {
+    pub fn attack(attacker: Attacker, attacks: &[Attack]) -> Result<Self, RunError> {
         let attacker = Arc::new(attacker);
         let started: Vec<_> =
             attacks.iter().map(|attack| (*attack, Arc::new(Tally::default()))).collect();
         let tallies = started.iter().map(|(attack, tally)| (attack.name, tally.clone())).collect();
         let (stop, stopped) = oneshot::channel();
-        let runtime = runtime::current_thread().map_err(Trouble::io("a runtime"))?;
+        let runtime = runtime::current_thread().map_err(RunError::io("a runtime"))?;
         let thread = thread::spawn(move || {
             let all =
                 started.into_iter().map(|(attack, tally)| (attack.run)(attacker.clone(), tally));

@@ -11,8 +11,9 @@ use http_body_util::StreamBody;
 use hyper::body::{Bytes, Frame};
 use satrap_certify::limits::CHANGE_BYTES_MAX;
 use satrap_certify::{Action, BundleName, Change, Interest, Key, Position, Publish, SignedChange};
-use satrap_host::mtls::{Credentials, PeerRule, connect};
+use satrap_identity::mtls::{Credentials, PeerRule, connect};
 use satrap_merkle::{BundleTree, codec::Canonical as _};
+use satrap_operator::keys;
 use satrap_proto::v1::{
     FollowRequest, GovernanceRequest, LightBlocksRequest, MeshFrame, MeshStatus, StatusRequest,
     SubmitRequest, SyncRequest, control_client::ControlClient, follow_request,
@@ -304,7 +305,7 @@ fn large_tree(salt: u64) -> BundleTree {
     tree
 }
 
-fn publish(
+async fn publish(
     aim: &Aim,
     bundle: &str,
     version: u64,
@@ -316,7 +317,7 @@ fn publish(
     let change = Change::new(aim.attacker.genesis.realm(), Action::Publish(publish));
     let mut signed = SignedChange::unsigned(change);
     if let Some(key) = &aim.attacker.key {
-        signed.approve(key);
+        keys::approve(&mut signed, &**key).await.expect("a key in memory signs");
     }
     signed
 }
@@ -324,7 +325,7 @@ fn publish(
 async fn submit_refused(aim: Aim, channel: Channel) -> Result<Infallible, Ended> {
     let tree = large_tree(aim.number);
     // The version is wrong whenever it is looked at, and found so last.
-    let stale = publish(&aim, "config/honest", 999_999, &BundleTree::default(), &tree);
+    let stale = publish(&aim, "config/honest", 999_999, &BundleTree::default(), &tree).await;
     let bytes = stale.to_canonical();
     loop {
         submit(&aim, &channel, bytes.clone()).await;
@@ -337,7 +338,7 @@ async fn submit_valid(aim: Aim, channel: Channel) -> Result<Infallible, Ended> {
     let (mut version, mut held) = (0, BundleTree::default());
     loop {
         let next = large_tree(version);
-        let bytes = publish(&aim, &bundle, version, &held, &next).to_canonical();
+        let bytes = publish(&aim, &bundle, version, &held, &next).await.to_canonical();
         aim.tally.sent(bytes.len());
         let request = SubmitRequest { change: bytes.into() };
         match aim.control(channel.clone()).submit(request).await {

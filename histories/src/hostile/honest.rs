@@ -1,20 +1,20 @@
 //! An honest operator that publishes and honest edges that follow, and how long both take.
 
-use std::{fs, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
-use ed25519_dalek::SigningKey;
 use satrap_certify::{Action, BundleName, Change, Interest, Key, Publish, SignedChange};
-use satrap_cli::{
-    client::{Client, Endpoint, version_of},
-    operator,
-};
 use satrap_edge_agent::status::Status;
-use satrap_host::clock;
+use satrap_identity::signer::Signer;
 use satrap_merkle::BundleTree;
+use satrap_operator::{
+    client::{Client, Endpoint, version_of},
+    keys,
+};
+use satrap_runtime::clock;
 use tokio::time::{sleep, timeout};
 
 use super::realm::{BUNDLE, EDGES, Realm, credentials_of_operator};
-use crate::Trouble;
+use crate::RunError;
 
 /// A realm that has just started elects a leader and certifies its first block.
 const START_WITHIN: Duration = Duration::from_secs(60);
@@ -25,7 +25,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(5);
 /// The operator, and what it has published.
 pub struct Honest {
     client: Client,
-    key: SigningKey,
+    signer: Arc<dyn Signer>,
     status_files: Vec<std::path::PathBuf>,
     version: u64,
     tree: BundleTree,
@@ -50,7 +50,7 @@ impl Honest {
     /// # Errors
     ///
     /// If it does not start.
-    pub async fn start(realm: &Realm) -> Result<Self, Trouble> {
+    pub async fn start(realm: &Realm) -> Result<Self, RunError> {
         let files = &realm.files.operators[0];
         let urls = realm.member_urls().into_iter().chain(realm.validator_urls());
         let client = Client {
@@ -60,20 +60,20 @@ impl Honest {
             description: None,
             operator_key: files.operator_key.clone(),
         };
-        let key = operator::read_key(&files.operator_key)
-            .map_err(|error| Trouble::Worthless(format!("the operator's key: {error}")))?;
+        let signer = keys::read_signer(&files.operator_key)
+            .map_err(|error| RunError::Inconclusive(format!("the operator's key: {error}")))?;
         let edges = realm.files.edges.iter().take(EDGES);
         let status_files = edges.map(|edge| edge.dir.join("data/status.json")).collect();
         let mut honest =
-            Self { client, key, status_files, version: 0, tree: BundleTree::default() };
+            Self { client, signer, status_files, version: 0, tree: BundleTree::default() };
         let first = async {
             // The change is the same until it is decided, so it is decided once.
-            while let Err(trouble) = honest.publish("first").await {
-                drop(trouble);
+            while let Err(error) = honest.publish("first").await {
+                drop(error);
                 sleep(LOOK_PAUSE).await;
             }
         };
-        timeout(START_WITHIN, first).await.map_err(|_| Trouble::Ring("start in time".into()))?;
+        timeout(START_WITHIN, first).await.map_err(|_| RunError::Ring("start in time".into()))?;
         Ok(honest)
     }
 
@@ -82,7 +82,7 @@ impl Honest {
     /// # Errors
     ///
     /// If a publish is not decided, or does not reach the edges in time.
-    pub async fn publish_many(&mut self, count: usize, phase: &str) -> Result<Times, Trouble> {
+    pub async fn publish_many(&mut self, count: usize, phase: &str) -> Result<Times, RunError> {
         let mut times = Times::default();
         for n in 0..count {
             let (decided, active) = self.publish(&format!("{phase} {n}")).await?;
@@ -94,17 +94,19 @@ impl Honest {
         Ok(times)
     }
 
-    async fn publish(&mut self, value: &str) -> Result<(Duration, Duration), Trouble> {
+    async fn publish(&mut self, value: &str) -> Result<(Duration, Duration), RunError> {
         let mut tree = self.tree.clone();
         let key = Key::new(b"greeting.txt").expect("a key");
         tree.insert(&key, value.as_bytes().into());
         let publish = Publish::between(bundle(), self.version, &self.tree, &tree);
         let change = Change::new(self.client.genesis.realm(), Action::Publish(publish));
         let mut signed = SignedChange::unsigned(change);
-        signed.approve(&self.key);
+        keys::approve(&mut signed, &*self.signer)
+            .await
+            .map_err(|error| RunError::Inconclusive(format!("sign as the operator: {error}")))?;
         let started = clock::monotonic();
         let decided = self.client.submit(&signed).await;
-        let version = decided.map_err(|error| Trouble::Ring(format!("decide: {error}")))?.version;
+        let version = decided.map_err(|error| RunError::Ring(format!("decide: {error}")))?.version;
         let decided = clock::monotonic() - started;
         let (expected, all) = (version, self.status_files.clone());
         let active = async {
@@ -114,7 +116,7 @@ impl Honest {
         };
         self.version = version;
         self.tree = tree;
-        timeout(EDGE_WITHIN, active).await.map_err(|_| Trouble::Ring("reach its edges".into()))?;
+        timeout(EDGE_WITHIN, active).await.map_err(|_| RunError::Ring("reach its edges".into()))?;
         Ok((decided, clock::monotonic() - started))
     }
 
@@ -123,9 +125,9 @@ impl Honest {
     /// # Errors
     ///
     /// If no server can be read.
-    pub async fn certified(&self) -> Result<(u64, u64), Trouble> {
+    pub async fn certified(&self) -> Result<(u64, u64), RunError> {
         let read = self.client.read(&Interest::Bundles(vec![bundle()])).await;
-        let read = read.map_err(|error| Trouble::Ring(format!("answer: {error}")))?;
+        let read = read.map_err(|error| RunError::Ring(format!("answer: {error}")))?;
         Ok((version_of(&read.replica, &bundle()), self.version))
     }
 }

@@ -5,7 +5,7 @@
 //!   attack thread:  every attack of one principal, over its own credentials     └── Attacked
 //! ```
 //!
-//! The claim is that whoever has a certificate, or none, costs itself something and others little:
+//! The claim is that a client with any certificate, or none, costs itself something and others little:
 //! places, memory, time and history are taken from the one who asks for too much. An attack is a
 //! function of an [`Attacker`] that never returns ([`attacks`] has those there are); the harness does
 //! the rest, so another one is a line.

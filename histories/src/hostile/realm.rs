@@ -9,16 +9,14 @@ use std::{
 };
 
 use satrap_certify::{BundleName, ChainId, Class, ClassKind, Genesis, Label, Policy, Quota};
-use satrap_cli::realm::{
+use satrap_identity::mtls::{CredentialFiles, Credentials};
+use satrap_realm::{
     EdgePlan, Lifetimes, MemberPlan, RealmFiles, RealmPlan, RegionPlan, ValidatorPlan, create,
     layout::{OperatorFiles, ProcessFiles},
 };
-use satrap_host::{
-    mtls::{CredentialFiles, Credentials},
-    ports::Reserved,
-};
+use satrap_runtime::ports::Reserved;
 
-use crate::{Trouble, cluster::directory};
+use crate::{RunError, cluster::directory};
 
 /// The bundle that honest edges follow.
 pub const BUNDLE: &str = "config/honest";
@@ -66,10 +64,10 @@ fn label(text: &str) -> Label {
     Label::new(text).expect("names of this module are labels")
 }
 
-fn plan() -> Result<(RealmPlan, Reserved), Trouble> {
+fn plan() -> Result<(RealmPlan, Reserved), RunError> {
     let regions = [REGION, OTHER_REGION];
     let reserved = Reserved::any(2 * VALIDATORS + 2 * MEMBERS.len() * regions.len());
-    let reserved = reserved.map_err(Trouble::io("free ports"))?;
+    let reserved = reserved.map_err(RunError::io("free ports"))?;
     let mut free = reserved.addresses().iter().copied();
     let mut next = || {
         let address = free.next().expect("as many as are planned");
@@ -129,12 +127,12 @@ impl Realm {
     /// # Errors
     ///
     /// If it cannot be created, or a process cannot be started.
-    pub fn start(program: &Path) -> Result<Self, Trouble> {
+    pub fn start(program: &Path) -> Result<Self, RunError> {
         let (directory, (plan, ports)) = (directory()?, plan()?);
         let root = directory.path().join("realm");
-        let wrong = |why: String| Trouble::Worthless(format!("the realm: {why}"));
+        let wrong = |why: String| RunError::Inconclusive(format!("the realm: {why}"));
         let files = create(&plan, &root).map_err(|error| wrong(error.to_string()))?;
-        let genesis = fs::read(&files.genesis).map_err(Trouble::io("the genesis"))?;
+        let genesis = fs::read(&files.genesis).map_err(RunError::io("the genesis"))?;
         let genesis = Genesis::from_json(&genesis).map_err(|error| wrong(error.to_string()))?;
         let processes = Vec::new();
         let mut realm =
@@ -204,7 +202,7 @@ fn is_of(files: &ProcessFiles, region: &str) -> bool {
 /// # Errors
 ///
 /// If they cannot be read.
-pub fn credentials_of(files: &ProcessFiles) -> Result<Credentials, Trouble> {
+pub fn credentials_of(files: &ProcessFiles) -> Result<Credentials, RunError> {
     let at = |name: &str| files.dir.join(name);
     load(at("tls.crt"), at("tls.key"), at("trust.pem"))
 }
@@ -214,13 +212,13 @@ pub fn credentials_of(files: &ProcessFiles) -> Result<Credentials, Trouble> {
 /// # Errors
 ///
 /// If they cannot be read.
-pub fn credentials_of_operator(files: &OperatorFiles) -> Result<Credentials, Trouble> {
+pub fn credentials_of_operator(files: &OperatorFiles) -> Result<Credentials, RunError> {
     load(files.cert.clone(), files.key.clone(), files.trust.clone())
 }
 
-fn load(certificate: PathBuf, key: PathBuf, trust: PathBuf) -> Result<Credentials, Trouble> {
+fn load(certificate: PathBuf, key: PathBuf, trust: PathBuf) -> Result<Credentials, RunError> {
     Credentials::load(CredentialFiles { certificate, key, trust })
-        .map_err(|error| Trouble::Worthless(format!("credentials: {error}")))
+        .map_err(|error| RunError::Inconclusive(format!("credentials: {error}")))
 }
 
 impl Process {
@@ -230,16 +228,16 @@ impl Process {
         name: &str,
         config: &Path,
         log: &Path,
-    ) -> Result<Self, Trouble> {
-        let log = fs::File::create(log).map_err(Trouble::io("a log file"))?;
+    ) -> Result<Self, RunError> {
+        let log = fs::File::create(log).map_err(RunError::io("a log file"))?;
         let child = Command::new(program)
             .args([verb, "run", "--config"])
             .arg(config)
             .stdin(Stdio::null())
-            .stdout(log.try_clone().map_err(Trouble::io("a log file"))?)
+            .stdout(log.try_clone().map_err(RunError::io("a log file"))?)
             .stderr(log)
             .spawn()
-            .map_err(Trouble::io("starting a process of the realm"))?;
+            .map_err(RunError::io("starting a process of the realm"))?;
         Ok(Self { name: format!("{verb} {name}"), child })
     }
 

@@ -1,4 +1,4 @@
-//! The cost of an attack to its maker and to everybody else.
+//! The cost of an attack to its attacker and to honest clients.
 
 use std::{fmt, time::Duration};
 
@@ -7,7 +7,7 @@ use crate::failover::percentile;
 
 /// One principal's attacks.
 pub struct Report {
-    /// Who attacked.
+    /// The attacking principal.
     pub principal: &'static str,
     /// Honest times before.
     pub quiet: Times,

@@ -1,14 +1,15 @@
-//! A ring of real processes on disks that can fail, and an operator with a page in the hand.
+//! A ring of real processes on disks that can fail, and an operator who follows a page.
 
 use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     thread,
     time::Duration,
 };
 
+use http_body_util::BodyExt as _;
 use satrap_histories::{
     cluster::{MEMBERS, Store},
     nemesis::Nemesis,
@@ -17,10 +18,12 @@ use satrap_histories::{
     session::Dialer,
     shared::{Shared, now_ns},
 };
+use tower::ServiceExt as _;
 
 use super::{
     etcdctl::{Endpoint, Etcdctl},
     page::{Words, filled},
+    program::ETCDCTL,
 };
 
 const ELECTION_MS: u32 = 250;
@@ -30,6 +33,7 @@ const WITHIN_NS: u64 = 60_000_000_000;
 pub struct Drill {
     pub nemesis: Nemesis,
     pub etcdctl: Etcdctl,
+    shared: Arc<Shared>,
     /// The configuration of each member.
     pub configs: Vec<PathBuf>,
     program: PathBuf,
@@ -38,6 +42,8 @@ pub struct Drill {
 
 /// Runs a drill on a thread of its own, because it moves into the namespace of the clients.
 pub fn drill(program: &Path, body: impl FnOnce(&mut Drill) + Send) {
+    // Before that, because it may be downloaded.
+    LazyLock::force(&ETCDCTL);
     thread::scope(|scope| {
         let run = scope.spawn(|| body(&mut Drill::start(program)));
         run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -64,8 +70,8 @@ impl Drill {
         let shared = Arc::new(Shared::new(Dialer::new(store.credentials()).unwrap()));
         let nemesis = start(Box::new(store), &shared, 1).unwrap();
         let environment = satrap(program, &realm, &["etcd", "env", "--realm", "DIR"]);
-        let etcdctl = Etcdctl::of(&environment);
-        Self { nemesis, etcdctl, configs, program: program.to_owned(), realm }
+        let etcdctl = Etcdctl::of(ETCDCTL.clone(), &environment);
+        Self { nemesis, etcdctl, shared, configs, program: program.to_owned(), realm }
     }
 
     /// Runs `satrap`, with the realm for `DIR`, and returns what it printed.
@@ -73,24 +79,40 @@ impl Drill {
         satrap(&self.program, &self.realm, words)
     }
 
-    /// Does what one line of a page says.
+    /// Runs one command of a page.
     pub fn follow(&self, words: &[String], blanks: &[(&str, &str)]) -> String {
         let words: Words = filled(words, blanks);
         let words: Vec<_> = words.iter().map(String::as_str).collect();
         match words.as_slice() {
             ["satrap", rest @ ..] => self.satrap(rest),
             ["etcdctl", rest @ ..] => {
-                self.etcdctl.run(rest).unwrap_or_else(|error| panic!("{words:?}: {error}"));
-                String::new()
+                self.etcdctl.run(rest).unwrap_or_else(|error| panic!("{words:?}: {error}"))
             }
             other => panic!("a page wants {other:?}"),
         }
     }
 
-    /// What the member in a slot says of itself.
+    /// The status that the member in a slot reports.
     pub fn endpoint(&self, slot: usize) -> Option<Endpoint> {
         let url = self.nemesis.cluster.client_url(slot);
         self.etcdctl.status().ok()?.into_iter().find(|endpoint| endpoint.url == url)
+    }
+
+    /// A metric of the member in a slot, as its client listener serves it.
+    pub fn metric(&self, slot: usize, name: &str) -> f64 {
+        let url = self.nemesis.cluster.client_url(slot);
+        let runtime = satrap_runtime::runtime::current_thread().unwrap();
+        let text = runtime.block_on(async {
+            let channel = self.shared.dialer.connect(&url).await.expect("the member answers");
+            let request = http::Request::get(format!("{url}/metrics"));
+            let request = request.body(tonic::body::Body::empty()).unwrap();
+            let answer = channel.oneshot(request).await.unwrap();
+            assert!(answer.status().is_success(), "{:?}", answer.status());
+            answer.into_body().collect().await.unwrap().to_bytes()
+        });
+        let text = String::from_utf8(text.to_vec()).unwrap();
+        let of = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+        text.lines().find_map(of).unwrap_or_else(|| panic!("no metric {name} in\n{text}"))
     }
 
     /// Puts numbered keys, each as soon as it is taken.
@@ -126,7 +148,7 @@ impl Drill {
         self.nemesis.cluster.disks[slot].path().join("data")
     }
 
-    /// Moves the data of a member that does not run aside, as operators are told to.
+    /// Moves the data of a member that does not run aside, as the runbooks say.
     pub fn set_aside(&self, slot: usize) {
         let data = self.data(slot);
         fs::rename(&data, data.with_extension("corrupt")).unwrap();
@@ -136,7 +158,7 @@ impl Drill {
     pub fn until_ended(&mut self, slot: usize) -> String {
         let cluster = &mut self.nemesis.cluster;
         until("a member that ends by itself", || (!cluster.is_running(slot)).then_some(()));
-        cluster.words_of(slot, 20)
+        cluster.log_tail_of(slot, 20)
     }
 }
 

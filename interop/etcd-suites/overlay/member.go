@@ -75,7 +75,7 @@ func (m *Member) scheme() string {
 	return "http://"
 }
 
-// openBridge makes the bridge, if one was asked for. It listens on a file, which nobody else can take
+// openBridge makes the bridge, if one was asked for. It listens on a file, which no other process can take
 // while the member is stopped: a bridge ends with its member.
 func (m *Member) openBridge() error {
 	if !m.asked.UseBridge {

@@ -108,7 +108,7 @@ func election(w *world) {
 	defer cancel()
 	_, err := first.Leader(w)
 	w.saw("nobody: %s", told(err))
-	hold(errors.Is(err, concurrency.ErrElectionNoLeader), "a leader nobody elected")
+	hold(errors.Is(err, concurrency.ErrElectionNoLeader), "a leader without an election")
 	observed := concurrency.NewElection(w.session(), "office").Observe(ctx)
 	must(first.Campaign(w, "first"))
 	w.saw("observed %s", (<-observed).Kvs[0].Value)

@@ -27,8 +27,8 @@ const (
 	putMax = 5 * time.Second
 )
 
-// leaderKilled kills whoever leads, twice, under clients of all three members: a watch, a lock, an
-// election, and writers that try again what failed. Nobody closes or opens a client.
+// leaderKilled kills the leader, twice, under clients of all three members: a watch, a lock, an
+// election, and writers that try again what failed. No client is closed or opened.
 func leaderKilled(w *world) {
 	watch := w.everywhere().Watch(w, "k/", clientv3.WithPrefix(), clientv3.WithRev(w.base+1))
 	holder, next := w.sessionEverywhere(), w.sessionEverywhere()
@@ -138,7 +138,7 @@ func (w *world) putForSure(client *clientv3.Client, key string) {
 	}
 }
 
-// leader is the endpoint of whoever leads.
+// leader returns the endpoint of the leader.
 func (w *world) leader(client *clientv3.Client) string {
 	for {
 		for _, endpoint := range w.all {

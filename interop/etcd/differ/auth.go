@@ -64,22 +64,22 @@ var before = []chosen{{1, (*generator).authSteps}}
 
 // guarded is what a session does while authentication is on.
 var guarded = []chosen{
-	{200, func(g *generator) []step { return g.asSomebody(call(g.putRequest())) }},
-	{200, func(g *generator) []step { return g.asSomebody(call(g.rangeRequest())) }},
-	{60, func(g *generator) []step { return g.asSomebody(call(g.deleteRequest())) }},
-	{200, func(g *generator) []step { return g.asSomebody(call(g.txnRequest(0))) }},
-	{40, func(g *generator) []step { return g.asSomebody(g.streamStep()) }},
-	{80, func(g *generator) []step { return g.asSomebody(g.leaseSteps()...) }},
+	{200, func(g *generator) []step { return g.asAnyUser(call(g.putRequest())) }},
+	{200, func(g *generator) []step { return g.asAnyUser(call(g.rangeRequest())) }},
+	{60, func(g *generator) []step { return g.asAnyUser(call(g.deleteRequest())) }},
+	{200, func(g *generator) []step { return g.asAnyUser(call(g.txnRequest(0))) }},
+	{40, func(g *generator) []step { return g.asAnyUser(g.streamStep()) }},
+	{80, func(g *generator) []step { return g.asAnyUser(g.leaseSteps()...) }},
 	{40, func(g *generator) []step {
-		return g.asSomebody(step{kind: kindWatchOnce, request: watchCreate(g.watchRequest())})
+		return g.asAnyUser(step{kind: kindWatchOnce, request: watchCreate(g.watchRequest())})
 	}},
-	{3, func(g *generator) []step { return g.asSomebody(g.compactSteps()...) }},
-	{3, func(g *generator) []step { return g.asSomebody(g.hashSteps()...) }},
-	{180, func(g *generator) []step { return g.asSomebody(g.authSteps()...) }},
+	{3, func(g *generator) []step { return g.asAnyUser(g.compactSteps()...) }},
+	{3, func(g *generator) []step { return g.asAnyUser(g.hashSteps()...) }},
+	{180, func(g *generator) []step { return g.asAnyUser(g.authSteps()...) }},
 }
 
-// asSomebody sends steps with the token of root, of a user, of nobody, or with one never given out.
-func (g *generator) asSomebody(steps ...step) []step {
+// asAnyUser sends steps with the token of root, of a user, without one, or with one never issued.
+func (g *generator) asAnyUser(steps ...step) []step {
 	who := pick(g, "root", "root", "root", "alice", "alice", "bob", "bob", "carol")
 	if g.oneIn(12) {
 		who = pick(g, "", "mallory")
@@ -147,7 +147,7 @@ func (g *generator) authSteps() []step {
 		}
 		password := g.password()
 		if user == "root" {
-			// Whoever shortens a session must still be able to undo it.
+			// Shrinking a session must still be able to undo it.
 			password, options = rootPassword, nil
 		}
 		return []step{call(&pb.AuthUserAddRequest{Name: user, Password: password, Options: options})}

@@ -189,7 +189,7 @@ func (l *watchLog) sameEvent(etcds, other *mvccpb.Event) bool {
 	return proto.Equal(etcds, other)
 }
 
-// withoutRevision masks the header's revision of a response that nobody asked for: it says when
+// withoutRevision masks the header's revision of an unsolicited response: it says when
 // the server got around to it.
 func withoutRevision(response *pb.WatchResponse) *pb.WatchResponse {
 	masked := proto.Clone(response).(*pb.WatchResponse)

@@ -67,7 +67,7 @@ func (s *side) catchUp(ctx context.Context, member *grpc.ClientConn) error {
 	_, err := pb.NewKVClient(member).Range(ctx, &pb.RangeRequest{Key: []byte("x"), CountOnly: true})
 	if code := status.Code(err); code == codes.PermissionDenied || code == codes.InvalidArgument ||
 		code == codes.Unauthenticated {
-		// Whoever may not read has made the member catch up all the same.
+		// A user without permission has made the member catch up all the same.
 		return nil
 	}
 	return err

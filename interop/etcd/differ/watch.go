@@ -91,7 +91,7 @@ func (w *watchSide) receive() {
 	}
 }
 
-// take files one response and says whether somebody waits for it. The caller holds the lock.
+// take files one response and says whether a step waits for it. The caller holds the lock.
 func (w *watchSide) take(response *pb.WatchResponse) bool {
 	id := response.WatchId
 	w.newest = max(w.newest, response.Header.GetRevision())

@@ -112,6 +112,9 @@ func compare(both *ring.Both, verbose bool) (bool, error) {
 }
 
 func newSide(target ring.Target) (*side, error) {
+	if err := target.LeaderFirst(); err != nil {
+		return nil, err
+	}
 	config, err := target.TLS()
 	if err != nil {
 		return nil, err

@@ -24,7 +24,7 @@ import (
 const (
 	// commandMax is how long one command may take.
 	commandMax = 20 * time.Second
-	// freePeer is where no member listens. Port 1 is reserved, so nobody ever will.
+	// freePeer is where no member listens. Port 1 is reserved, so none ever will.
 	freePeer = "https://127.0.0.1:1"
 	// ripePeer is another such address: etcd makes ids of the address and the second.
 	ripePeer = "https://127.0.0.1:2"
@@ -153,7 +153,7 @@ func (s *side) followed(values map[string]string, verb string) {
 		defer cancel()
 		reply, err := pb.NewLeaseClient(s.connection).LeaseLeases(ctx, &pb.LeaseLeasesRequest{})
 		if err != nil {
-			// With authentication on we are nobody; {lease} stays what it was.
+			// With authentication on there is no user; {lease} stays what it was.
 			return
 		}
 		for _, one := range reply.Leases {

@@ -1,4 +1,4 @@
-//! V20 to V26, and L1 to L3: what validators check about a block before they vote for it.
+//! V20 to V26, and LEDGER-1 to LEDGER-3: what validators check about a block before they vote for it.
 
 use std::time::Duration;
 
@@ -116,14 +116,14 @@ fn v26_a_decided_block_needs_a_commit_of_its_set() {
         alter(&mut commit);
         let refusal = realm.ledger.apply(&block, &commit).unwrap_err();
         assert_eq!(refusal.rule(), "V26", "{refusal}");
-        assert_eq!(realm.ledger.snapshot(), before, "L2: a refused block leaves no trace");
+        assert_eq!(realm.ledger.snapshot(), before, "LEDGER-2: a refused block leaves no trace");
     };
     refuse(&|c| c.signatures[0] = None);
     refuse(&|c| c.signatures[0] = c.signatures[1]);
     refuse(&|c| c.signatures[2].as_mut().unwrap()[0] ^= 1);
     refuse(&|c| c.signatures.push(None));
     refuse(&|c| c.round = 1);
-    // L2: nor does a commit make an invalid block valid.
+    // LEDGER-2: nor does a commit make an invalid block valid.
     let mut wrong = block.clone();
     wrong.checkpoint.commitments.directory_root[0] ^= 1;
     let commit = realm.commit(&wrong, 4);
@@ -133,7 +133,7 @@ fn v26_a_decided_block_needs_a_commit_of_its_set() {
 }
 
 #[test]
-fn l1_what_is_built_validates_whatever_is_pending() {
+fn ledger_1_what_is_built_validates_whatever_is_pending() {
     let mut realm = realm();
     let mut applied = 0;
     for round in 0..32_u32 {
@@ -166,7 +166,7 @@ fn l1_what_is_built_validates_whatever_is_pending() {
     }
     assert!(applied > 32, "{applied} changes were good");
 
-    // L3: whoever applies the same blocks holds the same ledger.
+    // LEDGER-3: the same blocks give the same ledger.
     let mut follower = Ledger::genesis(&realm.genesis);
     for (block, commit) in &realm.blocks {
         follower.apply(block, commit).unwrap();

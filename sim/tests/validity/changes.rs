@@ -79,18 +79,18 @@ fn v3_an_approval_holds_for_one_change_and_one_known_key_only() {
     let realm = realm();
     let [alice, bob] = [0, 1].map(|i| &realm.operators[i]);
     let honest = realm.publish(CONFIG, &[("a", "1")]);
-    // Somebody edits the change after it was approved.
+    // The change is edited after it was approved.
     let edited = SignedChange {
         change: realm.publish(CONFIG, &[("a", "2")]).change,
         approvals: honest.approvals.clone(),
     };
     assert_eq!(rule(&realm, &edited), Err("V3"));
-    // An unknown key adds nothing, and is refused even beside enough known ones: whoever sends it
-    // would make every validator verify it for nothing.
+    // An unknown key adds nothing, and is refused even beside enough known ones: since every
+    // validator would verify it for nothing.
     let stranger = key("stranger");
     assert_eq!(approved_by(&realm, &honest, &[&stranger]), Err("V3"));
     assert_eq!(approved_by(&realm, &honest, &[alice, &stranger]), Err("V3"));
-    // One bad signature spoils the change, wherever it stands.
+    // One bad signature spoils the change, at any place.
     for place in 0..honest.approvals.len() {
         let mut bad = honest.clone();
         bad.approvals[place].signature[40] ^= 1;

@@ -62,7 +62,7 @@ fn v14_only_new_usable_keys_are_authorized() {
     assert_eq!(act_rule(&realm, GovernanceAct::AuthorizeOperator(alice.clone())), Err("V14"));
     let renamed = Operator { principal: Label::new("mallory").unwrap(), ..alice };
     assert_eq!(act_rule(&realm, GovernanceAct::AuthorizeOperator(renamed)), Err("V14"));
-    // The neutral element, a point of small order, under which anybody can sign; and a second
+    // The neutral element, a point of small order, under which anyone can sign; and a second
     // spelling (y + p) of another point.
     let mut weak = [0; 32];
     weak[0] = 1;

@@ -5,6 +5,7 @@
 mod blocks;
 mod changes;
 mod governance;
+mod history;
 mod quotas;
 mod rates;
 mod recheck;

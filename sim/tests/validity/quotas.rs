@@ -1,10 +1,10 @@
-//! V18 and V19: no class takes what another needs, and nobody takes a whole class.
+//! V18 and V19: no class takes room that is reserved for another, and no principal a whole class.
 
 use satrap_certify::{
     Class, ClassKind,
     limits::{BUNDLE_BYTES_MAX, BUNDLE_ENTRIES_MAX},
 };
-use satrap_global_core::{accounts::OPAQUE, state::State};
+use satrap_global_core::{room::OPAQUE, state::State};
 use satrap_sim::SimRealm;
 
 use crate::{
@@ -130,7 +130,7 @@ fn v19_a_principal_owns_half_of_a_class_and_no_more() {
     let change = realm.publish("config/d", &[("k", "v")]);
     assert_eq!(crate::rule(&realm, &change), Ok(()), "another class has its own half");
 
-    // Another principal owns another half, whoever changes the bundle later.
+    // Another principal owns another half, even if others change the bundle later.
     realm.operators = all.into_iter().filter(|key| *key != realm.operators[0]).collect();
     let change = realm.publish("small/d", &[("k", "v")]);
     realm.decide(&[change]).unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use satrap_certify::{
     Class, ClassKind, GovernanceAct, Label, PublicKey, SignedChange, limits::PUBLISH_BURST,
 };
-use satrap_global_core::{Ledger, accounts::Room};
+use satrap_global_core::{Ledger, room::Room};
 use satrap_sim::{SimRealm, realm::key};
 
 use crate::trust_roots::ca;

@@ -160,7 +160,7 @@ fn v8_a_realm_holds_so_many_bundles_and_no_more() {
     assert_eq!(apply(&realm, &mut state, &change), Ok(()));
     let change = put(&realm, &state, &bundle("config/one-more"), "k", 1);
     assert_eq!(apply(&realm, &mut state, &change), Err("V8"));
-    // What is there can still change.
+    // Existing content can still change.
     let change = put(&realm, &state, &bundle("config/last"), "k", 2);
     assert_eq!(apply(&realm, &mut state, &change), Ok(()));
 }

@@ -1,4 +1,4 @@
-//! A validator believes its own disk as little as it believes a peer.
+//! A validator verifies its own disk as it verifies a peer.
 
 use satrap_global_core::Ledger;
 
@@ -39,7 +39,7 @@ fn no_damage_to_a_snapshot_becomes_another_ledger() {
         for flip in [0x01, 0x80] {
             let mut damaged = snapshot.clone();
             damaged[place] ^= flip;
-            // Some bytes say twice what others say; they may be damaged, but not believed.
+            // Some bytes are redundant; damage to them must not change the result.
             if let Ok(ledger) = Ledger::restore(&realm.genesis, &damaged) {
                 assert_eq!(ledger.snapshot(), snapshot, "byte {place}");
             }

@@ -1,11 +1,11 @@
-//! V9 and V10: what may stand in a bundle of trust roots, and how it may change.
+//! V9 and V10: the certificates that a bundle of trust roots may hold, and how it may change.
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use satrap_sim::SimRealm;
 
 use crate::{altered, bundle, realm, rule};
 
-const ROOTS: &str = "pki/edge-trust";
+pub(crate) const ROOTS: &str = "pki/edge-trust";
 
 fn certificate(is_ca: IsCa) -> (String, KeyPair) {
     let mut params = CertificateParams::new(vec!["root.invalid".to_owned()]).unwrap();
@@ -33,7 +33,7 @@ fn v9_a_value_is_one_or_more_certificates_that_may_issue() {
     assert_eq!(value_rule(&constrained), Ok(()), "a CA for leaves only is a CA");
     for leaf in [IsCa::NoCa, IsCa::ExplicitNoCa] {
         let leaf = certificate(leaf).0;
-        assert_eq!(value_rule(&leaf), Err("V9"), "anybody who holds a leaf could be a root");
+        assert_eq!(value_rule(&leaf), Err("V9"), "the holder of a leaf could be a root");
         assert_eq!(value_rule(&format!("{one}{leaf}")), Err("V9"), "hidden behind a root");
     }
 }
@@ -230,7 +230,12 @@ fn v9_version_1_is_for_roots_without_extensions() {
 /// Every root that this machine trusts, one by one as `satrap publish` splits the file.
 #[test]
 fn v9_accepts_the_roots_of_an_operating_system() {
-    let Ok(bundle) = std::fs::read("/etc/ssl/certs/ca-certificates.crt") else { return };
+    const ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+    let bundle = match std::fs::read(ROOTS) {
+        Ok(bundle) => bundle,
+        Err(_) if satrap_effort::leaves_out(&format!("the trusted roots in {ROOTS}")) => return,
+        Err(error) => panic!("{ROOTS}: {error}"),
+    };
     let mut roots = 0;
     for pem in x509_parser::pem::Pem::iter_from_buffer(&bundle) {
         let value = pem_of(&pem.unwrap().contents);

@@ -1,30 +1,22 @@
-//! `satrap status`: the whole realm on one screen.
-//!
-//! The state of a server is that server's word; a contradiction between two of them is a reason to look
-//! closer. The state of an edge is more: its reports are signed, and each one is verified here against
-//! the CAs this operator trusts, by whichever server it came.
+//! `satrap status`: the whole realm on one screen, or as JSON.
 
-mod attention;
-mod gather;
 mod screen;
-mod view;
 
 use std::{io::IsTerminal as _, time::Duration};
 
-use crate::{
+use satrap_operator::{
+    Error,
     client::{Client, Connection},
-    error::CliError,
-    output::{Output, one_line},
-    verbs::block_on,
+    text::one_line,
 };
+use satrap_status::{RealmView, gather};
 
-pub use gather::gather;
-pub use view::{
-    AlarmView, BundleView, EdgeView, EvidenceView, MemberView, Realm, RecoveryView, RegionView,
-    RunningView, SavedView, SnapshotView, ValidatorView,
-};
+use crate::{output::Output, verbs::block_on};
 
-/// How often `--watch` looks.
+pub(super) use screen::Recovery;
+use screen::Screen;
+
+/// Pause between two reads of `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// Moves the cursor home and clears what was below.
 const CLEAR: &str = "\x1b[H\x1b[2J";
@@ -44,11 +36,11 @@ pub struct Args {
 /// # Errors
 ///
 /// If no server of the realm answers.
-pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
+pub fn run(args: &Args, output: &Output) -> Result<(), Error> {
     let client = Client::open(&args.connection)?;
     if !args.watch {
         let realm = block_on(async { Ok(gather(&client).await) })?;
-        output.show(&realm)?;
+        output.show(&Screen(&realm))?;
         return reached(&realm);
     }
     let clear = std::io::stdout().is_terminal() && !output.json;
@@ -58,20 +50,20 @@ pub fn run(args: &Args, output: &Output) -> Result<(), CliError> {
             if clear {
                 output.bytes(CLEAR.as_bytes())?;
             }
-            output.show(&realm)?;
+            output.show(&Screen(&realm))?;
             tokio::time::sleep(WATCH_EVERY).await;
         }
     })
 }
 
-fn reached(realm: &Realm) -> Result<(), CliError> {
+fn reached(realm: &RealmView) -> Result<(), Error> {
     let members = realm.regions.iter().flat_map(|r| &r.members).map(|m| m.error.is_none());
     if realm.validators.iter().map(|v| v.error.is_none()).chain(members).any(|reached| reached) {
         return Ok(());
     }
     let first = realm.validators.iter().filter_map(|v| v.error.as_deref()).next();
     let first = first.map_or_else(String::new, |why| format!(" ({})", one_line(why)));
-    Err(CliError::unavailable(format!(
+    Err(Error::unavailable(format!(
         "no server of the realm answers{first}; start its processes, or check --endpoint"
     )))
 }

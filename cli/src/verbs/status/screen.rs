@@ -1,25 +1,36 @@
-//! The picture for people: four short tables, worst news visible without reading all of it.
+//! The state of a realm as text: faults first, then a table each of validators, regions, bundles, edges.
 
 use std::{collections::BTreeMap, fmt};
 
-use super::view::{EdgeView, MemberView, Realm, RegionView, ValidatorView};
-use crate::output::{count, few, span, table};
+use satrap_operator::text::{count, few, one_line, span};
+use satrap_status::{
+    EdgeView, MemberView, RealmView, RecoveryView, RegionView, SavedView, SnapshotView,
+    ValidatorView,
+};
+use serde::Serialize;
 
-/// Edges listed one by one; of a larger fleet only those with trouble are.
+use crate::output::table;
+
+/// The most edges that are listed; of a larger fleet, only those with a fault are.
 const EDGES_LISTED_MAX: usize = 20;
 
 fn row(cells: &[&str]) -> Vec<String> {
     cells.iter().map(ToString::to_string).collect()
 }
 
-impl fmt::Display for Realm {
+/// A realm on one screen.
+#[derive(Serialize)]
+#[serde(transparent)]
+pub struct Screen<'a>(pub &'a RealmView);
+
+impl fmt::Display for Screen<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { chain_id, height, .. } = self;
-        match self.validators.iter().any(|v| v.error.is_none()) {
+        let RealmView { chain_id, height, .. } = self.0;
+        match self.0.validators.iter().any(|v| v.error.is_none()) {
             true => writeln!(f, "realm `{chain_id}` at height {height}")?,
             false => writeln!(f, "realm `{chain_id}`, no validator answers")?,
         }
-        for line in &self.attention {
+        for line in &self.0.attention {
             writeln!(f, "! {line}")?;
         }
         self.validators(f)?;
@@ -30,33 +41,33 @@ impl fmt::Display for Realm {
     }
 }
 
-impl Realm {
+impl Screen<'_> {
     fn validators(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.validators.is_empty() {
+        if self.0.validators.is_empty() {
             return Ok(());
         }
         let heading = ["VALIDATOR", "HEIGHT", "AGE", "SIGNED", "POWER", "AREA", "PEERS", "WAITING"];
         let mut rows = vec![row(&heading)];
-        rows.extend(self.validators.iter().map(validator_row));
-        let signed = self.signed_last.len();
+        rows.extend(self.0.validators.iter().map(validator_row));
+        let signed = self.0.signed_last.len();
         write!(f, "\n{}", table(&rows))?;
-        if self.height > 0 {
-            let who = self.signed_last.join(", ");
-            writeln!(f, "  block {} signed by {signed}: {who}", self.height)?;
+        if self.0.height > 0 {
+            let who = self.0.signed_last.join(", ");
+            writeln!(f, "  block {} signed by {signed}: {who}", self.0.height)?;
         }
         Ok(())
     }
 
     fn regions(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.regions.is_empty() {
+        if self.0.regions.is_empty() {
             return Ok(());
         }
         let mut rows = vec![row(&["REGION", "MEMBER", "HEIGHT", "AGE", "LAG", ""])];
-        for region in &self.regions {
+        for region in &self.0.regions {
             rows.extend(region.members.iter().map(|member| member_row(region, member)));
         }
         write!(f, "\n{}", table(&rows))?;
-        for region in &self.regions {
+        for region in &self.0.regions {
             for (rule, times) in &region.refusals {
                 let name = &region.name;
                 writeln!(f, "  {name} refused {times} messages by rule {rule}")?;
@@ -70,27 +81,27 @@ impl Realm {
             }
             for member in &region.members {
                 if let Some(snapshots) = &member.snapshots {
-                    writeln!(f, "  {}/{} {snapshots}", region.name, member.name)?;
+                    writeln!(f, "  {}/{} {}", region.name, member.name, Snapshots(snapshots))?;
                 }
             }
             for recovery in &region.recoveries {
-                writeln!(f, "  {} {recovery}", region.name)?;
+                writeln!(f, "  {} {}", region.name, Recovery(recovery))?;
             }
         }
         Ok(())
     }
 
     fn bundles(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.bundles.is_empty() {
+        if self.0.bundles.is_empty() {
             return Ok(());
         }
         let mut on: BTreeMap<(&str, u64), usize> = BTreeMap::new();
-        for running in self.edges.iter().flat_map(|edge| &edge.running) {
+        for running in self.0.edges.iter().flat_map(|edge| &edge.running) {
             *on.entry((&running.bundle, running.version)).or_default() += 1;
         }
         let heading = ["BUNDLE", "VERSION", "ENTRIES", "BYTES", "ROOT", "EDGES BY VERSION"];
         let mut rows = vec![row(&heading)];
-        for b in &self.bundles {
+        for b in &self.0.bundles {
             let versions = on.iter().rev().filter(|((name, _), _)| *name == b.name);
             let edges: Vec<_> = versions.map(|((_, v), n)| format!("v{v}: {n}")).collect();
             let [version, entries, bytes] = [b.version, b.entries, b.bytes].map(|n| n.to_string());
@@ -101,38 +112,38 @@ impl Realm {
     }
 
     fn edges(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.edges.is_empty() {
+        if self.0.edges.is_empty() {
             return Ok(());
         }
         let current: BTreeMap<&str, u64> =
-            self.bundles.iter().map(|b| (b.name.as_str(), b.version)).collect();
+            self.0.bundles.iter().map(|b| (b.name.as_str(), b.version)).collect();
         let behind = |edge: &EdgeView| {
             edge.running
                 .iter()
                 .any(|r| current.get(r.bundle.as_str()).is_some_and(|v| *v > r.version))
         };
-        let trouble = |edge: &EdgeView| {
+        let is_faulty = |edge: &EdgeView| {
             edge.error.is_some() && !edge.left_out || !edge.connected || behind(edge)
         };
-        let is_small = self.edges.len() <= EDGES_LISTED_MAX;
+        let is_small = self.0.edges.len() <= EDGES_LISTED_MAX;
         let mut rows = vec![row(&["EDGE", "RUNS", "HEIGHT", "REPORT", ""])];
         let shown =
-            self.edges.iter().filter(|edge| is_small || trouble(edge)).take(EDGES_LISTED_MAX);
+            self.0.edges.iter().filter(|edge| is_small || is_faulty(edge)).take(EDGES_LISTED_MAX);
         rows.extend(shown.map(edge_row));
         let listed = rows.len() - 1;
         if listed > 0 {
             write!(f, "\n{}", table(&rows))?;
         }
-        if listed < self.edges.len() {
-            let (all, troubled) =
-                (self.edges.len(), self.edges.iter().filter(|e| trouble(e)).count());
-            writeln!(f, "  {}, {troubled} of them behind or silent", count(all, "edge", "edges"))?;
+        if listed < self.0.edges.len() {
+            let (all, faulty) =
+                (self.0.edges.len(), self.0.edges.iter().filter(|e| is_faulty(e)).count());
+            writeln!(f, "  {}, {faulty} of them behind or silent", count(all, "edge", "edges"))?;
         }
         Ok(())
     }
 }
 
-/// The innermost cause, which is what fits a line; the whole chain is in `--json`.
+/// The innermost cause of an error; `--json` has the whole chain.
 fn unreachable(error: &str) -> String {
     format!("unreachable: {}", error.rsplit(": ").next().unwrap_or(error))
 }
@@ -182,4 +193,71 @@ fn edge_row(edge: &EdgeView) -> Vec<String> {
     }
     let (height, age) = (edge.height.to_string(), span(edge.report_age_ms));
     row(&[&name, &few(&runs), &height, &format!("{age} ago"), &few(&notes)])
+}
+
+/// A recovery on one line.
+pub struct Recovery<'a>(pub &'a RecoveryView);
+
+impl fmt::Display for Recovery<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RecoveryView { kind, epoch, kept, leap, trusted, lost, reason } = self.0;
+        write!(f, "{kind}, epoch {epoch}: writes after revision {kept} may be lost, ")?;
+        write!(f, "revisions go on above {leap}")?;
+        if !trusted.is_empty() {
+            write!(f, "; trusted {}; lost {}", trusted.join(", "), lost.join(", "))?;
+        }
+        // The reason is free text of an operator.
+        write!(f, " ({})", one_line(reason))
+    }
+}
+
+struct Snapshots<'a>(&'a SnapshotView);
+
+impl fmt::Display for Snapshots<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(error) = &self.0.error {
+            write!(f, "NO SNAPSHOT ({error}); ")?;
+        }
+        match &self.0.newest {
+            Some(SavedView { file, revision, age_ms }) => {
+                write!(f, "saved revision {revision} {} ago in {file}", span(*age_ms))
+            }
+            None => f.write_str("saved nothing yet"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A realm in which every field has a value, as the crate's own test pins it.
+    const REALM: &str = include_str!("../../../../crates/status/tests/realm.json");
+
+    #[test]
+    fn the_screen_shows_what_an_operator_needs() {
+        let realm: RealmView = serde_json::from_str(REALM).unwrap();
+        let screen = Screen(&realm).to_string();
+        for expected in [
+            "realm `acme-prod` at height 9\n! validator `v1` broke the protocol\n",
+            "  block 9 signed by 1: v1\n",
+            "  eu      a       -       -    -    unreachable: connection refused\n",
+            "  eu refused 2 messages by rule B4\n",
+            "  eu left out the reports of up to 6 edges, for want of room\n",
+            "  eu/a saved revision 7 25 ms ago in snapshot-7.db\n",
+            "  eu forced, epoch 10: writes after revision 11 may be lost, revisions go on above 12; \
+             trusted a; lost b (fire)\n",
+            "  pki/edge-trust  4        13       14     ab    v4: 1\n",
+            "  eu/web-1  pki/edge-trust v4  9       26 ms ago  refused 1 by C2\n",
+        ] {
+            assert!(screen.contains(expected), "{screen}\nexpected {expected}");
+        }
+    }
+
+    #[test]
+    fn the_json_is_the_realm_itself() {
+        let realm: RealmView = serde_json::from_str(REALM).unwrap();
+        let (printed, data) = (serde_json::to_value(Screen(&realm)), serde_json::to_value(&realm));
+        assert_eq!(printed.unwrap(), data.unwrap());
+    }
 }

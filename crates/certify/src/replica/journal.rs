@@ -1,6 +1,6 @@
 //! The deltas that a relay keeps, so that followers a few versions behind get only what changed.
 //!
-//! One journal for all bundles: whoever publishes often to one bundle pushes out what is oldest,
+//! One journal for all bundles: a bundle that is published often pushes out the oldest deltas,
 //! and cannot make a relay hold more by publishing to many.
 
 use std::{

@@ -21,7 +21,7 @@ use crate::{
 /// The newest verified state in a few kilobytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Whose state it is.
+    /// The realm of the follower, by the hash of its genesis.
     pub genesis_hash: Digest,
     /// The newest verified checkpoint.
     pub trusted: Trusted,

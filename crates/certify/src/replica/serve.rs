@@ -1,4 +1,4 @@
-//! The other side of the protocol: what to send a follower that stands somewhere behind.
+//! The server's side of the protocol: the update for a follower that is behind.
 //!
 //! Nothing here needs to be trusted: a server that answers wrongly is refused by the follower's
 //! [`Replica::verify`]. It only has to be complete in the end, and small at a time: an answer holds

@@ -2,7 +2,7 @@
 //!
 //! To compare a token when a request arrives is not enough: the request may still be running when
 //! the next holder's first one arrives, and write after it. So the first request with a greater token
-//! waits until all older ones have been answered; from its arrival on, older ones are refused (G3).
+//! waits until all older ones have been answered; from its arrival on, older ones are refused (GUARD-3).
 
 use std::future::Future;
 use std::pin::Pin;
@@ -19,10 +19,10 @@ use tower::{Layer, Service};
 use super::{Admit, Refused};
 use crate::token::{FencingToken, NotAToken, TOKEN_HEADER};
 
-/// What happens to a request that carries no token.
+/// How a [`GuardLayer`] treats a request that carries no token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MissingToken {
-    /// It is refused: whoever forgot the token is not known to hold the role.
+    /// It is refused: a caller that forgot its token is not known to hold the role.
     #[default]
     Refuse,
     /// It passes unchecked; for services whose reads need no role. The service itself must then

@@ -34,7 +34,7 @@ impl Comparison {
         (Self { mirror, keys, forgotten: Vec::new(), received: Vec::new() }, first)
     }
 
-    /// What to say next; nothing if the ring asks nothing.
+    /// The next message to the ring, or `None` if the ring asked nothing.
     pub fn follow(
         &mut self,
         verdict: v1::ResyncVerdict,

@@ -7,9 +7,9 @@ use satrap_client::mirror::{Change, Held, Mirror, Range};
 
 use crate::harness::Member;
 
-/// What the ring has under `k/`.
+/// The keys of the ring under `k/`.
 fn truth(member: &Member) -> BTreeMap<Bytes, Held> {
-    member.backend.read(|keyspace| {
+    member.backend.inspect(|keyspace| {
         let keys = (0..3_000).map(|n| format!("k/{n:04}"));
         let held = keys.filter_map(|key| keyspace.store().get(key.as_bytes()));
         held.map(|kv| {

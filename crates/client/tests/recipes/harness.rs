@@ -1,6 +1,5 @@
 //! A member that listens on this host, and ways to it that a test can obstruct.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,27 +8,23 @@ use satrap_client::role::Candidate;
 use satrap_client::{Ring, Terms};
 use satrap_proto::etcdserverpb as pb;
 use satrap_proto::etcdserverpb::lease_client::LeaseClient;
-use satrap_regional_api::api::Api;
-use satrap_regional_api::backend::Backend;
-use satrap_regional_api::front::{Front, Security};
-use satrap_regional_api::services;
-use satrap_regional_core::Request;
-use satrap_regional_core::kv::request::{DeleteRangeRequest, KeyRange, PutRequest};
-use tokio::sync::{oneshot, watch};
-use tokio::task::JoinSet;
+use satrap_ring_api::api::Api;
+use satrap_ring_api::backend::Backend;
+use satrap_ring_core::Request;
+use satrap_ring_core::kv::request::{DeleteRangeRequest, KeyRange, PutRequest};
+use tokio::sync::watch;
 use tonic::transport::Channel;
 use tower::ServiceExt;
 
+use crate::served::Served;
 use crate::solo;
 
 pub struct Member {
     pub backend: Backend,
-    address: SocketAddr,
-    stop: oneshot::Sender<()>,
-    serving: JoinSet<()>,
+    served: Served,
 }
 
-/// What a test sees of, and does to, the requests of a client.
+/// Counts, holds back and fails the requests of a client.
 #[derive(Clone, Default)]
 pub struct Tap {
     /// Renewals are not answered any more.
@@ -54,20 +49,12 @@ impl Member {
     }
 
     pub async fn serve(backend: Backend) -> Self {
-        let api = Api::new(backend.clone());
-        let routes = services::routes(&backend, services::Settings::default());
-        let front = Front::bind("127.0.0.1:0".parse().unwrap(), Security::Plaintext).await.unwrap();
-        let address = front.local_address().unwrap();
-        let (stop, stopped) = oneshot::channel();
-        let mut serving = JoinSet::new();
-        let front = front.serve(Arc::new(api), routes, async { _ = stopped.await });
-        serving.spawn(async { front.await.unwrap() });
-        Self { backend, address, stop, serving }
+        let served = Served::start(Api::new(backend.clone())).await;
+        Self { backend, served }
     }
 
     pub async fn channel(&self) -> Channel {
-        let uri = format!("http://{}", self.address);
-        Channel::from_shared(uri).unwrap().connect().await.unwrap()
+        self.served.channel().await
     }
 
     pub async fn ring(&self) -> Ring {
@@ -117,28 +104,26 @@ impl Member {
     }
 
     pub fn revision(&self) -> i64 {
-        self.backend.read(|keyspace| keyspace.store().revision())
+        self.backend.inspect(|keyspace| keyspace.store().revision())
     }
 
     pub fn value(&self, key: &str) -> Option<Bytes> {
-        self.backend.read(|keyspace| Some(keyspace.store().get(key.as_bytes())?.value_bytes()))
+        self.backend.inspect(|keyspace| Some(keyspace.store().get(key.as_bytes())?.value_bytes()))
     }
 
     /// Waits until there are that many keys with a prefix.
     pub async fn until_keys(&self, prefix: &str, count: i64) {
-        use satrap_regional_core::kv::request::RangeRequest;
+        use satrap_ring_core::kv::request::RangeRequest;
         let range = RangeRequest::of(KeyRange::prefix(prefix.to_owned()));
         let mut applied = self.backend.applied();
-        let held = || self.backend.read(|k| k.store().range(&range).unwrap().kvs.len());
+        let held = || self.backend.inspect(|k| k.store().range(&range).unwrap().kvs.len());
         while held() as i64 != count {
             applied.changed().await.unwrap();
         }
     }
 
-    /// Stops and waits until every stream has ended.
-    pub async fn stop(mut self) {
-        let _ = self.stop.send(());
-        self.serving.join_next().await.unwrap().unwrap();
+    pub async fn stop(self) {
+        self.served.stop().await;
     }
 }
 

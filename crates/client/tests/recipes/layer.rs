@@ -67,7 +67,7 @@ async fn stale_requests_are_refused_in_both_protocols() {
     assert_eq!(text(response).await, "none");
 }
 
-/// G3: a write of the former holder that is under way ends before the next holder's first begins,
+/// GUARD-3: a write of the former holder that is under way ends before the next holder's first begins,
 /// and a later one is refused meanwhile.
 #[tokio::test]
 async fn a_new_holder_waits_for_what_the_former_began() {
@@ -126,7 +126,7 @@ impl Remember for FullDisk {
     }
 }
 
-/// G2: nobody is let in under a token that could be forgotten.
+/// GUARD-2: no request is let in under a token that could be forgotten.
 #[tokio::test]
 async fn what_cannot_be_remembered_is_not_admitted() {
     let layer = GuardLayer::new(DurableGuard::open(FullDisk).unwrap(), MissingToken::Refuse);

@@ -5,11 +5,11 @@ use std::sync::{Arc, RwLock};
 
 use satrap_client::Ring;
 use satrap_client::update::update;
-use satrap_host::clock;
-use satrap_regional_api::backend::{
+use satrap_ring_api::backend::{
     Applied, Backend, Call, MemberIdentity, Publisher, ReadPoint, RingView, Served, Unavailable,
 };
-use satrap_regional_core::{Batch, Keyspace, RingTime};
+use satrap_ring_core::{AppliedState, Batch, Command, Entry, Outcome, RingTime};
+use satrap_runtime::clock;
 use tokio::task::JoinSet;
 
 use crate::harness::Member;
@@ -31,7 +31,7 @@ const IDS: [u64; 3] = [10, 11, 12];
 
 impl Trio {
     async fn start() -> Self {
-        let state = Arc::new(RwLock::new(Keyspace::new()));
+        let state = Arc::<RwLock<AppliedState>>::default();
         let (mut members, mut serving) = (Vec::new(), JoinSet::new());
         for member_id in IDS {
             let identity = MemberIdentity { cluster_id: 1, member_id, name: member_id.to_string() };
@@ -51,7 +51,7 @@ impl Trio {
         Self { members, serving }
     }
 
-    /// What the members believe of who leads; a zero is nobody.
+    /// Sets the leader and term that each member reports; a leader of zero is none.
     fn believe(&self, beliefs: [(u64, u64); 3]) {
         for (one, (leader, term)) in self.members.iter().zip(beliefs) {
             let fresh_at = Some(clock::monotonic());
@@ -80,15 +80,18 @@ impl Trio {
     }
 }
 
-fn answer(call: Call, state: &RwLock<Keyspace>, away: bool) {
+fn answer(call: Call, state: &RwLock<AppliedState>, away: bool) {
     let term = 1;
     match call {
         Call::Propose { reply, .. } if away => _ = reply.send(Err(Unavailable::NoLeader)),
         Call::Read { reply, .. } if away => _ = reply.send(Err(Unavailable::NoLeader)),
         Call::Propose { proposal, reply } => {
             let batch = Batch { time: RingTime(1), proposals: vec![proposal] };
-            let answered = state.write().unwrap().apply(&batch).remove(0);
-            _ = reply.send(Ok(Applied { reply: answered, term }));
+            let entry = Entry::Command(Ok(Command::Batch(batch)));
+            let Outcome::Batch(mut replies) = state.write().unwrap().apply(entry) else {
+                panic!("a batch has replies");
+            };
+            _ = reply.send(Ok(Applied { reply: replies.remove(0), term }));
         }
         Call::Read { reply, .. } => {
             let point = ReadPoint { served: Served::Quorum, stale_ms_max: Some(0), term };
@@ -122,7 +125,7 @@ async fn requests_go_to_the_leader_and_elsewhere_once_it_is_away() {
     assert!(write(&ring).await);
     assert_eq!(trio.asked(), [0, 2, 0]);
 
-    // Nobody leads: whoever answers knows best, and no member is asked for ever.
+    // No member leads: the next request goes to a member that answers, and none is asked for ever.
     trio.members.iter().for_each(|one| one.away.store(true, Relaxed));
     trio.believe([(0, 6), (0, 6), (0, 6)]);
     for _ in 0..3 {

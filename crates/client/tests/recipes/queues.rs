@@ -1,4 +1,4 @@
-//! Elections: nobody is woken in vain, and nobody leads without a lease.
+//! Elections: no contender is woken in vain, and none leads without a lease.
 
 use satrap_client::election::{campaign, leader};
 use satrap_client::{Error, Lost, Terms};
@@ -10,7 +10,7 @@ const CONTENDERS: u32 = 1_000;
 /// Streams of one connection are bounded, and each contender has one.
 const PER_CONNECTION: u32 = 50;
 
-/// 001-44: with a thousand contenders each death of a leader is told to exactly one.
+/// 001-44: with a thousand contenders each death of a leader wakes exactly one.
 #[tokio::test]
 async fn each_death_wakes_exactly_one() {
     let member = Member::start().await;
@@ -25,7 +25,7 @@ async fn each_death_wakes_exactly_one() {
             });
         }
     }
-    // Everybody but the first watches somebody, before the first dies.
+    // Every contender but the first watches its predecessor before the first dies.
     tap.watches(CONTENDERS - 1).await;
     let ring = member.ring().await;
     let (mut reigns, mut created) = (0, 0);
@@ -35,20 +35,20 @@ async fn each_death_wakes_exactly_one() {
         let waited = elected.waited();
         let expected = u32::from(reigns > 0);
         assert_eq!((waited.predecessors, waited.notifications), (expected, expected));
-        let shown = leader(&ring, "boss").await.unwrap().expect("somebody leads");
+        let shown = leader(&ring, "boss").await.unwrap().expect("an elected leader");
         assert_eq!((shown.created, shown.lease), (elected.created(), elected.lease()));
         assert!(elected.created() > created, "not in the order of arrival");
         (reigns, created) = (reigns + 1, elected.created());
         member.revoke(elected.lease()).await;
     }
     assert_eq!(reigns, CONTENDERS);
-    assert_eq!(*tap.watches.borrow(), CONTENDERS - 1, "nobody watched twice");
+    assert_eq!(*tap.watches.borrow(), CONTENDERS - 1, "no contender watched twice");
     member.stop().await;
 }
 
-/// What Jepsen found in etcd's locks: a contender whose lease ended during the wait leads nothing.
+/// A contender whose lease ended during the wait does not lead, as it did in Jepsen's test of etcd.
 #[tokio::test]
-async fn whoever_lost_its_lease_while_waiting_does_not_lead() {
+async fn a_contender_whose_lease_ended_while_waiting_does_not_lead() {
     let member = Member::start().await;
     let tap = Tap::default();
     let ring = member.tapped(&tap).await;
@@ -57,8 +57,8 @@ async fn whoever_lost_its_lease_while_waiting_does_not_lead() {
     let contender = ring.clone();
     waiting.spawn(async move { campaign(&contender, "boss", "second", Terms::of(600)).await });
     tap.watches(1).await;
-    let lease = member.backend.read(|keyspace| {
-        use satrap_regional_core::kv::request::{KeyRange, RangeRequest};
+    let lease = member.backend.inspect(|keyspace| {
+        use satrap_ring_core::kv::request::{KeyRange, RangeRequest};
         let range = RangeRequest::of(KeyRange::prefix("boss/"));
         let found = keyspace.store().range(&range).unwrap();
         found.kvs.iter().map(|kv| kv.lease).find(|lease| *lease != first.lease()).unwrap()

@@ -5,7 +5,7 @@ use std::time::Duration;
 use satrap_client::guard::Guard;
 use satrap_client::role::{Attempt, Exit, RoleHolder, try_role};
 use satrap_client::{Lost, Ring};
-use satrap_host::clock;
+use satrap_runtime::clock;
 use tokio::sync::oneshot;
 use tonic::service::Interceptor;
 
@@ -74,9 +74,9 @@ async fn a_stalled_keepalive_cuts_the_work_off_before_the_next_holder() {
     assert_eq!(exit, Exit::Lost(Lost::OutOfTime));
     assert!(told - begun <= Duration::from_secs(2), "{:?}", told - begun);
     assert!(!leadership.is_current());
-    let held = member
-        .backend
-        .read(|keyspace| keyspace.roles().get("billing").is_some_and(|role| role.held.is_some()));
+    let held = member.backend.inspect(|keyspace| {
+        keyspace.roles().get("billing").is_some_and(|role| role.held.is_some())
+    });
     assert!(held, "the ring still kept the role when its holder had stopped");
 
     let ring = member.ring().await;
@@ -87,9 +87,9 @@ async fn a_stalled_keepalive_cuts_the_work_off_before_the_next_holder() {
     member.stop().await;
 }
 
-/// The view turns by the clock alone, although nobody renews or polls the holder.
+/// A view ends by the clock alone, although the holder is neither renewed nor polled.
 #[tokio::test]
-async fn a_view_ends_without_anybody_at_work() {
+async fn a_view_ends_although_its_holder_is_not_polled() {
     let member = Member::start().await;
     let holder = granted(&member.ring().await, "one").await;
     holder.leadership().ended().await;
@@ -97,7 +97,7 @@ async fn a_view_ends_without_anybody_at_work() {
     member.stop().await;
 }
 
-/// The second exit again: whoever deposes the holder is noticed at the next renewal.
+/// The second exit again: the holder notices at its next renewal that it was deposed.
 #[tokio::test]
 async fn a_role_that_was_taken_is_lost() {
     let member = Member::start().await;
@@ -109,7 +109,7 @@ async fn a_role_that_was_taken_is_lost() {
     member.stop().await;
 }
 
-/// The third exit: the work is told, has its time, and the role is kept beyond its first term.
+/// The third exit: the work is asked to stop, has its time, and the role outlives its first term.
 #[tokio::test]
 async fn a_leader_that_is_asked_to_stop_winds_down() {
     let member = Member::start().await;

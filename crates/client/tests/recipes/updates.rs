@@ -11,7 +11,7 @@ fn plus_one(value: Option<&[u8]>) -> Option<Bytes> {
     Some((count + 1).to_string().into())
 }
 
-/// 000-37: a refused writer computes again from what is there, so that nobody's change is undone.
+/// 000-37: a refused writer computes again from the current value, so that no change is undone.
 #[tokio::test]
 async fn no_update_is_lost() {
     let member = Member::start().await;
@@ -44,7 +44,7 @@ async fn a_conflict_is_computed_again_from_what_is_there() {
         let value = value.map(|v| String::from_utf8(v.to_vec()).unwrap());
         seen.push(value.clone());
         if seen.len() == 1 {
-            // Somebody else, between our reading and our writing.
+            // Another writer, between our reading and our writing.
             let rival = std::thread::scope(|scope| {
                 let rival = scope.spawn(|| {
                     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -11,11 +11,11 @@ pub enum Bug {
     StaleBody,
     /// An operation that went unanswered is done twice.
     AppliedTwice,
-    /// A write that nobody asked for.
+    /// A write that no client asked for.
     PhantomWrite,
     /// A refused write is done nevertheless.
     AppliedRefusal,
-    /// Two writes are told the same revision.
+    /// Two writes are answered with the same revision.
     DuplicateRevision,
     /// A revision is left out.
     RevisionGap,
@@ -25,6 +25,12 @@ pub enum Bug {
     SplitTxn,
     /// The wrong branch of a transaction is taken.
     WrongBranch,
+    /// A conditional write is done although another write came in between.
+    GuardIgnored,
+    /// A conditional write is refused although its condition holds.
+    GuardRefuses,
+    /// The number of a sequential key is below that of an earlier one.
+    SequenceRegresses,
     /// A put is answered with a wrong value before it.
     WrongAnswerBefore,
     /// One member holds another value than the others.
@@ -77,7 +83,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 38] = [
         Self::LostAck,
         Self::StaleRead,
         Self::StaleBody,
@@ -90,6 +96,9 @@ impl Bug {
         Self::SplitTxn,
         Self::WrongBranch,
         Self::WrongAnswerBefore,
+        Self::GuardIgnored,
+        Self::GuardRefuses,
+        Self::SequenceRegresses,
         Self::MemberDiverges,
         Self::DigestDiffers,
         Self::CompactionLosesKey,

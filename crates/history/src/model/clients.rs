@@ -244,7 +244,7 @@ impl Simulation {
     }
 }
 
-/// What members say of themselves goes wrong.
+/// Falsifies the log or the digest of one member.
 fn lie(random: &mut Random, bug: Option<Bug>, recording: &mut Recording) -> bool {
     match bug {
         Some(Bug::DigestDiffers) => {

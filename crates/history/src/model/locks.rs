@@ -37,7 +37,7 @@ pub(super) fn record(random: &mut Random, bug: Option<Bug>, generated: &mut Gene
             token,
         });
         let mut writes = vec![(holder, token); 3];
-        // Whoever was paused before wakes up in the middle and goes on writing.
+        // A holder that was paused before wakes up in the middle and goes on writing.
         if let Some(late) = paused.pop() {
             writes.insert(1, late);
         }

@@ -38,7 +38,7 @@ impl Default for Shape {
 /// A recording of the model.
 #[derive(Clone, Debug)]
 pub struct Generated {
-    /// What was recorded.
+    /// The recording.
     pub recording: Recording,
     /// Whether the bug had an occasion; a recording without one is a clean one.
     pub fired: bool,

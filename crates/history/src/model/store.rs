@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Bug;
 use crate::{
-    Answer, Body, Event, Failure, KeyValue, Nanos, Outcome, Range, Request, Revision, Span,
-    Timeline, Txn,
+    Answer, Body, Event, Failure, KeyValue, Nanos, Outcome, PutIf, Range, Request, Revision,
+    Sequential, Span, Timeline, Txn,
     evaluate::{At, Keys, compares_hold, evaluate},
+    sequence::creates,
 };
 
 const SECOND_NS: i64 = 1_000_000_000;
@@ -18,7 +19,8 @@ pub(super) const ANSWER_NS_MAX: Nanos = 3_000_000;
 
 /// A lease of the model.
 struct Lease {
-    /// Whether its owner was told of it; a fault of another lease cannot be proved.
+    /// Whether its owner was told of it and of its last renewal; a fault of another lease cannot be
+    /// proved.
     granted: bool,
     ttl_s: i64,
     deadline_ns: Nanos,
@@ -33,9 +35,9 @@ pub(super) struct Place {
     pub(super) member: u64,
     /// When the operation was called.
     pub(super) call_ns: Nanos,
-    /// Whether its answer arrives. What nobody is told cannot be wrong.
+    /// Whether its answer arrives. An answer that no client has cannot be wrong.
     pub(super) answered: bool,
-    /// The newest revision that was returned to anybody before the call.
+    /// The newest revision that was returned to any client before the call.
     pub(super) known: Revision,
 }
 
@@ -59,6 +61,8 @@ pub(super) struct Store {
     compactions_known: Vec<(Nanos, Revision)>,
     /// A key that a faulty compaction hides, with the revision it has.
     hidden: Option<KeyValue>,
+    /// Whether a sequential key was named.
+    named: bool,
 }
 
 impl Store {
@@ -76,6 +80,7 @@ impl Store {
             unanswered: false,
             compactions_known: Vec::new(),
             hidden: None,
+            named: false,
         }
     }
 
@@ -165,9 +170,10 @@ impl Store {
                 }
                 return Outcome::Fail(Failure::NoLease);
             }
-            Request::Put(_) | Request::Delete(_) | Request::Txn(_) => {
+            Request::Put(_) | Request::Delete(_) | Request::Txn(_) | Request::PutIf(_) => {
                 return self.change(request, place);
             }
+            Request::PutSequential(put) => return self.put_sequential(put, place),
             Request::Compact(revision) => {
                 if *revision <= self.compacted {
                     return Outcome::Fail(Failure::Compacted);
@@ -236,12 +242,29 @@ impl Store {
         let mut body = body_at(self, looked_at);
         if let (Some(lost), Body::Range { keys, count }) = (&self.hidden, &mut body)
             && keys.contains(lost)
+            && place.answered
         {
             self.fired = true;
             keys.retain(|kv| kv != lost);
             *count -= 1;
         }
         self.answer(place, header, body)
+    }
+
+    fn put_sequential(&mut self, put: &Sequential, place: Place) -> Outcome {
+        let mut number = self.head();
+        if self.named && self.is_due(Bug::SequenceRegresses, place.now) {
+            // Below the head of every other key.
+            self.fired = true;
+            number = 0;
+        }
+        self.named = true;
+        let key = format!("{}{number:020}", put.prefix);
+        let mut outcome = self.change(&creates(put, &key), place);
+        if let Outcome::Ok(answer) = &mut outcome {
+            answer.body = Body::PutSequential(key);
+        }
+        outcome
     }
 
     fn change(&mut self, request: &Request, place: Place) -> Outcome {
@@ -295,8 +318,17 @@ impl Store {
         self.answer(place, revision, body)
     }
 
-    /// The other branch of a transaction than the one its compares choose.
+    /// The other branch of a transaction than the one its compares choose, or the other outcome of a
+    /// conditional write.
     fn wrong_branch(&self, request: &Request, now: Nanos) -> Option<(Body, Vec<Event>)> {
+        if let Request::PutIf(PutIf { put, revision }) = request {
+            let held = self.state().get(&put.key).map_or(0, |kv| kv.modified);
+            let next = self.head() + 1;
+            let other = if held == *revision { held + 1 } else { held };
+            let bug = if held == *revision { Bug::GuardRefuses } else { Bug::GuardIgnored };
+            let other = Request::PutIf(PutIf { put: put.clone(), revision: other });
+            return self.is_due(bug, now).then(|| evaluate(&other, &self.state(), next));
+        }
         let Request::Txn(txn) = request else { return None };
         if !self.is_due(Bug::WrongBranch, now) || txn.success == txn.failure {
             return None;
@@ -329,6 +361,7 @@ impl Store {
             }
             Request::Renew(id) => match self.leases.get_mut(id) {
                 Some(lease) => {
+                    lease.granted = place.answered;
                     lease.deadline_ns = lease.deadline_ns.max(deadline(lease.ttl_s));
                     lease.ttl_s
                 }

@@ -13,7 +13,7 @@ use crate::{
 const MS: Nanos = 1_000_000;
 const WATCHERS: u32 = 8;
 
-/// What all watchers see of a store's history.
+/// Records the deliveries of all watchers of a store's history.
 pub(super) fn record(random: &mut Random, store: &Store, end_ns: Nanos) -> Vec<Watch> {
     let mut watches = Vec::new();
     for client in 0..WATCHERS {

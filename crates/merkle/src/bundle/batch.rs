@@ -8,7 +8,7 @@
 //!
 //! # Invariants
 //!
-//! - **T5** Work is linear in the changes and the nodes on their paths, whatever the keys are: a
+//! - **BUNDLE-5** Work is linear in the changes and the nodes on their paths, whatever the keys are: a
 //!   node is visited once, and hashed at most once. [`Batch::nodes`] bounds both.
 
 use core::fmt;
@@ -28,7 +28,7 @@ pub struct Batch<'a> {
 }
 
 enum Item<'a> {
-    /// A subtree that no change touches (T3).
+    /// A subtree that no change touches (BUNDLE-3).
     Shared(&'a Arc<Node>),
     Put(&'a Key, &'a Arc<[u8]>),
 }
@@ -165,7 +165,7 @@ impl<'a> Batch<'a> {
         self.missing
     }
 
-    /// Nodes that were visited or will be hashed, at most (T5).
+    /// Nodes that were visited or will be hashed, at most (BUNDLE-5).
     #[must_use]
     pub fn nodes(&self) -> usize {
         self.descended + 2 * self.items.len()

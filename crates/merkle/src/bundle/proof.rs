@@ -1,7 +1,7 @@
 //! Proofs about a bundle: an entry, its absence, and all entries under a prefix.
 //!
 //! The verifier holds a certified root, so the tree behind it is a correct crit-bit tree; the
-//! prover may be anybody. A proof is the path from the root to a leaf or subtree. Its directions
+//! prover may be hostile. A proof is the path from the root to a leaf or subtree. Its directions
 //! are not sent: they are the bits of what is asked about, so a path cannot lead elsewhere.
 //!
 //! *Absence* of key K: the path ends at another leaf W (the witness), and at every critical bit
@@ -28,7 +28,7 @@ use crate::{
     codec::{Canonical, DecodeError, Reader, Writer},
 };
 
-/// What a tree says about one key.
+/// The statement of a tree about one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proof {
     /// The key is there.

@@ -225,7 +225,7 @@ fn the_empty_tree_proves_that_there_is_nothing() {
     assert!(tree.prove_prefix(b"").verify(&other, b"", &[]).is_err());
 }
 
-/// M2: the same statement must not have two proofs, or a relay could tell two readers apart by them.
+/// MERKLE-2: the same statement must not have two proofs, or a relay could tell two readers apart by them.
 #[test]
 fn a_proof_in_another_shape_is_refused() {
     let step = [[0, 0, 0, 1].as_slice(), &[0, 0, 0, 0], &[9; 32]].concat();
@@ -265,7 +265,7 @@ fn deepest() -> Entries {
     entries
 }
 
-/// T4: whoever chooses the keys must not choose the height of our stack.
+/// BUNDLE-4: a peer that chooses the keys must not choose the height of our stack.
 #[test]
 fn the_deepest_tree_needs_no_deep_stack() {
     let all = deepest();

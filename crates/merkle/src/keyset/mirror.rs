@@ -1,21 +1,21 @@
-//! The side that has fallen behind.
+//! The mirror's side of a comparison: answers the source's questions from the keys that the mirror has.
 
 use super::{
     Answer, Entry, Keyset, LEVEL_MAX, LIST_MAX, NODES_MAX, Node, START_LEVEL, source::Verdict,
 };
 
-/// Answers what a source asks.
+/// The keys of a mirror that is compared with its source.
 #[derive(Clone, Debug)]
 pub struct Mirror {
     set: Keyset,
 }
 
-/// What a verdict means for the mirror.
+/// The consequence of a verdict for the mirror.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Instructions {
     /// Places of keys that the source does not have, each once.
     pub forget: Vec<usize>,
-    /// What to send next; nothing if the source asks nothing.
+    /// The next message; none if the source asks nothing.
     pub answer: Option<Answer>,
 }
 
@@ -27,7 +27,7 @@ impl Mirror {
         Self { set }
     }
 
-    /// What to send first.
+    /// The first message.
     #[must_use]
     pub fn start(&self) -> Answer {
         let small = self.set.len() <= LIST_MAX;
@@ -35,7 +35,7 @@ impl Mirror {
         Answer { summaries: self.summaries(Node::ROOT.descendants(level)), lists: Vec::new() }
     }
 
-    /// What to do after a verdict.
+    /// The work after a verdict.
     #[must_use]
     pub fn follow(&self, verdict: &Verdict) -> Instructions {
         let cleared = verdict.clear.iter().flat_map(|node| self.set.within(*node));

@@ -1,4 +1,5 @@
-//! The side that knows.
+//! The source's side of a comparison: decides from a mirror's answers which nodes to ask about next, and which keys the
+//! mirror lacks.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -12,9 +13,9 @@ use super::{
 #[derive(Debug)]
 pub struct Source {
     set: Keyset,
-    /// Asked and not answered.
+    /// Nodes in the last question.
     asked: Asked,
-    /// To be asked.
+    /// Nodes for later questions.
     waiting: VecDeque<(Node, Ask)>,
     started: bool,
 }
@@ -31,16 +32,16 @@ enum Ask {
     List,
 }
 
-/// What a source says to an answer.
+/// The reply of a source to an answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
     /// Nodes to be divided.
     pub descend: Vec<Node>,
     /// Nodes whose entries are wanted.
     pub list: Vec<Node>,
-    /// Nodes in which there are no keys any more.
+    /// Nodes in which the source has no keys.
     pub clear: Vec<Node>,
-    /// Keys that are no more.
+    /// Keys that the source does not have.
     pub gone: Vec<KeyHash>,
     /// Places of keys the mirror needs, each once; for the source to send with their values.
     pub put: Vec<usize>,
@@ -48,17 +49,17 @@ pub struct Verdict {
     pub done: bool,
 }
 
-/// The mirror answered something it was not asked.
+/// A mirror's answer that does not match the source's question: the mirror is faulty or hostile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Confused;
+pub struct UnexpectedAnswer;
 
-impl fmt::Display for Confused {
+impl fmt::Display for UnexpectedAnswer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the mirror's answer is not about what was asked")
+        f.write_str("the mirror's answer does not match the last question")
     }
 }
 
-impl core::error::Error for Confused {}
+impl core::error::Error for UnexpectedAnswer {}
 
 impl Source {
     /// A source of these keys.
@@ -68,40 +69,40 @@ impl Source {
         Self { set, asked: Asked::default(), waiting: VecDeque::new(), started: false }
     }
 
-    /// Takes the mirror's answer to everything that was asked.
+    /// Judges the mirror's answer to the last question.
     ///
     /// # Errors
     ///
-    /// [`Confused`]: the mirror is faulty or hostile, and the state is of no use any more.
-    pub fn judge(&mut self, answer: Answer) -> Result<Verdict, Confused> {
+    /// [`UnexpectedAnswer`]; this source must then be dropped.
+    pub fn judge(&mut self, answer: Answer) -> Result<Verdict, UnexpectedAnswer> {
         let mut verdict = Verdict::default();
         let mut summaries = BTreeMap::new();
         for summary in answer.summaries {
             if summary.keys == 0 || summaries.insert(summary.node, summary).is_some() {
-                return Err(Confused);
+                return Err(UnexpectedAnswer);
             }
         }
         for node in self.expected(&summaries)? {
             self.compare(node, summaries.remove(&node), &mut verdict);
         }
         if !summaries.is_empty() {
-            return Err(Confused);
+            return Err(UnexpectedAnswer);
         }
         for (node, entries) in answer.lists {
             if !self.asked.list.remove(&node) {
-                return Err(Confused);
+                return Err(UnexpectedAnswer);
             }
             self.merge(node, &entries, &mut verdict)?;
         }
         if !self.asked.list.is_empty() {
-            return Err(Confused);
+            return Err(UnexpectedAnswer);
         }
         self.ask(&mut verdict);
         Ok(verdict)
     }
 
     /// The nodes that the summaries must be about.
-    fn expected(&mut self, given: &BTreeMap<Node, Summary>) -> Result<Vec<Node>, Confused> {
+    fn expected(&mut self, given: &BTreeMap<Node, Summary>) -> Result<Vec<Node>, UnexpectedAnswer> {
         if self.started {
             let asked = std::mem::take(&mut self.asked.descend);
             return Ok(asked.into_iter().flat_map(|node| node.descendants(1)).collect());
@@ -110,7 +111,7 @@ impl Source {
         let small = given.keys().next().is_none_or(|node| node.level() == 0);
         let level = if small { 0 } else { START_LEVEL };
         let known = given.keys().all(|node| node.level() == u32::from(level));
-        if known { Ok(Node::ROOT.descendants(level).collect()) } else { Err(Confused) }
+        if known { Ok(Node::ROOT.descendants(level).collect()) } else { Err(UnexpectedAnswer) }
     }
 
     fn compare(&mut self, node: Node, theirs: Option<Summary>, verdict: &mut Verdict) {
@@ -132,10 +133,15 @@ impl Source {
     }
 
     /// Compares the entries of one node, one by one.
-    fn merge(&self, node: Node, theirs: &[Entry], verdict: &mut Verdict) -> Result<(), Confused> {
+    fn merge(
+        &self,
+        node: Node,
+        theirs: &[Entry],
+        verdict: &mut Verdict,
+    ) -> Result<(), UnexpectedAnswer> {
         let sorted = theirs.is_sorted_by(|a, b| a.hash < b.hash);
         if !sorted || theirs.iter().any(|entry| !node.contains(&entry.hash)) {
-            return Err(Confused);
+            return Err(UnexpectedAnswer);
         }
         for (ours, place) in self.set.within(node) {
             let at = theirs.binary_search_by_key(&ours.hash, |entry| entry.hash);

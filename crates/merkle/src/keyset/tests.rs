@@ -20,7 +20,7 @@ struct Cost {
     puts: usize,
 }
 
-/// Lets both sides talk, does what the mirror is told, and compares.
+/// Lets both sides talk, applies the verdicts to the mirror, and compares.
 fn reconcile(source: &Content, mirror: &Content) -> Cost {
     let mut cost = Cost { rounds: 0, summaries: 0, entries: 0, nodes: 0, puts: 0 };
     let mut result = mirror.clone();
@@ -77,7 +77,7 @@ fn change(content: &Content, changes: u64, state: &mut u64) -> Content {
     changed
 }
 
-/// S1.
+/// KEYSET-1.
 #[test]
 fn a_mirror_becomes_its_source() {
     let mut state = 1;
@@ -92,7 +92,7 @@ fn a_mirror_becomes_its_source() {
     }
 }
 
-/// S2: what is sent depends on the difference and hardly on the size.
+/// KEYSET-2: what is sent depends on the difference and hardly on the size.
 #[test]
 fn the_cost_is_that_of_the_difference() {
     let mut state = 7;
@@ -111,7 +111,7 @@ fn the_cost_is_that_of_the_difference() {
     }
 }
 
-/// S3: a mirror of something else entirely is brought over in bounded steps.
+/// KEYSET-3: a mirror of something else entirely is brought over in bounded steps.
 #[test]
 fn a_total_difference_takes_bounded_steps() {
     let old: Content = (0..20_000).map(|n| (format!("old/{n}").into_bytes(), n)).collect();
@@ -121,7 +121,7 @@ fn a_total_difference_takes_bounded_steps() {
 
 /// A mirror that answers what it was not asked is refused, and nothing panics.
 #[test]
-fn a_confused_mirror_is_refused() {
+fn an_answer_that_matches_no_question_is_refused() {
     let old = content(2_000);
     let new = change(&old, 50, &mut 3);
     let start = Mirror::new(set(&old)).start();
@@ -129,22 +129,22 @@ fn a_confused_mirror_is_refused() {
     let deep = Node::new(0, 7).unwrap();
     let mut strange = start.clone();
     strange.summaries[0].node = deep;
-    assert_eq!(fresh().judge(strange), Err(Confused));
+    assert_eq!(fresh().judge(strange), Err(UnexpectedAnswer));
     let mut twice = start.clone();
     twice.summaries.push(start.summaries[0].clone());
-    assert_eq!(fresh().judge(twice), Err(Confused));
+    assert_eq!(fresh().judge(twice), Err(UnexpectedAnswer));
     let mut unasked = start.clone();
     unasked.lists.push((deep, Vec::new()));
-    assert_eq!(fresh().judge(unasked), Err(Confused));
+    assert_eq!(fresh().judge(unasked), Err(UnexpectedAnswer));
     let mut source = fresh();
     let verdict = source.judge(start.clone()).unwrap();
     assert!(!verdict.done);
-    assert_eq!(source.judge(start), Err(Confused));
+    assert_eq!(source.judge(start), Err(UnexpectedAnswer));
     let mut source = fresh();
     let verdict = source.judge(Mirror::new(set(&old)).start()).unwrap();
     let mut answer = Mirror::new(set(&old)).follow(&verdict).answer.unwrap();
     answer.lists.iter_mut().for_each(|(_, entries)| entries.reverse());
-    assert_eq!(source.judge(answer), Err(Confused));
+    assert_eq!(source.judge(answer), Err(UnexpectedAnswer));
     assert_eq!(Node::new(1, 0), None);
     assert_eq!(Node::new(0, 17), None);
 }

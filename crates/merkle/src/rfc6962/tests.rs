@@ -12,7 +12,10 @@ fn leaves(n: usize) -> Vec<Digest> {
     (0..n).map(leaf).collect()
 }
 
-#[expect(clippy::disallowed_methods, reason = "shows what the library accepts without F1 to F4")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "shows what the library accepts without PROOF-1 to PROOF-4"
+)]
 fn library_accepts(root: Digest, proof: &MultiProof, leaves: &[Digest]) -> bool {
     let hashes = MerkleProof::<Rfc6962>::new(proof.hashes.clone());
     hashes.verify(root, &proof.positions(), leaves, proof.size as usize)

@@ -4,7 +4,8 @@ use std::{fmt::Display, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use satrap_edge_agent::{Config, run};
-use satrap_host::{Fault, RunUntil, config::ConfigError, runtime, telemetry};
+use satrap_identity::config::ConfigError;
+use satrap_runtime::{Fault, RunUntil, runtime, telemetry};
 
 /// Takes config from a region and believes none of it until it has verified it.
 #[derive(Parser)]

@@ -16,12 +16,14 @@ use satrap_certify::{
 };
 use satrap_edge_agent::{
     Config,
-    activate::Activator,
+    activate::FileSink,
     cache,
     config::Activate,
     install::{InstallError, Installer},
+    sink::{Activation, Sink as _, SinkError},
 };
-use satrap_host::mtls::CredentialFiles;
+use satrap_edge_core::{Active, Candidate};
+use satrap_identity::mtls::CredentialFiles;
 use satrap_merkle::{BundleTree, codec::Canonical as _};
 use satrap_sim::SimRealm;
 use tempfile::TempDir;
@@ -60,9 +62,30 @@ fn activate(dir: &Path, hook: &str, combined_file: Option<&str>) -> Activate {
     }
 }
 
-/// An activator with links in `<dir>/active` and versions in `<dir>`.
-pub fn activator(dir: &Path, hook: &str, combined_file: Option<&str>) -> Activator {
-    Activator::new(activate(dir, hook, combined_file), dir)
+/// A sink with links in `<dir>/active` and versions in `<dir>`.
+pub fn sink(dir: &Path, hook: &str, combined_file: Option<&str>) -> Arc<FileSink> {
+    Arc::new(FileSink::new(activate(dir, hook, combined_file), dir))
+}
+
+/// Activates one version, to the end.
+pub async fn run(
+    sink: &Arc<FileSink>,
+    head: &Head,
+    tree: &BundleTree,
+    before: Option<Active>,
+) -> Result<(), SinkError> {
+    let (bundle, content) = (head.name.clone(), tree.clone());
+    let candidate = Candidate { bundle, version: Active::of(head), content };
+    let activation = Activation { candidate, before };
+    sink.clone().activate(activation).await
+}
+
+/// Waits until no activation is in flight.
+pub async fn settle(installer: &mut Installer, now: Timestamp) {
+    while installer.acceptor().activating().is_some() {
+        let outcome = installer.activated().await;
+        installer.conclude(outcome, now).unwrap();
+    }
 }
 
 /// A realm, with what a server held at every height.
@@ -136,8 +159,11 @@ impl Host {
         Self { dir, config }
     }
 
+    /// Starts the edge, and waits for what it resumes.
     pub async fn start(&self, now: Timestamp) -> Result<Installer, InstallError> {
-        Installer::start(&self.config, now).await
+        let mut installer = Installer::start(&self.config, now)?;
+        settle(&mut installer, now).await;
+        Ok(installer)
     }
 
     pub fn database(&self) -> PathBuf {
@@ -176,8 +202,9 @@ pub async fn serve(
     now: Timestamp,
 ) -> Result<(), Rejection> {
     while let Some(answer) = state.answer(&installer.acceptor().position())? {
-        installer.offer(answer.update, now).await.unwrap()?;
+        installer.offer(answer.update, now).unwrap()?;
+        settle(installer, now).await;
     }
-    installer.relink();
+    installer.keep();
     Ok(())
 }

@@ -15,11 +15,11 @@
 //!
 //! # Invariants
 //!
-//! - **P1** A polka is known only from votes and certificates that the core has verified: those it
+//! - **CANDIDATE-1** A polka is known only from votes and certificates that the core has verified: those it
 //!   logs. A replay of the log therefore knows the same polkas.
-//! - **P2** A proposer makes this validator hold at most [`HELD_PER_PROPOSER_MAX`] proposals, and
+//! - **CANDIDATE-2** A proposer makes this validator hold at most [`HELD_PER_PROPOSER_MAX`] proposals, and
 //!   look at a few per round that it leads. It can displace only its own.
-//! - **P3** The core is handed no more blocks per round than it keeps, except one with a polka in
+//! - **CANDIDATE-3** The core is handed no more blocks per round than it keeps, except one with a polka in
 //!   that round, which it always keeps.
 //!
 //! # Deliberately absent
@@ -127,13 +127,13 @@ impl Candidates {
         [proposal.pol_round, proposal.round].iter().any(|r| self.polkas.contains(&(*r, id)))
     }
 
-    /// P3
+    /// CANDIDATE-3
     fn has_room(&self, round: Round, id: &ValueId) -> bool {
         let stored = self.stored.get(&round);
         stored.is_none_or(|ids| ids.len() < MAX_PROPOSALS_PER_ROUND || ids.contains(id))
     }
 
-    /// P2: the next one of a proposer replaces the one of its lowest round.
+    /// CANDIDATE-2: the next one of a proposer replaces the one of its lowest round.
     fn hold(&mut self, proposal: SignedProposal) {
         let same = |p: &SignedProposal| p.proposer == proposal.proposer;
         if self.held.iter().filter(|p| same(p)).count() >= HELD_PER_PROPOSER_MAX {

@@ -18,6 +18,7 @@ use super::context::{
     Ctx, Height, PolkaCertificate, Proposal, RoundCertificate, SignedProposal, SignedVote, Value,
     ValueId, Vote, Voter,
 };
+use crate::guard::{Place, Step};
 
 const ROUND_MAX: u32 = i32::MAX as u32;
 
@@ -160,7 +161,7 @@ pub fn proposal(realm: &Realm, r: &mut Reader<'_>) -> Result<SignedProposal, Dec
     proposal_with(r, |r| Value::new(realm, Block::decode(r)?))
 }
 
-/// What proves that a proposal was made: the signed fields without the block.
+/// The proof that a proposal was made: the signed fields without the block.
 #[must_use]
 pub fn proposal_evidence(proposal: &SignedProposal) -> Vec<u8> {
     let mut w = Writer::default();
@@ -338,6 +339,33 @@ pub fn log_entry(input: &Input<Ctx>, blocks: &mut impl Blocks) -> Option<Vec<u8>
     Some(w.finish())
 }
 
+/// One entry of the log.
+#[derive(Debug)]
+pub enum LogEntry {
+    /// An input of the core.
+    Input(Input<Ctx>),
+    /// The signer was asked for the message with this digest of its signed bytes.
+    Requested(Place, Digest),
+}
+
+/// The entry that records a request to the signer.
+#[must_use]
+pub fn requested_entry(place: Place, digest: &Digest) -> Vec<u8> {
+    let mut w = Writer::default();
+    w.u8(5);
+    w.u64(place.height);
+    w.u32(place.round);
+    w.u8(place.step as u8);
+    w.array(digest);
+    w.finish()
+}
+
+fn requested(r: &mut Reader<'_>) -> Result<LogEntry, DecodeError> {
+    let (height, round) = (height(r)?.0, r.u32()?);
+    let step = Step::from_tag(r.u8()?)?;
+    Ok(LogEntry::Requested(Place { height, round, step }, r.array()?))
+}
+
 /// Reads a log entry; `known` are the blocks read before.
 ///
 /// # Errors
@@ -347,11 +375,27 @@ pub fn read_log_entry(
     realm: &Realm,
     bytes: &[u8],
     known: &mut Vec<Value>,
-) -> Result<Input<Ctx>, DecodeError> {
+) -> Result<LogEntry, DecodeError> {
     let mut r = Reader::new(bytes);
-    let input = match r.u8()? {
-        0 => Input::Vote(vote(&mut r)?),
-        1 => Input::Proposal(proposal_with(&mut r, |r| logged_value(realm, r, known))?),
+    let entry = match r.u8()? {
+        5 => requested(&mut r)?,
+        tag => LogEntry::Input(logged_input(realm, tag, &mut r, known)?),
+    };
+    match r.remaining() {
+        0 => Ok(entry),
+        n => Err(DecodeError::Trailing(n)),
+    }
+}
+
+fn logged_input(
+    realm: &Realm,
+    tag: u8,
+    r: &mut Reader<'_>,
+    known: &mut Vec<Value>,
+) -> Result<Input<Ctx>, DecodeError> {
+    Ok(match tag {
+        0 => Input::Vote(vote(r)?),
+        1 => Input::Proposal(proposal_with(r, |r| logged_value(realm, r, known))?),
         2 => {
             let kind = match r.u8()? {
                 0 => TimeoutKind::Propose,
@@ -359,24 +403,20 @@ pub fn read_log_entry(
                 2 => TimeoutKind::Precommit,
                 _ => return Err(DecodeError::Invalid("timeout")),
             };
-            Input::TimeoutElapsed(Timeout::new(round(&mut r)?, kind))
+            Input::TimeoutElapsed(Timeout::new(round(r)?, kind))
         }
         3 => {
-            let (round, valid_round) = (round(&mut r)?, maybe_round(&mut r)?);
-            let proposer = Voter(Address::decode(&mut r)?);
+            let (round, valid_round) = (round(r)?, maybe_round(r)?);
+            let proposer = Voter(Address::decode(r)?);
             let validity = Validity::from_bool(r.u8()? == 1);
-            let value = logged_value(realm, &mut r, known)?;
+            let value = logged_value(realm, r, known)?;
             let height = Height(value.block().checkpoint.height);
             let value = ProposedValue { height, round, valid_round, proposer, value, validity };
             Input::ProposedValue(value, ValueOrigin::Consensus)
         }
-        4 => Input::PolkaCertificate(polka(&mut r)?),
+        4 => Input::PolkaCertificate(polka(r)?),
         _ => return Err(DecodeError::Invalid("log entry")),
-    };
-    match r.remaining() {
-        0 => Ok(input),
-        n => Err(DecodeError::Trailing(n)),
-    }
+    })
 }
 
 /// Digest of sign bytes, as the guard keeps it.

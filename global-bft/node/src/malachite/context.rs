@@ -4,9 +4,9 @@
 //! of a vote can be rebuilt from the vote alone. No vote carries a timestamp of its own: a vote
 //! derived again after a crash must equal the recorded one in every byte.
 //!
-//! # Who leads
+//! # The proposer
 //!
-//! Whoever proposed the last decided block proposes the next (the quickest leader stays), the next
+//! The proposer of the last decided block proposes the next (the quickest leader stays), the next
 //! in set order leads after each failed round, and every `rotation_heights` heights leadership
 //! moves on by one, so that no leader can censor for long. This is a pure function of agreed data:
 //! the core asserts that all messages of a round name one proposer.
@@ -159,7 +159,7 @@ pub struct Vote {
     pub round: Round,
     /// For which block, or for none.
     pub value: NilOrVal<ValueId>,
-    /// By whom.
+    /// The validator that casts it.
     pub voter: Voter,
 }
 
@@ -213,7 +213,7 @@ pub struct Proposal {
     pub pol_round: Round,
     /// The block.
     pub value: Value,
-    /// By whom.
+    /// The validator that casts it.
     pub proposer: Voter,
 }
 
@@ -311,7 +311,7 @@ impl Electorate {
         Self { members: members.collect(), total_power: set.total_power(), leader }
     }
 
-    /// Who proposes in `round`.
+    /// The validator that proposes in `round`.
     #[must_use]
     pub fn proposer(&self, round: Round) -> &Member {
         let failed = round.as_u32().unwrap_or(0) as usize % self.members.len();

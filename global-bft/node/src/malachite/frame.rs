@@ -1,6 +1,6 @@
-//! What validators send each other, parsed at the rim.
+//! The messages between validators: their wire form, and how much each may cost its receiver.
 //!
-//! Decoding happens in the network task of the peer, before the consensus thread sees anything. A
+//! Decoding happens in the network task of the peer, before the consensus thread sees it. A
 //! frame that does not decode ends the stream: no honest validator sends one.
 
 use bytes::Bytes;

@@ -1,55 +1,33 @@
-//! What validators sign, how it is verified, and how this one signs.
+//! The bytes that validators sign, the place of each message in the guard's order, and verification.
 //!
 //! The bytes come from `satrap_certify::vote`, so a precommit here is a precommit to every
 //! Tendermint light client. Verification is strict; light clients verify by the laxer ZIP-215, so
 //! they accept whatever passes here.
 
-use arc_malachitebft_core_types::{NilOrVal, Round, ValidatorProof, VoteExtensionScope, VoteType};
+use arc_malachitebft_core_consensus::{ConsensusMsg, SignedConsensusMsg};
+use arc_malachitebft_core_types::{
+    NilOrVal, Round, SignedMessage, ValidatorProof, VoteExtensionScope, VoteType,
+};
 use arc_malachitebft_signing::{Error, VerificationResult, Verifier};
 use async_trait::async_trait;
-use ed25519_dalek::SigningKey;
 use satrap_certify::vote::{proposal_bytes, vote_bytes};
-use satrap_certify::{PublicKey, Realm, SignatureBytes, keys, vote};
+use satrap_certify::{PublicKey, Realm, SignatureBytes, vote};
 
-use super::context::{Ctx, Proposal, Vote};
+use super::context::{Ctx, Height, Proposal, SignedProposal, SignedVote, Vote, Voter};
 use crate::guard::{Place, Step};
 
-/// In place of a signature the guard refused to make. It verifies under no key, so the core drops
-/// the message, and the host never sends it.
-pub const ABSTAIN: SignatureBytes = [0; 64];
+/// The signature of a placeholder, which verifies under no key.
+pub const UNSIGNED: SignatureBytes = [0; 64];
 
-/// Holds the signing key of this validator.
-pub trait Signer: Send {
-    /// The public half.
-    fn public(&self) -> PublicKey;
-
-    /// Signs `bytes`.
-    ///
-    /// # Errors
-    ///
-    /// If the key cannot be used now; the process must stop.
-    fn sign(&mut self, bytes: &[u8]) -> Result<SignatureBytes, String>;
+/// The message that the core is handed for one whose signature does not exist yet, or never will: of
+/// height 0, which is over, so the core drops it and goes on as if the vote were still on its way.
+pub(super) fn stand_in_vote(vote: Vote) -> SignedVote {
+    SignedMessage::new(Vote { height: Height(0), ..vote }, UNSIGNED)
 }
 
-/// A key in this process's memory.
-pub struct SoftSigner(SigningKey);
-
-impl SoftSigner {
-    /// Signs with `key`.
-    #[must_use]
-    pub fn new(key: SigningKey) -> Self {
-        Self(key)
-    }
-}
-
-impl Signer for SoftSigner {
-    fn public(&self) -> PublicKey {
-        PublicKey::of(&self.0)
-    }
-
-    fn sign(&mut self, bytes: &[u8]) -> Result<SignatureBytes, String> {
-        Ok(keys::sign(&self.0, bytes))
-    }
+/// The same for a proposal.
+pub(super) fn stand_in_proposal(proposal: Proposal) -> SignedProposal {
+    SignedMessage::new(Proposal { height: Height(0), ..proposal }, UNSIGNED)
 }
 
 fn number(round: Round) -> u32 {
@@ -78,7 +56,7 @@ pub fn bytes_of_proposal(realm: &Realm, proposal: &Proposal) -> Vec<u8> {
     proposal_bytes(realm, proposal.height.0, round, pol, &id.block, id.time)
 }
 
-/// Where a vote stands in the guard's order.
+/// The place of a vote in the guard's order.
 #[must_use]
 pub fn place_of_vote(vote: &Vote) -> Place {
     let step = match vote.vote_type {
@@ -88,13 +66,60 @@ pub fn place_of_vote(vote: &Vote) -> Place {
     Place { height: vote.height.0, round: number(vote.round), step }
 }
 
-/// Where a proposal stands in the guard's order.
+/// The place of a proposal in the guard's order.
 #[must_use]
 pub fn place_of_proposal(proposal: &Proposal) -> Place {
     Place { height: proposal.height.0, round: number(proposal.round), step: Step::Propose }
 }
 
-/// Verifies what the core asks about, in one realm.
+/// The bytes that a message signs.
+pub(super) fn bytes_of(realm: &Realm, message: &ConsensusMsg<Ctx>) -> Vec<u8> {
+    match message {
+        ConsensusMsg::Vote(vote) => bytes_of_vote(realm, vote),
+        ConsensusMsg::Proposal(proposal) => bytes_of_proposal(realm, proposal),
+    }
+}
+
+/// The place of a message in the guard's order.
+pub(super) fn place_of(message: &ConsensusMsg<Ctx>) -> Place {
+    match message {
+        ConsensusMsg::Vote(vote) => place_of_vote(vote),
+        ConsensusMsg::Proposal(proposal) => place_of_proposal(proposal),
+    }
+}
+
+/// The validator in whose name a message is.
+pub(super) fn author_of(message: &ConsensusMsg<Ctx>) -> Voter {
+    match message {
+        ConsensusMsg::Vote(vote) => vote.voter,
+        ConsensusMsg::Proposal(proposal) => proposal.proposer,
+    }
+}
+
+/// `message` with its signature.
+pub(super) fn signed(
+    message: ConsensusMsg<Ctx>,
+    signature: SignatureBytes,
+) -> SignedConsensusMsg<Ctx> {
+    match message {
+        ConsensusMsg::Vote(vote) => SignedConsensusMsg::Vote(SignedMessage::new(vote, signature)),
+        ConsensusMsg::Proposal(proposal) => {
+            SignedConsensusMsg::Proposal(SignedMessage::new(proposal, signature))
+        }
+    }
+}
+
+/// The two parts that [`signed`] joins.
+pub(super) fn parts(message: SignedConsensusMsg<Ctx>) -> (ConsensusMsg<Ctx>, SignatureBytes) {
+    match message {
+        SignedConsensusMsg::Vote(vote) => (ConsensusMsg::Vote(vote.message), vote.signature),
+        SignedConsensusMsg::Proposal(proposal) => {
+            (ConsensusMsg::Proposal(proposal.message), proposal.signature)
+        }
+    }
+}
+
+/// Verifies the certificates that the core asks about, in one realm.
 pub struct RealmVerifier(pub Realm);
 
 #[async_trait]

@@ -1,5 +1,5 @@
-//! Crashes between any two durable operations and any two sends: no validator ever contradicts
-//! itself, and the quorum goes on. The control shows that log and guard are what makes it so.
+//! Hundreds of crashes at random points between durable operations and between sends: no validator
+//! contradicts itself, and the quorum goes on. Controls without log and guard do contradict themselves.
 
 use std::time::Duration;
 
@@ -18,6 +18,11 @@ fn storm(seed: u64, heights: u64, crashes: u64, amnesia: bool) -> World {
     world.crash_within = 40;
     world.crash_budget = crashes;
     world.nodes.iter_mut().for_each(|node| node.amnesia = amnesia);
+    run(world, heights)
+}
+
+/// Submits changes until `heights` blocks are decided.
+fn run(mut world: World, heights: u64) -> World {
     world.start_all();
     let mut n = 0;
     let end = world.now + Duration::from_secs(4_000);
@@ -37,9 +42,10 @@ fn hundreds_of_crashes_and_not_one_equivocation() {
     for seed in 0..4 {
         let mut world = storm(seed, 60, 150, false);
         assert_eq!(world.oracle.equivocations, 0, "seed {seed}");
+        assert_eq!(world.oracle.contradictory_signatures, 0, "seed {seed}");
         assert_eq!(world.oracle.disagreements, 0, "seed {seed}");
         assert!(world.oracle.decided.len() >= 60, "seed {seed}: the quorum stalled");
-        // When the power stays on, everybody arrives at the same state.
+        // When the power stays on, all nodes arrive at the same state.
         world.crash_budget = 0;
         let top = *world.oracle.decided.keys().last().unwrap();
         assert!(
@@ -75,8 +81,8 @@ fn without_log_and_guard_the_same_storm_equivocates() {
     assert!(equivocations > 0, "the oracle would not have noticed a broken log");
 }
 
-/// The guard alone: one validator loses its log at every crash, but not the last-sign file. What
-/// it had locked is forgotten, so it abstains until the quorum has left that height behind.
+/// The guard alone: one validator loses its log at every crash, but not the last-sign file. It
+/// has then forgotten its lock, so it abstains until the quorum has left that height behind.
 #[test]
 fn with_the_guard_alone_a_validator_abstains_rather_than_equivocate() {
     let mut crashes = 0;
@@ -117,4 +123,50 @@ fn with_the_log_alone_nothing_is_contradicted_either() {
         assert!(world.crashes >= 60, "only {} crashes", world.crashes);
         assert_eq!((world.oracle.equivocations, world.oracle.disagreements), (0, 0), "{seed}");
     }
+}
+
+/// Signers answer late, also after a restart, what was requested before it.
+fn slow_signers(seed: u64, loses_guard: bool) -> World {
+    let mut world = World::new(genesis(4, 9, HOUR), 4, seed);
+    world.crash_within = 40;
+    world.crash_budget = 100;
+    for node in &mut world.nodes {
+        node.signing.spread = Duration::from_millis(700);
+        node.loses_guard = loses_guard;
+    }
+    run(world, 25)
+}
+
+#[test]
+fn late_signatures_and_crashes_make_no_contradiction() {
+    let mut crashes = 0;
+    for (seed, loses_guard) in [(0, false), (1, false), (2, false), (3, true), (4, true)] {
+        let world = slow_signers(seed, loses_guard);
+        let oracle = &world.oracle;
+        assert_eq!((oracle.equivocations, oracle.disagreements), (0, 0), "seed {seed}");
+        assert_eq!(oracle.contradictory_signatures, 0, "seed {seed}");
+        assert!(oracle.decided.len() >= 25, "seed {seed}: the quorum stalled");
+        let made: u64 = world.nodes.iter().map(|node| node.signing.made).sum();
+        assert!(made > oracle.decided.len() as u64 * 6, "seed {seed}: {made} signatures");
+        crashes += world.crashes;
+    }
+    assert!(crashes >= 300, "only {crashes} crashes");
+}
+
+/// Negative control: with a log and a guard that forget, late signatures do contradict each other.
+#[test]
+fn without_log_and_guard_late_signatures_contradict_each_other() {
+    let contradictions: u64 = (0..4)
+        .map(|seed| {
+            let mut world = World::new(genesis(4, 9, HOUR), 4, seed);
+            world.crash_within = 40;
+            world.crash_budget = 100;
+            for node in &mut world.nodes {
+                node.signing.spread = Duration::from_millis(700);
+                node.amnesia = true;
+            }
+            run(world, 15).oracle.contradictory_signatures
+        })
+        .sum();
+    assert!(contradictions > 0, "the oracle would not have noticed a broken journal");
 }

@@ -4,10 +4,12 @@
 
 mod byzantine;
 mod crash;
+mod disk;
 mod mempool;
 mod mesh;
 mod quorum;
 mod realm;
 mod shapes;
+mod signer;
 mod wire;
 mod world;

@@ -1,24 +1,31 @@
-//! Four validators in one process, on loopback, with real mTLS, real files and real clocks.
+//! Four validators in one process, on loopback, with real mTLS, real files and real clocks: they decide, restart, serve
+//! followers and operators, and refuse wrong names and keys.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
-
-use satrap_certify::{
-    Genesis, Interest, Label, Replica, Timestamp, Update, limits::UPDATE_BYTES_MAX,
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
-use satrap_global_node::{Addresses, Config, malachite::Timing, start};
-use satrap_host::{
-    TaskGroup, clock, files,
-    follow::{self, Replies},
+
+use satrap_certify::{Genesis, Interest, Label, PublicKey, Replica, SignatureBytes, Timestamp};
+use satrap_global_node::{Addresses, Config, malachite::Timing, start, start_with};
+use satrap_identity::{
     mtls::{self, CredentialFiles, Credentials, PeerRule},
     pki::{Authority, Role, Scope, SpiffeId},
-    runtime,
+    signer::{Signer, SignerError, SoftSigner},
 };
 use satrap_merkle::codec::Canonical as _;
+use satrap_proto::fault::Fault;
 use satrap_proto::v1::{
-    FollowRequest, GovernanceRequest, LightBlocksRequest, MeshFrame, StatusRequest, SubmitRequest,
-    ValidatorStatus, control_client::ControlClient, follow_request::Body, mesh_client::MeshClient,
-    status_reply::Tier,
+    GovernanceRequest, LightBlocksRequest, MeshFrame, StatusRequest, SubmitRequest,
+    ValidatorStatus, control_client::ControlClient, mesh_client::MeshClient, status_reply::Tier,
 };
+use satrap_runtime::{TaskGroup, clock, files, runtime};
+use satrap_sync::client::UpdateStream;
 use tonic::{Code, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -34,7 +41,7 @@ const HOUR: Duration = Duration::from_secs(3_600);
 const PATIENCE: Duration = Duration::from_secs(60);
 const CHAIN: &str = "test";
 
-/// A realm on disk: one directory per process, credentials for everybody.
+/// A realm on disk: one directory per process, credentials for all.
 struct Realm {
     genesis: Genesis,
     dir: tempfile::TempDir,
@@ -89,11 +96,17 @@ impl Realm {
     /// Starts validator `n`, which dials those of `others` that run. The URLs in the genesis lead
     /// nowhere, so each pair has one connection and uses both of its directions.
     async fn start(&self, n: u8, others: &[(u8, SocketAddr)]) -> Node {
+        let group = TaskGroup::new();
+        let listens = start(self.config(n, others), &group).await.unwrap();
+        Node { group, listens }
+    }
+
+    fn config(&self, n: u8, others: &[(u8, SocketAddr)]) -> Config {
         let role = Role::Validator { name: name(n).to_string() };
         let credentials = self.credentials(name(n).as_str(), role);
         let signing_key = self.dir.path().join(name(n).as_str()).join("signing.key");
         files::write_secret(&signing_key, hex::encode(key(n).to_bytes()).as_bytes()).unwrap();
-        let config = Config {
+        Config {
             genesis: self.genesis.clone(),
             name: name(n),
             data_dir: self.data_dir(n),
@@ -103,10 +116,7 @@ impl Realm {
             credentials,
             peer_urls: others.iter().map(|(n, at)| (name(*n), url(at))).collect(),
             timing: Timing::default(),
-        };
-        let group = TaskGroup::new();
-        let listens = start(config, &group).await.unwrap();
-        Node { group, listens }
+        }
     }
 
     async fn connect(&self, node: &Node, credentials: &Credentials) -> Channel {
@@ -131,15 +141,9 @@ fn url(address: &SocketAddr) -> String {
 /// Follows a validator until its replica has verified `height`.
 async fn follow(realm: &Realm, channel: Channel, height: u64) -> Replica {
     let mut replica = Replica::genesis(&realm.genesis, Interest::Everything);
-    let position = replica.position().to_canonical().into();
-    let (ask, requests) = tokio::sync::mpsc::channel(1);
-    ask.send(FollowRequest { body: Some(Body::Position(position)) }).await.unwrap();
-    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
-    let replies = follow::client(channel).follow(requests).await.unwrap().into_inner();
-    let mut replies = Replies::new(replies, UPDATE_BYTES_MAX);
+    let mut updates = UpdateStream::on(channel, &replica.position(), PATIENCE).await.unwrap();
     while replica.height() < height {
-        let update = replies.next().await.unwrap().expect("the stream goes on");
-        let update = Update::from_canonical(&update).unwrap();
+        let update = updates.next(PATIENCE).await.unwrap();
         let advance = replica.verify(&update, Timestamp(clock::now())).unwrap();
         replica.advance(advance);
     }
@@ -184,7 +188,7 @@ fn four_validators_decide_over_mtls_and_one_of_them_restarts() {
             let channel = realm.connect(node, &alice).await;
             decided = submit(&realm, channel, u64::from(*n)).await.unwrap();
         }
-        // Everybody serves the same verified state.
+        // All of them serve the same verified state.
         let mut roots = Vec::new();
         for (_, node) in &nodes {
             let channel = realm.connect(node, &alice).await;
@@ -195,7 +199,7 @@ fn four_validators_decide_over_mtls_and_one_of_them_restarts() {
         assert_eq!(roots[0].len(), 4);
         assert!(roots.iter().all(|r| *r == roots[0]));
         rules_are_named(&realm, &nodes[1].1, &alice).await;
-        tools_find_out(realm.connect(&nodes[1].1, &alice).await).await;
+        health_and_services_are_shown(realm.connect(&nodes[1].1, &alice).await).await;
         what_was_decided_is_served(&realm, &nodes[2].1, &alice, decided).await;
 
         // One stops: three go on. It restarts and catches up.
@@ -214,14 +218,83 @@ fn four_validators_decide_over_mtls_and_one_of_them_restarts() {
     });
 }
 
+/// A key whose device can be taken away.
+struct Removable(SoftSigner, AtomicBool);
+
+#[async_trait::async_trait]
+impl Signer for Removable {
+    fn public(&self) -> PublicKey {
+        self.0.public()
+    }
+
+    async fn sign(&self, message: &[u8]) -> Result<SignatureBytes, SignerError> {
+        if self.1.load(Ordering::Relaxed) {
+            return self.0.sign(message).await;
+        }
+        Err(SignerError::Unavailable("no device in the slot".into()))
+    }
+}
+
+/// Asks for the status of a validator until `done` of it.
+async fn status_with(channel: &Channel, done: impl Fn(&ValidatorStatus) -> bool) {
+    let asked = async {
+        while !done(&status(channel.clone()).await) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked).await.expect("the status shows it in time");
+}
+
+/// The signer of one validator fails from its start on: it starts and follows, its status says why it
+/// does not vote, and it votes as soon as the signer answers.
+#[test]
+fn a_validator_whose_signer_fails_follows_and_says_so() {
+    runtime::multi_thread("test", 2).unwrap().block_on(async {
+        let realm = Realm::new();
+        let role = Role::Operator { name: "alice".into() };
+        let alice = Credentials::load(realm.credentials("alice", role)).unwrap();
+        let mut nodes: Vec<(u8, Node)> = Vec::new();
+        let signer = Arc::new(Removable(SoftSigner::new(key(3)), AtomicBool::new(false)));
+        for n in 0..4 {
+            let running: Vec<_> = nodes.iter().map(|(n, node)| (*n, node.listens.mesh)).collect();
+            let node = match n {
+                3 => {
+                    let (group, config) = (TaskGroup::new(), realm.config(n, &running));
+                    let listens = start_with(config, signer.clone(), &group).await.unwrap();
+                    Node { group, listens }
+                }
+                n => realm.start(n, &running).await,
+            };
+            nodes.push((n, node));
+        }
+        let (first, last) = (&nodes[0].1, &nodes[3].1);
+        let channel = realm.connect(first, &alice).await;
+        let decided = submit(&realm, channel.clone(), 0).await.unwrap();
+        let failing = realm.connect(last, &alice).await;
+        status_with(&failing, |s| s.height > decided && !s.signer_failure.is_empty()).await;
+        let shown = status(failing.clone()).await;
+        assert_eq!(shown.signer_failure, "the signer is unavailable: no device in the slot");
+        let votes = |s: &ValidatorStatus| {
+            s.validators.iter().any(|v| v.name == name(3).as_str() && v.signed_last)
+        };
+        assert!(!votes(&status(channel.clone()).await), "it casts no votes");
+        signer.1.store(true, Ordering::Relaxed);
+        status_with(&failing, |s| s.signer_failure.is_empty()).await;
+        status_with(&channel, votes).await;
+        for (_, node) in nodes {
+            stop(node).await;
+        }
+    });
+}
+
 async fn join(channel: Channel) -> Result<(), tonic::Status> {
     let (_frames, stream) = tokio::sync::mpsc::channel::<MeshFrame>(1);
     let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
     MeshClient::new(channel).exchange(stream).await.map(|_| ())
 }
 
-/// Health, and which services there are.
-async fn tools_find_out(channel: Channel) {
+/// gRPC health and reflection.
+async fn health_and_services_are_shown(channel: Channel) {
     let mut health = HealthClient::new(channel.clone());
     let answer = health.check(HealthCheckRequest::default()).await.unwrap().into_inner();
     assert_eq!(answer.status(), ServingStatus::Serving);
@@ -250,7 +323,7 @@ async fn rules_are_named(realm: &Realm, node: &Node, alice: &Credentials) {
     let channel = realm.connect(node, alice).await;
     let error = submit(realm, channel.clone(), 0).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument);
-    assert!(error.message().starts_with("V4: "), "{}", error.message());
+    assert_eq!(Fault::of(&error).rule(), Some("V4"), "{error}");
     // The mesh has its own listener, which admits no operator, and is not served on the other.
     let mesh = mtls::connect(&url(&node.listens.mesh), alice, PeerRule::AnyValidator).await;
     assert!(join(mesh.unwrap()).await.is_err(), "the listener cuts the connection");
@@ -263,7 +336,7 @@ async fn rules_are_named(realm: &Realm, node: &Node, alice: &Credentials) {
     assert_eq!(error.code(), Code::Unimplemented);
     let garbage = SubmitRequest { change: vec![1, 2, 3].into() };
     let error = ControlClient::new(channel).submit(garbage).await.unwrap_err();
-    assert!(error.message().starts_with("E1: "), "{}", error.message());
+    assert_eq!(Fault::of(&error).rule(), Some("E1"), "{error}");
 }
 
 async fn what_was_decided_is_served(realm: &Realm, node: &Node, alice: &Credentials, to: u64) {
@@ -324,8 +397,8 @@ fn a_process_with_the_wrong_name_or_key_does_not_start() {
         let other = Config { name: Label::new("v1").unwrap(), ..Config::clone(&config) };
         let error = start(other, &group).await.unwrap_err().to_string();
         assert!(error.contains("`tls.cert`"), "{error}");
-        let told = "the certificate is for spiffe://test/validator/v0, this configuration for \
-                    validator v1 of chain test";
+        let told = "is for spiffe://test/validator/v0, this configuration for \
+                    spiffe://test/validator/v1";
         assert!(error.contains(told), "{error}");
     });
 }

@@ -47,6 +47,7 @@ fn a_change_that_breaks_a_rule_is_answered_with_it() {
     let mut world = World::new(genesis(4, 100, HOUR), 4, 2);
     world.start_all();
     decide(&mut world, 0, 1);
+    assert!(world.run(Duration::from_secs(5), |w| w.all_at(&ALL, 1)), "all have decided it");
     world.submit(1, publish(&world.genesis, 0), 100);
     world.run(Duration::from_secs(2), |w| w.answers.contains_key(&100));
     let refusal = world.answers[&100].clone().unwrap_err();
@@ -141,7 +142,7 @@ fn a_validator_that_was_cut_off_catches_up_by_sync() {
 
 /// The peer whose name sorts first votes as it should, claims every height, and delivers none.
 #[test]
-fn a_peer_that_claims_every_height_and_delivers_none_delays_no_catch_up() {
+fn a_peer_that_claims_every_height_and_delivers_none_at_most_doubles_a_catch_up() {
     type Answer = fn(u64, Option<(Value, Commit)>) -> Vec<Frame>;
     let lies: [(&str, Answer); 3] = [
         ("nothing", |_, _| Vec::new()),
@@ -214,7 +215,7 @@ fn a_restart_continues_from_snapshot_and_blocks() {
     let engine = world.nodes[1].engine.as_ref().unwrap();
     assert_eq!(engine.ledger().snapshot(), before);
     assert_eq!(engine.replica().height(), top);
-    // What it serves is verified by a follower that knows only the genesis.
+    // A follower that knows only the genesis verifies the updates that it serves.
     let follower = Replica::genesis(&world.genesis, Interest::Everything);
     let update = engine.replica().answer(&follower.position()).unwrap().unwrap().update;
     let now = Timestamp(START.plus(world.now).0);

@@ -1,4 +1,4 @@
-//! Keys, a genesis and signed changes.
+//! The realm that the tests share: keys of validators and an operator, a genesis, and signed changes.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -10,7 +10,9 @@ use satrap_certify::{
 };
 use satrap_merkle::BundleTree;
 
+/// The genesis time.
 pub const START: Timestamp = Timestamp(1_800_000_000_000_000_000);
+
 pub fn key(n: u8) -> SigningKey {
     SigningKey::from_bytes(&[n + 1; 32])
 }

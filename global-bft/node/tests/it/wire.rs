@@ -1,4 +1,4 @@
-//! What peers may send, at the limits and over them.
+//! Frames and submissions at their limits and over them.
 
 use std::time::Duration;
 
@@ -157,7 +157,7 @@ fn a_full_block_fits_a_frame() {
 /// One unit is one verified signature; a frame that no budget could pay for would never be heard.
 #[test]
 fn frames_cost_what_their_sender_puts_into_them() {
-    use satrap_global_node::{limits::FRAME_COST_MAX, malachite::peers::Purpose::*};
+    use satrap_global_node::{limits::FRAME_COST_MAX, malachite::Purpose::*};
     let genesis = genesis(4, 100, HOUR);
     let ledger = Ledger::genesis(&genesis);
     let block = |n: u64| {

@@ -5,7 +5,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     sync::{
         Arc, Mutex,
         atomic::{AtomicI64, Ordering},
@@ -14,20 +13,22 @@ use std::{
 };
 
 use redb::{Database, backends::InMemoryBackend};
-use satrap_certify::{Block, BlockId, Commit, Genesis, SignedChange};
+use satrap_certify::{BlockId, Genesis, PublicKey, SignedChange, keys};
 use satrap_global_node::{
-    guard::{Guard, Place, Slots, Step},
+    guard::{Guard, Place, Step},
     malachite::{
-        Engine, EngineEffect, EngineInput, Frame, Now, Setup, SoftSigner, TimerId, Timing,
+        Engine, EngineEffect, EngineInput, Frame, Now, Setup, SignRequest, TimerId, Timing,
         signing::{bytes_of_proposal, bytes_of_vote, place_of_proposal, place_of_vote},
     },
     mempool::{Receipt, Refusal},
-    store::{Decision, DiskError, Snapshot, Storage, Store},
+    store::{Storage as _, Store},
 };
-use satrap_host::store::StoreError;
 use satrap_proto::v1::MeshFrame;
 
-use crate::realm::{START, address, key, name};
+use crate::{
+    disk::{Fuse, FusedStore, MemorySlots, forget_log},
+    realm::{START, address, key, name},
+};
 
 const TICK: Duration = Duration::from_millis(250);
 
@@ -48,90 +49,24 @@ impl Rng {
     }
 }
 
-fn forget_log(database: &Database) {
-    const LOG: redb::TableDefinition<'_, u64, &[u8]> = redb::TableDefinition::new("log");
-    let txn = database.begin_write().unwrap();
-    txn.open_table(LOG).unwrap().retain(|_, _| false).unwrap();
-    txn.commit().unwrap();
-}
-
-/// Counts down the operations until a crash.
-#[derive(Clone)]
-pub struct Fuse(Arc<AtomicI64>);
-
-impl Fuse {
-    fn burn(&self) -> io::Result<()> {
-        if self.0.fetch_sub(1, Ordering::Relaxed) == 0 {
-            return Err(io::Error::other("power cut"));
-        }
-        Ok(())
-    }
-}
-
-fn disk_error(error: io::Error) -> DiskError {
-    DiskError::Store(StoreError::File(error))
-}
-
-/// The real store, with a power cut before or after any operation. With `amnesia` it forgets the
-/// log, which is the negative control of the crash tests.
-struct FusedStore {
-    store: Store,
-    fuse: Fuse,
-    amnesia: bool,
-}
-
-impl Storage for FusedStore {
-    fn log(&mut self, entries: &[Vec<u8>]) -> Result<(), DiskError> {
-        self.fuse.burn().map_err(disk_error)?;
-        if !self.amnesia {
-            self.store.log(entries)?;
-        }
-        self.fuse.burn().map_err(disk_error)
-    }
-
-    fn logged(&self) -> Result<Vec<Vec<u8>>, DiskError> {
-        self.store.logged()
-    }
-
-    fn decide(&mut self, decision: &Decision) -> Result<(), DiskError> {
-        self.fuse.burn().map_err(disk_error)?;
-        self.store.decide(decision)?;
-        self.fuse.burn().map_err(disk_error)
-    }
-
-    fn decided(&self, height: u64) -> Result<Option<(Block, Commit)>, DiskError> {
-        self.store.decided(height)
-    }
-
-    fn snapshot(&self) -> Result<Option<Snapshot>, DiskError> {
-        self.store.snapshot()
-    }
-}
-
-/// The last-sign file of a node, which outlives its crashes.
-#[derive(Clone)]
-pub struct MemorySlots {
-    slots: Arc<Mutex<[Vec<u8>; 2]>>,
-    fuse: Fuse,
-}
-
-impl Slots for MemorySlots {
-    fn read(&self) -> io::Result<[Vec<u8>; 2]> {
-        Ok(self.slots.lock().unwrap().clone())
-    }
-
-    fn write(&mut self, slot: usize, bytes: &[u8]) -> io::Result<()> {
-        self.fuse.burn()?;
-        self.slots.lock().unwrap()[slot] = bytes.to_vec();
-        self.fuse.burn()
-    }
-}
-
 /// Changes what a Byzantine node sends: the frame its honest engine would send to one peer becomes
 /// any number of frames.
 pub type Corruption = Box<dyn FnMut(&mut Rng, u8, Frame) -> Vec<Frame>>;
-/// What a Byzantine node sends to everybody at every tick.
+/// The frames that a Byzantine node sends to all others at every tick.
 pub type Flood = Box<dyn FnMut(&mut Rng, u64) -> Vec<Frame>>;
+
+/// The signer of a node. It outlives crashes of the node, and answers what an earlier life requested.
+#[derive(Clone, Copy)]
+pub struct Signing {
+    /// It answers after this time,
+    pub delay: Duration,
+    /// and up to so much later.
+    pub spread: Duration,
+    /// It answers nothing before this time; requests are repeated until then.
+    pub fails_until: Duration,
+    /// Signatures that it made.
+    pub made: u64,
+}
 
 pub struct Node {
     pub engine: Option<Engine>,
@@ -147,6 +82,7 @@ pub struct Node {
     pub corrupt: Option<Corruption>,
     pub flood: Option<Flood>,
     pub connected: bool,
+    pub signing: Signing,
     /// How far this node's wall clock is ahead of the slowest one.
     pub clock_ahead: Duration,
     /// The frames others sent to it, if it is played by the test instead of an engine.
@@ -162,13 +98,17 @@ enum Event {
     Deliver { to: u8, from: u8, frame: MeshFrame },
     Timer { node: u8, life: u64, timer: TimerId, token: u64 },
     Tick { node: u8, life: u64 },
+    Signed { node: u8, request: SignRequest },
     Restart { node: u8 },
 }
 
-/// What every signed message that left a node says.
+/// The messages that were signed, and those that left a node.
 #[derive(Default)]
 pub struct Oracle {
     said: BTreeMap<(u8, Place), Vec<u8>>,
+    signed: BTreeMap<(u8, Place), Vec<u8>>,
+    /// Signatures for a place whose signer had signed another message for it before, sent or not.
+    pub contradictory_signatures: u64,
     pub messages: u64,
     pub equivocations: u64,
     pub disagreements: u64,
@@ -225,6 +165,12 @@ impl World {
                 corrupt: None,
                 flood: None,
                 connected: true,
+                signing: Signing {
+                    delay: Duration::from_micros(50),
+                    spread: Duration::ZERO,
+                    fails_until: Duration::ZERO,
+                    made: 0,
+                },
                 clock_ahead: Duration::ZERO,
                 heard: None,
                 life: 0,
@@ -274,7 +220,7 @@ impl World {
         let store = FusedStore { store, fuse: node.fuse.clone(), amnesia: node.amnesia };
         let setup = Setup {
             genesis: self.genesis.clone(),
-            signer: Box::new(SoftSigner::new(key(n))),
+            public: PublicKey::of(&key(n)),
             guard: Guard::load(Box::new(slots)).unwrap(),
             store: Box::new(store),
             timing: Timing::default(),
@@ -350,6 +296,16 @@ impl World {
                     self.nodes[n as usize].timers.remove(&timer);
                 }
                 EngineEffect::CancelAll => self.nodes[n as usize].timers.clear(),
+                EngineEffect::Sign(request) => {
+                    if self.nodes[n as usize].fuse.burn().is_err() {
+                        return self.crash(n, "power cut");
+                    }
+                    let Signing { delay, spread, fails_until, .. } = self.nodes[n as usize].signing;
+                    let spread = self.rng.below(u64::try_from(spread.as_micros()).unwrap() + 1);
+                    let delay = fails_until.saturating_sub(self.now) + delay;
+                    let delay = delay + Duration::from_micros(spread);
+                    self.after(delay, Event::Signed { node: n, request });
+                }
                 EngineEffect::Decided(height) => self.decided(n, height),
                 EngineEffect::Answer((ticket, answer)) => {
                     let previous = self.answers.insert(ticket, answer);
@@ -422,7 +378,7 @@ impl World {
         }
     }
 
-    /// Whether node `n` ever sent its message for `step` of (`height`, `round`).
+    /// Whether node `n` ever sent a message for `step` of (`height`, `round`).
     pub fn has_said(&self, n: u8, height: u64, round: u32, step: Step) -> bool {
         self.oracle.said.contains_key(&(n, Place { height, round, step }))
     }
@@ -456,8 +412,18 @@ impl World {
                 self.after(TICK, Event::Tick { node, life });
                 self.input(node, EngineInput::Tick);
             }
+            Event::Signed { node, request } => self.sign(node, request),
             Event::Restart { node } => self.start(node),
         }
+    }
+
+    /// The signer signs what was requested, and answers the life of the node that runs now.
+    fn sign(&mut self, n: u8, SignRequest { place, bytes }: SignRequest) {
+        let signature = keys::sign(&key(n), &bytes);
+        self.nodes[n as usize].signing.made += 1;
+        let first = self.oracle.signed.entry((n, place)).or_insert_with(|| bytes.clone());
+        self.oracle.contradictory_signatures += u64::from(*first != bytes);
+        self.input(n, EngineInput::Signed(place, signature));
     }
 
     /// Runs until `done`, at most for `span` of virtual time; returns whether it was reached.

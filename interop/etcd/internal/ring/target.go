@@ -3,6 +3,7 @@
 package ring
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -21,6 +22,9 @@ import (
 
 // receiveBytesMax bounds one answer. The largest is a range over everything a session wrote.
 const receiveBytesMax = 256 << 20
+
+// leaderMax bounds how long a cluster may be without a leader when one is needed.
+const leaderMax = 30 * time.Second
 
 // Target is one server: where it listens, and how to be let in.
 type Target struct {
@@ -111,6 +115,29 @@ func (t *Target) Dial(options ...grpc.DialOption) ([]*grpc.ClientConn, error) {
 		connections = append(connections, connection)
 	}
 	return connections, nil
+}
+
+// LeaderFirst puts the endpoint of the leader before the others: some requests only the leader takes.
+func (t *Target) LeaderFirst() error {
+	client, err := t.Client()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), leaderMax)
+	defer cancel()
+	for {
+		for i, endpoint := range t.Endpoints {
+			state, err := client.Status(ctx, endpoint)
+			switch {
+			case ctx.Err() != nil:
+				return fmt.Errorf("%s had no leader for %s: %w", t.Name, leaderMax, ctx.Err())
+			case err == nil && state.Leader == state.Header.MemberId:
+				t.Endpoints[0], t.Endpoints[i] = endpoint, t.Endpoints[0]
+				return nil
+			}
+		}
+	}
 }
 
 // Client is etcd's own Go client for this target.

@@ -1,4 +1,4 @@
-//! T5: a batch gives the tree that single changes give, at a cost that is linear whatever the keys.
+//! BUNDLE-5: a batch gives the tree that single changes give, at a cost that is linear whatever the keys.
 
 use std::time::Instant;
 
@@ -23,7 +23,7 @@ fn one_by_one(tree: &BundleTree, puts: &[(Key, Arc<[u8]>)], deletes: &[Key]) -> 
 
 proptest! {
     #[test]
-    fn t5_a_batch_is_the_sum_of_its_changes(
+    fn bundle_5_a_batch_is_the_sum_of_its_changes(
         before in any_map(), puts in any_map(),
         deletes in prop::collection::btree_set(any_key(), 0..24),
     ) {
@@ -52,7 +52,7 @@ proptest! {
             prop_assert_eq!(new.root(), same.root());
             prop_assert_eq!(planned, (same.len(), same.bytes()));
         }
-        prop_assert_eq!(contents(&old), entries(&before), "T3: the old tree is as it was");
+        prop_assert_eq!(contents(&old), entries(&before), "BUNDLE-3: the old tree is as it was");
         for key in after.keys() {
             prop_assert_eq!(new.get(key), fresh.get(key));
             prop_assert_eq!(new.prove(key), fresh.prove(key));
@@ -61,7 +61,7 @@ proptest! {
 }
 
 #[test]
-fn t5_changes_out_of_order_are_refused() {
+fn bundle_5_changes_out_of_order_are_refused() {
     let tree = BundleTree::default();
     let [a, b] = [key(b"a"), key(b"b")];
     let put = |key: &Key| (key.clone(), value(1));
@@ -93,9 +93,9 @@ fn caterpillar(entries: usize) -> Entries {
     all
 }
 
-/// T5 on the worst trees there are: 8 192 entries as deep as keys of 512 bytes allow.
+/// BUNDLE-5 on the worst trees there are: 8 192 entries as deep as keys of 512 bytes allow.
 #[test]
-fn t5_no_keys_make_a_batch_costly() {
+fn bundle_5_no_keys_make_a_batch_costly() {
     let all = caterpillar(8_192);
     let (tree, built) = hashes(|| BundleTree::from_sorted(&all).unwrap());
     let n = all.len() as u64;
@@ -132,7 +132,7 @@ fn t5_no_keys_make_a_batch_costly() {
 /// A change of 700 KB whose keys share long prefixes once kept a consensus thread busy for 1.4 s.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "the time is printed, and decides nothing")]
-fn t5_a_change_of_long_keys_takes_as_long_as_any_other() {
+fn bundle_5_a_change_of_long_keys_takes_as_long_as_any_other() {
     let all = caterpillar(8_192);
     let (old, new) = all.split_at(all.len() - 1_400);
     let tree = BundleTree::from_sorted(old).unwrap();

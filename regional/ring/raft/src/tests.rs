@@ -1,0 +1,5 @@
+//! Tests on the real disk.
+
+mod recovery;
+pub mod register;
+mod storage;
