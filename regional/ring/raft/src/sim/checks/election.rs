@@ -7,7 +7,9 @@
 
 use std::collections::BTreeMap;
 
-use openraft::{RaftLogReader as _, async_runtime::WatchReceiver as _};
+use openraft::{
+    RaftLogReader as _, async_runtime::WatchReceiver as _, impls::leader_id_std::LeaderId,
+};
 
 use crate::{
     sim::world::{Live, World},
@@ -24,8 +26,12 @@ impl Leaders {
         let metrics = live.ring.node.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         let Some(leader) = &metrics.current_leader else { return Ok(()) };
-        let term = metrics.vote.leader_id.term;
-        let known = self.0.entry(term).or_insert_with(|| leader.clone());
+        let LeaderId { term, voted_for } = &metrics.vote.leader_id;
+        if voted_for != leader {
+            // The leader is that of the newest vote, and the vote the one that is on disk.
+            return Ok(());
+        }
+        let known = self.0.entry(*term).or_insert_with(|| leader.clone());
         if known != leader {
             return Err(format!("RAFT-1: {known} and {leader} lead in term {term}, says {name}"));
         }
