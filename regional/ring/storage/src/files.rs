@@ -11,6 +11,11 @@
 //!   renamed or removed name only after [`Files::sync_dir`] returned. Until then any subset of the
 //!   changes may survive, in units of a 512-byte sector or one name.
 //! - After a failed write or sync the content is unknown. Callers stop and never retry.
+//! - A file system that turns read-only during a sync may lose what was written where nothing had been
+//!   written before, and still report success: ext4 (Linux 6.18) does not return the error when the
+//!   conversion of an allocated extent fails. Bytes that replace synced ones are not affected, and every
+//!   later write, sync or rename fails. So such a sync counts once a later call has succeeded:
+//!   [`File::sync_twice`].
 
 use std::{
     fmt, fs,
@@ -125,12 +130,23 @@ pub trait File: fmt::Debug + Send + Sync {
     /// [`io::ErrorKind::StorageFull`], or from the file system.
     fn allocate(&self, bytes: u64) -> io::Result<()>;
 
-    /// Returns once all written bytes, and the length, survive a power cut.
+    /// Returns once all written bytes, and the length, survive a power cut; see the contract above for
+    /// bytes in space that was never written before.
     ///
     /// # Errors
     ///
     /// From the file system; what survives is then unknown, and stays so.
     fn sync_data(&self) -> io::Result<()>;
+
+    /// As [`File::sync_data`], also for bytes in space that was never written before.
+    ///
+    /// # Errors
+    ///
+    /// As for [`File::sync_data`].
+    fn sync_twice(&self) -> io::Result<()> {
+        self.sync_data()?;
+        self.sync_data()
+    }
 }
 
 /// Whether `error` says that the disk or the quota is full.

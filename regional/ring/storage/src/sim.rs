@@ -65,6 +65,8 @@ struct Inner {
     /// Counts crashes; a handle from before the last crash fails.
     boot: u64,
     power: bool,
+    /// Whether the file system has turned read-only, until it is mounted again.
+    read_only: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -96,6 +98,7 @@ impl SimDisk {
             pending: Vec::new(),
             boot: 0,
             power: true,
+            read_only: false,
         })))
     }
 
@@ -143,13 +146,16 @@ impl SimDisk {
             image.crash(&mut inner.chance, survival);
         }
         inner.boot += 1;
-        (inner.power, inner.faults) = (true, Faults::default());
+        (inner.power, inner.read_only, inner.faults) = (true, false, Faults::default());
     }
 
     /// Ends the process that uses the disk, as SIGKILL does: all its writes are readable, synced or
     /// not, but become durable only with the next sync. Open files fail from now on, and all faults
-    /// are cleared.
+    /// are cleared. A file system that turned read-only is mounted again, without those writes.
     pub fn kill(&self) {
+        if self.inner().read_only {
+            return self.crash(Survival::None);
+        }
         let inner = &mut *self.inner();
         inner.images.values_mut().for_each(|image| image.handles = 0);
         inner.boot += 1;
@@ -222,6 +228,9 @@ impl Inner {
         if self.faults.power_cut_at.is_some_and(|at| number >= at) {
             self.power = false;
             return Err(no_power());
+        }
+        if self.read_only {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
         if self.faults.error_at == Some(number) {
             return Err(io::Error::other("injected: input/output error"));
@@ -333,6 +342,11 @@ impl Files for SimDisk {
         if inner.faults.error_at_sync() {
             return Err(io::Error::other("injected: sync failed"));
         }
+        if inner.faults.read_only_at_sync() {
+            // The journal ends here, and names are in the journal.
+            inner.read_only = true;
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
         if !inner.faults.lying_sync {
             inner.durable = inner.live.clone();
             inner.pending.clear();
@@ -392,14 +406,18 @@ impl File for SimFile {
         inner.operation()?;
         inner.counters.syncs += 1;
         let (fails, lies) = (inner.faults.error_at_sync(), inner.faults.lying_sync);
+        let ends = inner.faults.read_only_at_sync();
+        inner.read_only |= ends;
         let mut chance = inner.chance.fork();
         let image = inner.image(self.inode, self.boot)?;
         if fails {
             image.fail_sync(&mut chance);
             return Err(io::Error::other("injected: sync failed"));
         }
-        if !lies {
-            image.sync();
+        match (lies, ends) {
+            (true, _) => {}
+            (false, true) => image.sync_what_was_written(),
+            (false, false) => image.sync(),
         }
         Ok(())
     }

@@ -13,6 +13,10 @@
 //!   purge ──▶ the oldest segments, when all their entries are purged, wait to be used again
 //! ```
 //!
+//! A new segment has room on the disk but no content yet. The log writes zeros ahead of its groups and
+//! syncs them, [`ZERO_BYTES`] at a time, so that a group only replaces bytes that are on disk: then one
+//! sync is enough (see the contract in [`crate::files`]). A recycled segment has been through that.
+//!
 //! # Invariants
 //!
 //! - **WAL-1** Records reach the disk in the order of the calls, so a vote never overtakes an append.
@@ -20,6 +24,7 @@
 //! - **WAL-3** After a failed write or sync every later call fails: the kernel may have dropped what it
 //!   was asked to write, so trying again proves nothing.
 //! - **WAL-4** The committed mark on disk never points past the log on disk.
+//! - **WAL-5** A group is written only where bytes were written and synced before.
 //! - **SEGMENT-1** Every group carries a checksum that is compared when it is read. Only the last group of
 //!   the last segment may be unreadable: it is then the tail of an interrupted write, cut and cleared
 //!   before anything follows. Anything else unreadable stops the member.
@@ -42,7 +47,7 @@ mod recover;
 mod rotate;
 mod segment;
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use bytes::Bytes;
 
@@ -55,8 +60,8 @@ use self::{
 };
 use crate::{
     InstanceId, Mark, Owner, Reserve, StorageError,
-    files::{File, Files},
-    limits::{SEGMENT_BYTES, SEGMENT_BYTES_MIN, SPARES_MAX},
+    files::{self, File, Files},
+    limits::{SEGMENT_BYTES, SEGMENT_BYTES_MIN, SPARES_MAX, ZERO_BYTES},
 };
 
 /// Configuration of the log.
@@ -234,7 +239,30 @@ impl Wal {
         Ok(())
     }
 
-    /// WAL-2, WAL-3
+    /// Makes sure that a group of `bytes` fits the active segment and replaces bytes that are on disk
+    /// (WAL-5).
+    fn make_room(&mut self, bytes: u64) -> Result<(), StorageError> {
+        self.rotate_for(bytes)?;
+        let end = self.offset + bytes;
+        let active = self.segments.last_mut().expect("the log has a segment");
+        if end <= active.synced_to {
+            return Ok(());
+        }
+        let from = active.synced_to.max(self.offset);
+        let to = (from + ZERO_BYTES as u64).max(end).min(active.bytes);
+        let done = files::zero(&*self.active, from, to).map_err(|error| ("write", error));
+        let done = done.and_then(|()| self.active.sync_data().map_err(|error| ("sync", error)));
+        active.synced_to = to;
+        done.map_err(|failure| self.failed(failure))
+    }
+
+    /// WAL-3
+    fn failed(&mut self, (doing, source): (&'static str, io::Error)) -> StorageError {
+        self.failed = true;
+        StorageError::Io { file: segment::segment_name(self.header.generation), doing, source }
+    }
+
+    /// WAL-2
     fn write(&mut self, items: impl FnOnce(&mut Vec<u8>)) -> Result<(), StorageError> {
         let mut group = std::mem::take(&mut self.buffer);
         group.clear();
@@ -243,11 +271,7 @@ impl Wal {
         end_group(&mut group, &self.header, self.sequence, self.offset);
         let done = self.active.write_at(self.offset, &group).map_err(|error| ("write", error));
         let done = done.and_then(|()| self.active.sync_data().map_err(|error| ("sync", error)));
-        if let Err((doing, source)) = done {
-            self.failed = true;
-            let file = segment::segment_name(self.header.generation);
-            return Err(StorageError::Io { file, doing, source });
-        }
+        done.map_err(|failure| self.failed(failure))?;
         self.offset += group.len() as u64;
         self.sequence += 1;
         self.buffer = group;

@@ -108,6 +108,25 @@ fn an_acknowledged_commit_survives_any_power_cut() {
     assert!(reused > 100, "only {reused} segments were used again; the test proves too little");
 }
 
+/// WAL-5: some file systems report success for a sync during which they fail.
+#[test]
+fn an_acknowledged_commit_survives_a_file_system_that_turns_read_only() {
+    for seed in 0..LOG_SEEDS {
+        let sim = SimDisk::new(seed);
+        let mut dice = Dice(seed ^ 0xd1ce);
+        let mut acked = Log::default();
+        for _ in 0..3 {
+            let syncs = Some(dice.below(60));
+            sim.set_faults(Faults { read_only_after_syncs: syncs, ..Faults::default() });
+            let (allowed, _) = log_life(&sim, &mut dice, &mut acked).unwrap();
+            sim.kill();
+            let found = Log::of(&open_wal(disk(&sim)).unwrap().1);
+            let log = allowed.into_iter().find(|log| log.seen() == found);
+            acked = log.unwrap_or_else(|| panic!("seed {seed}: recovered {found:?}"));
+        }
+    }
+}
+
 /// The positive control: this test catches a disk that lies about its syncs.
 #[test]
 fn a_disk_that_lies_about_its_syncs_is_caught() {

@@ -171,7 +171,7 @@ impl Nemesis {
     }
 
     async fn inject_fault(&mut self) {
-        match self.random.below(24) {
+        match self.random.below(26) {
             0..=1 => self.isolate(),
             2..=3 => self.cut_one_way(),
             4 => self.cut_a_pair(),
@@ -198,7 +198,8 @@ impl Nemesis {
             19..=20 => self.pause(),
             21 => self.move_leader().await,
             22 => self.change_members().await,
-            _ => self.lose_a_disk().await,
+            23 => self.lose_a_disk().await,
+            _ => self.turn_read_only(),
         }
     }
 
@@ -303,6 +304,13 @@ impl Nemesis {
             true => faults.error_after_syncs = Some(operations / 2),
             false => faults.error_at = Some(so_far + operations),
         });
+    }
+
+    /// The file system of a member turns read-only, and loses what was written where nothing was before.
+    fn turn_read_only(&mut self) {
+        self.count("file system turned read-only");
+        let (name, syncs) = (self.random_member(), self.random.below(20));
+        self.set_disk_faults(&name, |faults, _| faults.read_only_after_syncs = Some(syncs));
     }
 
     fn fill_the_disk(&mut self) {

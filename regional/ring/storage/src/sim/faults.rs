@@ -10,6 +10,9 @@ pub struct Faults {
     /// The sync after this many fails: some sectors are durable, others never will be, though
     /// readers see them.
     pub error_after_syncs: Option<u64>,
+    /// The file system turns read-only during the sync after this many, as ext4 does: that sync reports
+    /// success, but only bytes that replace durable ones are durable.
+    pub read_only_after_syncs: Option<u64>,
     /// Syncs report success and do nothing.
     pub lying_sync: bool,
     /// The capacity of the disk.
@@ -22,6 +25,7 @@ impl Default for Faults {
             power_cut_at: None,
             error_at: None,
             error_after_syncs: None,
+            read_only_after_syncs: None,
             lying_sync: false,
             capacity_bytes: u64::MAX,
         }
@@ -31,17 +35,26 @@ impl Default for Faults {
 impl Faults {
     /// Counts one sync; says whether it is the one that fails.
     pub(super) fn error_at_sync(&mut self) -> bool {
-        match &mut self.error_after_syncs {
-            Some(0) => {
-                self.error_after_syncs = None;
-                true
-            }
-            Some(left) => {
-                *left -= 1;
-                false
-            }
-            None => false,
+        count_down(&mut self.error_after_syncs)
+    }
+
+    /// Counts one sync; says whether it is the one during which the file system turns read-only.
+    pub(super) fn read_only_at_sync(&mut self) -> bool {
+        count_down(&mut self.read_only_after_syncs)
+    }
+}
+
+fn count_down(left: &mut Option<u64>) -> bool {
+    match left {
+        Some(0) => {
+            *left = None;
+            true
         }
+        Some(more) => {
+            *more -= 1;
+            false
+        }
+        None => false,
     }
 }
 

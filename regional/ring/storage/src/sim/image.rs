@@ -1,7 +1,10 @@
 //! The image of one simulated file: the content that readers see, the durable content, and every
 //! unsynced version of a sector.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use super::{
     SECTOR_BYTES,
@@ -17,6 +20,8 @@ pub(super) struct Image {
     /// By sector, the writes since the last sync, oldest first: the disk may make any of them
     /// durable.
     pending: BTreeMap<usize, Vec<Sector>>,
+    /// The sectors that have been durable once.
+    written: BTreeSet<usize>,
     /// Readers of a removed file go on until they close it.
     pub(super) handles: usize,
 }
@@ -50,6 +55,7 @@ impl Image {
         let bytes = usize::try_from(bytes).expect("simulated files are small");
         self.live.resize(bytes, 0);
         self.pending.retain(|sector, _| sector * SECTOR_BYTES < bytes);
+        self.written.retain(|sector| sector * SECTOR_BYTES < bytes);
     }
 
     pub(super) fn sync(&mut self) {
@@ -59,6 +65,22 @@ impl Image {
             let content = sector_of(&self.live, sector);
             let start = sector * SECTOR_BYTES;
             self.durable[start..start + content.len()].copy_from_slice(content);
+            self.written.insert(sector);
+        }
+    }
+
+    /// A sync during which the file system turns read-only: sectors that were never written, and the
+    /// length, are lost; the others are durable.
+    pub(super) fn sync_what_was_written(&mut self) {
+        let (live, written) = (&self.live, &self.written);
+        for sector in std::mem::take(&mut self.pending).into_keys().filter(|s| written.contains(s))
+        {
+            let start = sector * SECTOR_BYTES;
+            let content = sector_of(live, sector);
+            let end = self.durable.len().min(start + content.len());
+            if let Some(room) = self.durable.get_mut(start..end) {
+                room.copy_from_slice(&content[..end - start]);
+            }
         }
     }
 

@@ -35,7 +35,8 @@ impl StorageBackend for RedbFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        // redb grows its file as it goes.
+        self.0.sync_twice()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {

@@ -135,7 +135,7 @@ fn replay(
             // process died, the kernel believes it written. So write it again.
             let last = &content[offset.last..offset.end];
             file.write_at(offset.last as u64, last).map_err(StorageError::io(&name, "write"))?;
-            file.sync_data().map_err(StorageError::io(&name, "sync"))?;
+            file.sync_twice().map_err(StorageError::io(&name, "sync"))?;
         }
         end = Some(End { header, offset: offset.end, cut });
     }
@@ -155,7 +155,7 @@ fn survey(files: &dyn Files, config: WalConfig) -> Result<(Vec<u64>, Vec<Spare>)
                 let file = files.open(&name).map_err(StorageError::io(&name, "open"))?;
                 let bytes = file.len().map_err(StorageError::io(&name, "read the size of"))?;
                 if bytes == config.segment_bytes && spares.len() < SPARES_MAX {
-                    spares.push(Spare { name, bytes });
+                    spares.push(Spare { name, bytes, synced_to: 0 });
                 } else {
                     garbage.push(name);
                 }
@@ -201,7 +201,12 @@ fn create(
         reserve,
         config,
         meta: Meta::default(),
-        segments: vec![Segment { generation: header.generation, bytes, max_index: None }],
+        segments: vec![Segment {
+            generation: header.generation,
+            bytes,
+            max_index: None,
+            synced_to: 0,
+        }],
         spares: Vec::new(),
         active,
         sequence: header.first_sequence + 1,
@@ -293,7 +298,7 @@ impl Replay {
     ) -> Result<Offsets, StorageError> {
         let (generation, bytes) = (header.generation, header.segment_bytes);
         let is_first = self.segments.is_empty();
-        self.segments.push(Segment { generation, bytes, max_index: None });
+        self.segments.push(Segment { generation, bytes, max_index: None, synced_to: 0 });
         let (mut offset, mut last) = (HEADER_BYTES, HEADER_BYTES);
         while let Some(group) = group_at(content, offset, header) {
             if group.sequence != self.sequence {

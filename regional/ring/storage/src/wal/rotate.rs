@@ -27,6 +27,8 @@ pub(super) struct Segment {
     pub bytes: u64,
     /// The highest index in the segment that is still in the log.
     pub max_index: Option<u64>,
+    /// All bytes before this offset were written and synced (WAL-5), as far as this process knows.
+    pub synced_to: u64,
 }
 
 /// A spare segment, ready to be reused.
@@ -34,6 +36,17 @@ pub(super) struct Segment {
 pub(super) struct Spare {
     pub(super) name: String,
     pub(super) bytes: u64,
+    /// As [`Segment::synced_to`].
+    pub(super) synced_to: u64,
+}
+
+/// A segment that is about to be the active one.
+struct Next {
+    file: Arc<dyn File>,
+    header: Header,
+    /// The end of its head.
+    offset: u64,
+    synced_to: u64,
 }
 
 fn create(files: &dyn Files, name: &str, bytes: u64) -> io::Result<Arc<dyn File>> {
@@ -56,8 +69,8 @@ fn undo(files: &dyn Files, name: &str, needed_bytes: u64, error: io::Error) -> S
 }
 
 impl Wal {
-    /// Makes sure that a group of `bytes` fits the active segment; rotates if not.
-    pub(super) fn make_room(&mut self, bytes: u64) -> Result<(), StorageError> {
+    /// Begins another segment if a group of `bytes` does not fit the active one.
+    pub(super) fn rotate_for(&mut self, bytes: u64) -> Result<(), StorageError> {
         let active = self.segments.last().expect("the log has a segment");
         if self.offset + bytes <= active.bytes {
             return Ok(());
@@ -66,14 +79,15 @@ impl Wal {
             // WAL-3, unless nothing has changed.
             self.failed = error.is_fatal();
         })?;
-        (self.active, self.header, self.offset) = next;
+        let Next { file, header, offset, synced_to } = next;
+        (self.active, self.header, self.offset) = (file, header, offset);
         self.sequence = self.header.first_sequence + 1;
         let (generation, bytes) = (self.header.generation, self.header.segment_bytes);
-        self.segments.push(Segment { generation, bytes, max_index: None });
+        self.segments.push(Segment { generation, bytes, max_index: None, synced_to });
         Ok(())
     }
 
-    fn next_segment(&mut self, bytes: u64) -> Result<(Arc<dyn File>, Header, u64), StorageError> {
+    fn next_segment(&mut self, bytes: u64) -> Result<Next, StorageError> {
         let mut header = self.header.clone();
         header.generation += 1;
         header.first_sequence = self.sequence;
@@ -89,7 +103,7 @@ impl Wal {
         }
         // The header holds the size, so encode it again.
         let head = self.encode_head(&header);
-        let (staged, file) = self.take_or_create(&header)?;
+        let (staged, file, synced_to) = self.take_or_create(&header)?;
         let name = segment_name(header.generation);
         let done = file.write_at(0, &head).and_then(|()| file.sync_data());
         if let Err(error) = done {
@@ -97,7 +111,7 @@ impl Wal {
         }
         self.files.rename(&staged, &name).map_err(StorageError::io(&staged, "rename"))?;
         self.files.sync_dir().map_err(StorageError::io(&name, "sync the directory of"))?;
-        Ok((file, header, head.len() as u64))
+        Ok(Next { file, header, offset: head.len() as u64, synced_to })
     }
 
     /// Header and first group of a segment.
@@ -109,13 +123,17 @@ impl Wal {
         [header.encode(), group].concat()
     }
 
-    fn take_or_create(&mut self, header: &Header) -> Result<(String, Arc<dyn File>), StorageError> {
+    /// The file of the next segment, its present name, and [`Segment::synced_to`].
+    fn take_or_create(
+        &mut self,
+        header: &Header,
+    ) -> Result<(String, Arc<dyn File>, u64), StorageError> {
         let fits = |spare: &Spare| spare.bytes == header.segment_bytes;
         if let Some(position) = self.spares.iter().position(fits) {
             let spare = self.spares.remove(position);
             let file =
                 self.files.open(&spare.name).map_err(StorageError::io(&spare.name, "open"))?;
-            return Ok((spare.name, file));
+            return Ok((spare.name, file, spare.synced_to));
         }
         let staged = segment_name(header.generation) + UNFINISHED;
         let made = || {
@@ -123,9 +141,9 @@ impl Wal {
                 .map_err(|error| undo(&*self.files, &staged, header.segment_bytes, error))
         };
         match made() {
-            Ok(file) => Ok((staged, file)),
+            Ok(file) => Ok((staged, file, 0)),
             Err(error) if error.is_full() && self.reserve.release()? => {
-                made().map(|file| (staged.clone(), file))
+                made().map(|file| (staged.clone(), file, 0))
             }
             Err(error) => Err(error),
         }
@@ -146,7 +164,8 @@ impl Wal {
             let name = segment_name(segment.generation);
             let same = self.spares.len() < SPARES_MAX && segment.bytes == self.config.segment_bytes;
             if same {
-                let spare = Spare { name: spare_name(segment.generation), bytes: segment.bytes };
+                let Segment { generation, bytes, synced_to, .. } = segment;
+                let spare = Spare { name: spare_name(generation), bytes, synced_to };
                 self.files.rename(&name, &spare.name).map_err(StorageError::io(&name, "rename"))?;
                 self.spares.push(spare);
             } else {
