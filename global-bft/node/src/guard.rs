@@ -121,6 +121,13 @@ impl SlotFile {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(MODE_SECRET);
         let file = options.open(path)?;
+        let written = file.metadata()?.len() / SLOT_BYTES as u64;
+        for slot in written..2 {
+            // A later write then only replaces bytes that are on disk. A file system that turns
+            // read-only may lose others although it reports success for their sync.
+            file.write_all_at(&[0; SLOT_BYTES], slot * SLOT_BYTES as u64)?;
+        }
+        file.sync_all()?;
         satrap_runtime::files::sync_directory(satrap_runtime::files::parent(path))?;
         Ok(Self(file))
     }
