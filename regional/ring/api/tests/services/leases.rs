@@ -121,6 +121,18 @@ fn renewals_keep_their_order_and_unknown_leases_have_no_time() {
 }
 
 #[test]
+fn a_corrupt_member_does_not_say_that_a_lease_has_ended() {
+    run(async {
+        let member = Member::start();
+        member.corrupt().await;
+        let requests = futures::stream::iter([pb::LeaseKeepAliveRequest { id: 7 }]);
+        let answers = member.anyone().leases().lease_keep_alive(requests).await.unwrap();
+        let refused = answers.into_inner().next().await.unwrap().unwrap_err();
+        assert_eq!(refused.message(), "etcdserver: corrupt cluster");
+    });
+}
+
+#[test]
 fn a_renewal_starts_the_time_again_and_revives_no_expired_lease() {
     run(async {
         let member = Member::start();
