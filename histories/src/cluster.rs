@@ -280,6 +280,8 @@ impl Cluster {
             .args([&space, "setpriv", "--pdeathsig", "KILL"])
             .arg(wanted.get_program())
             .args(wanted.get_args())
+            // A backtrace would push the message of a panic out of the lines that are shown.
+            .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(RunError::io("a log file"))?)
             .stderr(log)
