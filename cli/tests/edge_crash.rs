@@ -3,7 +3,9 @@
 //!
 //! Real processes. A library that is loaded into the edge (`edge_crash/kill_at.c`) kills it right
 //! before the Nth call that changes a file or directory, runs the hook, or sends on a socket; N goes
-//! from 1 up to the last one that there is. The contents of the versions are drawn from a seed,
+//! from 1 up to the last one that there is. Versions differ in their files and edges in what they send, so
+//! the same number is another step in the next version; steps that no number hit are then killed at by
+//! their name. The contents of the versions are drawn from a seed,
 //! which is printed: `SEED=7 cargo test -p satrap --test edge_crash` runs the same again.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
@@ -42,16 +44,13 @@ const LOOK: Duration = Duration::from_millis(10);
 const WITHIN: Duration = Duration::from_secs(60);
 /// More steps than this have no end.
 const STEPS_MAX: usize = 2_000;
-/// Passes over all steps, until each of [`STEPS`] was among those at which an edge was killed: versions
-/// differ in their files, so the same number is another step in the next version.
-const PASSES_MAX: usize = 6;
-/// Steps that an install certainly has: a call, and the end of its path.
+/// Steps that an install certainly has: a call, and a part of its path.
 const STEPS: [(&str, &str); 9] = [
     ("write", "edge.redb"),
     ("sync", "edge.redb"),
     ("create", "value"),
     ("sync", "value"),
-    ("rename", "-"),
+    ("rename", "versions/config+test/"),
     ("symlink", ".config+test.new"),
     ("rename", "active/config+test"),
     ("spawn", "/bin/sh"),
@@ -99,13 +98,27 @@ struct Edge {
     running: Option<Running>,
 }
 
+/// Where an edge is killed.
+#[derive(Clone, Copy)]
+enum Kill {
+    /// Before the call of this number.
+    At(usize),
+    /// Before the first call of this name with this part in its path.
+    Before((&'static str, &'static str)),
+}
+
 impl Edge {
-    fn spawn(&mut self, kill: Option<(&Path, usize)>) {
+    fn spawn(&mut self, kill: Option<(&Path, Kill)>) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_satrap"));
         command.args(["edge", "run", "--until-stdin-closes", "--config"]).arg(&self.config);
-        if let Some((library, at)) = kill {
+        if let Some((library, kill)) = kill {
             command.env("LD_PRELOAD", library).env("SATRAP_KILL_LOG", &self.kill_log);
-            command.env("SATRAP_KILL_AT", at.to_string());
+            match kill {
+                Kill::At(at) => command.env("SATRAP_KILL_AT", at.to_string()),
+                Kill::Before((call, path)) => {
+                    command.env("SATRAP_KILL_CALL", call).env("SATRAP_KILL_PATH", path)
+                }
+            };
         }
         self.running = Some(child::spawn(command, &self.log).unwrap());
     }
@@ -250,6 +263,29 @@ impl World {
         }
     }
 
+    /// Publishes a version, kills the first edges while they install it, and lets them go on. Returns
+    /// the steps at which an edge was killed.
+    async fn install_and_kill(&mut self, library: &Path, kills: &[Kill]) -> Vec<String> {
+        self.publish().await;
+        let mut before = Vec::new();
+        for (edge, kill) in self.edges.iter_mut().zip(kills) {
+            before.push(edge.read(&self.published));
+            let _ = fs::remove_file(&edge.kill_log);
+            edge.spawn(Some((library, *kill)));
+        }
+        let mut killed = Vec::new();
+        for (index, before) in before.into_iter().enumerate() {
+            match self.killed_or_done(index).await {
+                Some(step) => {
+                    self.recover(index, before, &step).await;
+                    killed.push(step);
+                }
+                None => assert_eq!(self.edges[index].read(&self.published), Some(self.version())),
+            }
+        }
+        killed
+    }
+
     /// Starts the killed edge again, and waits until it runs the newest version.
     async fn recover(&mut self, index: usize, before: Option<u64>, step: &str) {
         let newest = self.version();
@@ -306,43 +342,24 @@ async fn an_edge_killed_at_any_step_of_an_install_goes_on_and_never_back() {
     let mut world = World::start(seed).await;
     let library = library(world.dir.path());
     let mut steps: Vec<String> = Vec::new();
-    let never_killed_at = |steps: &[String]| {
-        let is_missing = |(call, path): &(&str, &str)| {
-            !steps.iter().any(|step| step.starts_with(call) && step.contains(path))
-        };
-        STEPS.into_iter().find(is_missing)
+    for first in (1..).step_by(EDGES) {
+        assert!(first < STEPS_MAX, "there is no last step");
+        let kills: Vec<_> = (first..first + EDGES).map(Kill::At).collect();
+        let killed = world.install_and_kill(&library, &kills).await;
+        if killed.is_empty() {
+            break;
+        }
+        steps.extend(killed);
+    }
+    let is_missing = |(call, path): &(&str, &str)| {
+        !steps.iter().any(|step| step.starts_with(call) && step.contains(path))
     };
-    let (mut next, mut passes) = (1, 1);
-    loop {
-        world.publish().await;
-        let mut before = Vec::new();
-        for (index, edge) in world.edges.iter_mut().enumerate() {
-            before.push(edge.read(&world.published));
-            let _ = fs::remove_file(&edge.kill_log);
-            edge.spawn(Some((&library, next + index)));
-        }
-        let mut killed = 0;
-        for (index, before) in before.into_iter().enumerate() {
-            match world.killed_or_done(index).await {
-                Some(step) => {
-                    killed += 1;
-                    world.recover(index, before, &step).await;
-                    steps.push(step);
-                }
-                None => {
-                    assert_eq!(world.edges[index].read(&world.published), Some(world.version()))
-                }
-            }
-        }
-        next += EDGES;
-        assert!(next < STEPS_MAX, "there is no last step");
-        if killed == 0 {
-            match never_killed_at(&steps) {
-                None => break,
-                Some(step) => assert!(passes < PASSES_MAX, "never killed at {step:?}: {steps:#?}"),
-            }
-            (next, passes) = (1, passes + 1);
-        }
+    let missing: Vec<_> = STEPS.into_iter().filter(is_missing).collect();
+    for missing in missing.chunks(EDGES) {
+        let kills: Vec<_> = missing.iter().copied().map(Kill::Before).collect();
+        let killed = world.install_and_kill(&library, &kills).await;
+        assert_eq!(killed.len(), kills.len(), "not all of {missing:?} were reached: {killed:?}");
+        steps.extend(killed);
     }
     println!("killed at {} steps, of {} versions", steps.len(), world.version());
     let sends = steps.iter().filter(|step| step.starts_with("send")).count();

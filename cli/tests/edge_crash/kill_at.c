@@ -1,8 +1,11 @@
 /* Loaded into an edge by LD_PRELOAD: kills the process with SIGKILL right before the Nth call that
- * changes a regular file or a directory, starts a program, or sends on a socket.
+ * changes a regular file or a directory, starts a program, or sends on a socket; or right before the
+ * first such call of a name.
  *
- *   SATRAP_KILL_AT   N, from 1; without it nothing is killed
- *   SATRAP_KILL_LOG  a file that gets the name of that call and its path
+ *   SATRAP_KILL_AT    N, from 1; 0 for none
+ *   SATRAP_KILL_CALL  the name of the call, and
+ *   SATRAP_KILL_PATH  a part of its path
+ *   SATRAP_KILL_LOG   a file that gets the name of that call and its path
  *
  * Kills before call N and before call N+1 together cover every state that a crash can leave.
  */
@@ -24,6 +27,7 @@
 #include <unistd.h>
 
 static long kill_at;
+static const char *kill_call, *kill_path;
 static const char *kill_log;
 static atomic_long calls;
 
@@ -31,13 +35,17 @@ __attribute__((constructor)) static void arm(void) {
     const char *at = getenv("SATRAP_KILL_AT");
     const char *log = getenv("SATRAP_KILL_LOG");
     kill_at = at ? atol(at) : 0;
+    const char *call = getenv("SATRAP_KILL_CALL"), *path = getenv("SATRAP_KILL_PATH");
+    kill_call = strdup(call ? call : "");
+    kill_path = strdup(path ? path : "");
     kill_log = log ? strdup(log) : "/dev/null";
     /* The hook is not what is killed. */
     unsetenv("LD_PRELOAD");
 }
 
 static void step(const char *call, const char *path) {
-    if (kill_at == 0 || atomic_fetch_add(&calls, 1) + 1 != kill_at) return;
+    int is_named = strcmp(call, kill_call) == 0 && strstr(path, kill_path);
+    if (atomic_fetch_add(&calls, 1) + 1 != kill_at && !is_named) return;
     char line[PATH_MAX + 64];
     int length = snprintf(line, sizeof line, "%s %s", call, path);
     int fd = syscall(SYS_openat, AT_FDCWD, kill_log, O_WRONLY | O_CREAT | O_TRUNC, 0600);
@@ -49,7 +57,7 @@ static void step(const char *call, const char *path) {
 /* Counts calls on regular files, directories and sockets; not on pipes, logs and event queues. */
 static void step_fd(const char *call, int fd) {
     struct stat status;
-    if (kill_at == 0 || fd <= 2 || fstat(fd, &status) != 0) return;
+    if (fd <= 2 || fstat(fd, &status) != 0) return;
     if (!S_ISREG(status.st_mode) && !S_ISDIR(status.st_mode) && !S_ISSOCK(status.st_mode)) return;
     char link[64], path[PATH_MAX];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
