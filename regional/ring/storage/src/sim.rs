@@ -162,6 +162,12 @@ impl SimDisk {
         (inner.power, inner.faults) = (true, Faults::default());
     }
 
+    /// Whether the file system has turned read-only, until the next crash or kill.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.inner().read_only
+    }
+
     /// Flips the bits of `mask` in a durable byte, as bit rot does.
     ///
     /// # Panics
