@@ -148,7 +148,9 @@ impl Disk {
                 fs::remove_file(entry.path()).map_err(RunError::io("freeing a disk"))?;
             }
         }
-        Ok(())
+        // A file system that breaks before its next commit would have the files again.
+        let directory = fs::File::open(&self.mount).map_err(RunError::io("opening a disk"))?;
+        directory.sync_all().map_err(RunError::io("freeing a disk"))
     }
 
     /// Breaks the medium: from now on every write and every sync fails.
