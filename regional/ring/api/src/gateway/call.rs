@@ -43,6 +43,24 @@ where
     answered.unwrap_or_else(|status| error(&status))
 }
 
+/// Makes a call with the only message of `body`.
+async fn ask<B>(
+    link: &Link,
+    method: &MethodDescriptor,
+    headers: &HeaderMap,
+    body: &mut JsonBody<B>,
+) -> Result<Answers, Status>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let message = body.only(method.input()).await?;
+    let Call { mut requests, response } = Call::start(link, method, headers).await?;
+    send(&mut requests, message).await?;
+    requests.send_data(Bytes::new(), true).map_err(|_| lost())?;
+    body.sent();
+    Answers::new(response.await)
+}
+
 async fn unary<B>(
     link: &Link,
     method: &MethodDescriptor,
@@ -52,12 +70,7 @@ async fn unary<B>(
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let message = body.only(method.input()).await?;
-    let mut call = Call::start(link, method, headers).await?;
-    call.send(message).await?;
-    call.end_requests()?;
-    body.sent();
-    let mut answers = call.answers().await?;
+    let mut answers = ask(link, method, headers, &mut body).await?;
     let message = answers.next().await?;
     let message = message.ok_or_else(|| Status::internal("BUG: the service sent no answer"))?;
     // The status follows the answer, and may be an error.
@@ -76,12 +89,7 @@ async fn one_to_many<B>(
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let message = body.only(method.input()).await?;
-    let mut call = Call::start(link, method, headers).await?;
-    call.send(message).await?;
-    call.end_requests()?;
-    body.sent();
-    let answers = call.answers().await?;
+    let answers = ask(link, method, headers, &mut body).await?;
     Ok(lines(method, None, answers))
 }
 
@@ -182,18 +190,6 @@ impl Call {
         let mut link = link.ready().await.map_err(|Gone| lost())?;
         let (response, requests) = link.send_request(request, false).map_err(|_| lost())?;
         Ok(Self { requests, response })
-    }
-
-    async fn send(&mut self, message: Bytes) -> Result<(), Status> {
-        send(&mut self.requests, message).await
-    }
-
-    fn end_requests(&mut self) -> Result<(), Status> {
-        self.requests.send_data(Bytes::new(), true).map_err(|_| lost())
-    }
-
-    async fn answers(self) -> Result<Answers, Status> {
-        Answers::new(self.response.await)
     }
 }
 
