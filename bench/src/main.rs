@@ -23,11 +23,11 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 struct Args {
     #[command(subcommand)]
-    what: What,
+    measured: Measured,
 }
 
 #[derive(Subcommand)]
-enum What {
+enum Measured {
     /// Size of a certificate on the wire and time to verify it, beside Tendermint's light client.
     Certificate,
     /// Time from submission to the last edge, through real processes.
@@ -51,13 +51,15 @@ enum What {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args = Args::parse();
-    match args.what {
-        What::Certificate => certificate::run(),
-        What::Propagation { matrix, publishes } => {
+    match args.measured {
+        Measured::Certificate => certificate::run(),
+        Measured::Propagation { matrix, publishes } => {
             satrap_runtime::runtime::current_thread()?.block_on(propagation::run(matrix, publishes))
         }
-        What::Etcd(args) => satrap_runtime::runtime::current_thread()?.block_on(etcd::run(args)),
-        What::Idle { seconds } => {
+        Measured::Etcd(args) => {
+            satrap_runtime::runtime::current_thread()?.block_on(etcd::run(args))
+        }
+        Measured::Idle { seconds } => {
             satrap_runtime::runtime::current_thread()?.block_on(idle::run(seconds))
         }
     }
