@@ -3,10 +3,10 @@
 //!
 //! Real processes. A library that is loaded into the edge (`edge_crash/kill_at.c`) kills it right
 //! before the Nth call that changes a file or directory, runs the hook, or sends on a socket; N goes
-//! from 1 up to the last one that there is. Versions differ in their files and edges in what they send, so
-//! the same number is another step in the next version; steps that no number hit are then killed at by
-//! their name. The contents of the versions are drawn from a seed,
-//! which is printed: `SEED=7 cargo test -p satrap --test edge_crash` runs the same again.
+//! from 1 up to the last one that there is. Versions differ in their files, and edges in what they send,
+//! so the same number is another step in the next version; an edge is then killed by name at each of
+//! [`STEPS`] that no number hit. The contents of the versions are drawn from a seed, which is printed:
+//! `SEED=7 cargo test -p satrap --test edge_crash` draws the same again.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 

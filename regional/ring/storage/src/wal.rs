@@ -15,7 +15,8 @@
 //!
 //! A new segment has room on the disk but no content yet. The log writes zeros ahead of its groups and
 //! syncs them, [`ZERO_BYTES`] at a time, so that a group only replaces bytes that are on disk: then one
-//! sync is enough (see the contract in [`crate::files`]). A recycled segment has been through that.
+//! sync is enough (see the contract in [`crate::files`]). A segment that this process recycled has been
+//! through that. The head of a segment is proven by the rename that follows its sync.
 //!
 //! # Invariants
 //!
@@ -24,7 +25,7 @@
 //! - **WAL-3** After a failed write or sync every later call fails: the kernel may have dropped what it
 //!   was asked to write, so trying again proves nothing.
 //! - **WAL-4** The committed mark on disk never points past the log on disk.
-//! - **WAL-5** A group is written only where bytes were written and synced before.
+//! - **WAL-5** A group after the head is written only where bytes were written and synced before.
 //! - **SEGMENT-1** Every group carries a checksum that is compared when it is read. Only the last group of
 //!   the last segment may be unreadable: it is then the tail of an interrupted write, cut and cleared
 //!   before anything follows. Anything else unreadable stops the member.

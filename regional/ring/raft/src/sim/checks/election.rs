@@ -28,7 +28,7 @@ impl Leaders {
         let Some(leader) = &metrics.current_leader else { return Ok(()) };
         let LeaderId { term, voted_for } = &metrics.vote.leader_id;
         if voted_for != leader {
-            // The leader is that of the newest vote, and the vote the one that is on disk.
+            // openraft reports the leader of its newest vote beside the last vote that is on disk.
             return Ok(());
         }
         let known = self.0.entry(*term).or_insert_with(|| leader.clone());
