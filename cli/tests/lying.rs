@@ -7,8 +7,8 @@ mod realm;
 use std::{
     pin::Pin,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -21,6 +21,7 @@ use satrap_identity::mtls::{
 };
 use satrap_merkle::BundleTree;
 use satrap_operator::{Kind, client::Client};
+use satrap_proto::fault;
 use satrap_proto::v1::{
     GovernanceReply, GovernanceRequest, LightBlockReply, LightBlocksRequest, StatusReply,
     StatusRequest, SubmitReply, SubmitRequest, ValidatorStatus,
@@ -35,11 +36,11 @@ use self::realm::{BUNDLE, TestRealm, plan};
 
 const MADE_UP_HEIGHT: u64 = 77;
 
-/// Takes every change, keeps it to itself, and claims a decision, or ends the call without an answer.
+/// Takes every change, keeps it to itself, and claims a decision, or fails as it was set to.
 #[derive(Clone, Default)]
 struct Liar {
     asked: Arc<AtomicUsize>,
-    loses: Arc<AtomicBool>,
+    fails: Arc<OnceLock<Status>>,
 }
 
 #[tonic::async_trait]
@@ -48,8 +49,8 @@ impl control_server::Control for Liar {
 
     async fn submit(&self, _: Request<SubmitRequest>) -> Result<Response<SubmitReply>, Status> {
         self.asked.fetch_add(1, Ordering::SeqCst);
-        if self.loses.load(Ordering::SeqCst) {
-            return Err(Status::unavailable("it went away"));
+        if let Some(status) = self.fails.get() {
+            return Err(status.clone());
         }
         let block_hash = vec![7; 32].into();
         Ok(Response::new(SubmitReply { height: MADE_UP_HEIGHT, block_hash, version: 1 }))
@@ -187,7 +188,7 @@ async fn a_swallowed_revocation_goes_to_the_next_server() {
 #[tokio::test]
 async fn a_refusal_does_not_speak_for_a_server_that_may_have_the_change() {
     let world = World::start().await;
-    world.liar.loses.store(true, Ordering::SeqCst);
+    world.liar.fails.set(Status::unavailable("it went away")).unwrap();
     let patience = Duration::from_secs(8);
     let stale = world.realm.publish(7, &BundleTree::default(), &content("hello"));
 
@@ -200,6 +201,30 @@ async fn a_refusal_does_not_speak_for_a_server_that_may_have_the_change() {
     let honest = world.realm.client(world.realm.validator_urls());
     let error = honest.submit_within(&stale, patience, &|_| {}).await.unwrap_err();
     assert_eq!((error.kind, error.rule.as_deref()), (Kind::Refused, Some("V4")), "{error}");
+    world.stop().await;
+}
+
+/// A publisher whose last version is certified sends the next one at once, and the first server that it
+/// asks may not hold that version yet.
+#[tokio::test]
+async fn a_server_that_is_behind_does_not_speak_for_the_others() {
+    let world = World::start().await;
+    world.liar.fails.set(fault::behind("V4", "it is at version 0")).unwrap();
+    let client = world.client();
+    let change = world.realm.publish(0, &BundleTree::default(), &content("hello"));
+    let decided = client.submit(&change).await.unwrap();
+    assert_eq!(
+        world.liar.asked.load(Ordering::SeqCst),
+        1,
+        "the one that is behind was asked first"
+    );
+    assert_eq!((decided.version, &decided.by), (1, &client.endpoints[1]));
+
+    // If all of them are behind, the change expects a version that never was.
+    let early = world.realm.publish(7, &BundleTree::default(), &content("bye"));
+    let error = client.submit(&early).await.unwrap_err();
+    assert_eq!((error.kind, error.rule.as_deref()), (Kind::Refused, Some("V4")), "{error}");
+    assert!(error.message.contains("is at version 1, the change expects 7"), "{error}");
     world.stop().await;
 }
 

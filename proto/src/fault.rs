@@ -77,6 +77,16 @@ impl Fault {
         Self { rule: Some(rule.to_owned()), ..Self::new(FaultKind::Rejected) }
     }
 
+    /// A request that expects a later state than this server holds, so it breaks `rule` here.
+    ///
+    /// # Panics
+    ///
+    /// As [`Fault::breaks`].
+    #[must_use]
+    pub fn behind(rule: &str) -> Self {
+        Self { kind: FaultKind::Behind, ..Self::breaks(rule) }
+    }
+
     /// A status that carries this fault, and `text` for people.
     #[must_use]
     pub fn status(&self, code: Code, text: impl Into<String>) -> Status {
@@ -129,6 +139,12 @@ impl Fault {
         self.kind == FaultKind::Rejected
     }
 
+    /// Whether the request expects a later state than the server holds, so that another server may accept it.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.kind == FaultKind::Behind
+    }
+
     /// Whether the server refused without looking at the request.
     #[must_use]
     pub fn is_before_judging(&self) -> bool {
@@ -140,6 +156,13 @@ impl Fault {
 #[must_use]
 pub fn breaks(rule: &str, why: impl Into<String>) -> Status {
     Fault::breaks(rule).status(Code::InvalidArgument, why)
+}
+
+/// The request breaks `rule` here because it expects a later state than this server holds:
+/// `FAILED_PRECONDITION`.
+#[must_use]
+pub fn behind(rule: &str, why: impl Into<String>) -> Status {
+    Fault::behind(rule).status(Code::FailedPrecondition, why)
 }
 
 /// The request is refused for a reason without a name, of the kind that `code` says.

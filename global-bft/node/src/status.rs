@@ -4,6 +4,7 @@
 //! |---|---|
 //! | the caller may not do this | `PERMISSION_DENIED` |
 //! | the caller sent something wrong: a `Rejection` | `INVALID_ARGUMENT`, with the rule |
+//! | this process is behind the state that the caller expects; ask another | `FAILED_PRECONDITION`, with the rule |
 //! | too much of it | `RESOURCE_EXHAUSTED` |
 //! | this process; ask another | `UNAVAILABLE` |
 //! | the disk of this process | `INTERNAL` |
@@ -69,6 +70,9 @@ pub fn rejected(rule: &str, why: &impl Display) -> Status {
 #[must_use]
 pub fn refused(refusal: &Refusal) -> Status {
     match refusal {
+        Refusal::Rejected(why) if why.expects_later_state() => {
+            fault::behind(why.rule(), why.to_string())
+        }
         Refusal::Rejected(why) => rejected(why.rule(), why),
         Refusal::Full { .. } => busy(&refusal.to_string()),
     }

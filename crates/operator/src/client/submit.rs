@@ -7,7 +7,8 @@
 //!
 //! ```text
 //!   hand in to one server ── answer ──▶ decided: look for the effect │ refused │ lost: next server
-//!            │                             └─ refused while another server may have it: look, next
+//!            │                             ├─ refused while another server may have it: look, next
+//!            │                             └─ the server is behind the state that the change expects: next
 //!            └── silent for HAND_ON_AFTER: the next server gets it, too
 //!   out of time: `not submitted` if no server took it, `undecided` if one did
 //! ```
@@ -65,6 +66,8 @@ enum Answer {
     Decided(SubmitReply),
     /// It breaks a rule.
     Refused(Error),
+    /// It expects a later state than the server holds: refused, unless another server accepts it.
+    Behind(Error),
     /// No answer; the server may have passed the change on.
     Lost(String),
     /// The server did not take it.
@@ -193,6 +196,7 @@ impl Client {
         let started = clock::monotonic();
         let (mut answers, mut others) = (FuturesUnordered::new(), self.endpoints.iter());
         answers.extend(others.next().map(|first| self.hand_in(first, bytes, tally)));
+        let mut behind = None;
         loop {
             let answer = match timeout(HAND_ON_AFTER, answers.next()).await {
                 Ok(answer) => answer,
@@ -221,6 +225,10 @@ impl Client {
                 }
                 Answer::Lost(why) => tally.failed(endpoint, &why, true),
                 Answer::NotTaken(why) => tally.failed(endpoint, &why, false),
+                Answer::Behind(error) => {
+                    tally.failed(endpoint, &error.to_string(), false);
+                    behind = Some((endpoint, error));
+                }
                 Answer::Refused(error) if tally.is_unsettled() => {
                     if let Some(shown) = self.shown(change, endpoint, SHOW_WITHIN).await {
                         return Ok(Some(shown.decided(None)));
@@ -234,7 +242,8 @@ impl Client {
             answers.extend(others.next().map(|next| self.hand_in(next, bytes, tally)));
         }
         if !tally.is_unsettled() {
-            return Ok(None);
+            let Some((endpoint, error)) = behind else { return Ok(None) };
+            return self.refused(change, endpoint, error).await.map(Some);
         }
         // Every server has answered, and one of them may have passed the change on.
         let first = &self.endpoints[0];
@@ -376,10 +385,11 @@ impl Shown {
 /// The answer of a server that failed, as it matters for the decision of the change.
 fn failed(status: &Status, endpoint: &Endpoint) -> Answer {
     let fault = Fault::of(status);
-    if fault.is_verdict() {
+    if fault.is_verdict() || fault.is_behind() {
         let message = format!("{} (says {})", one_line(&fault::text(status)), endpoint.label);
         let rule = fault.rule().map(str::to_owned);
-        return Answer::Refused(Error { kind: Kind::Refused, rule, message });
+        let error = Error { kind: Kind::Refused, rule, message };
+        return if fault.is_behind() { Answer::Behind(error) } else { Answer::Refused(error) };
     }
     match fault.is_before_judging() {
         true => Answer::NotTaken(fault::describe(status)),

@@ -169,7 +169,7 @@ impl ControlService {
         let inner = &*self.0;
         let first = inner.preferred.load(Ordering::Relaxed);
         let deadline = clock::monotonic() + SUBMIT_TIMEOUT;
-        let mut last = String::new();
+        let (mut last, mut behind) = (String::new(), None);
         for turn in 0..inner.validators.len() {
             let index = (first + turn) % inner.validators.len();
             let left = deadline.saturating_sub(clock::monotonic()).min(ATTEMPT_TIMEOUT);
@@ -183,6 +183,8 @@ impl ControlService {
             });
             let fault = answer.as_ref().err().map(Fault::of);
             match (answer, fault) {
+                // A validator that does not hold the caller's state yet cannot judge for those that do.
+                (Err(status), Some(fault)) if fault.is_behind() => behind = Some(status),
                 // A validator that failed may have taken the request: the answer of another one that
                 // has not judged it must not read as if none had (CLIENT-4).
                 (Err(status), Some(fault))
@@ -197,7 +199,10 @@ impl ControlService {
                 }
             }
         }
-        Err(status::undecided(&format!("no validator answered; last {last}")))
+        match behind {
+            Some(behind) if last.is_empty() => Err(behind),
+            _ => Err(status::undecided(&format!("no validator answered; last {last}"))),
+        }
     }
 
     fn local(&self) -> RegionStatus {
@@ -320,7 +325,8 @@ impl control_server::Control for ControlService {
             async move { client.max_encoding_message_size(SUBMIT_BYTES_MAX).submit(request).await }
         });
         answer.await.inspect_err(|status| {
-            if Fault::of(status).is_verdict() {
+            let fault = Fault::of(status);
+            if fault.is_verdict() || fault.is_behind() {
                 inner.submissions.owe(&payer, SUBMIT_REFUSED_BYTES);
             }
         })

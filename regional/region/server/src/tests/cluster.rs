@@ -21,6 +21,7 @@ use satrap_identity::{
     pki::{Authority, Role, Scope, SpiffeId},
 };
 use satrap_merkle::codec::Canonical as _;
+use satrap_proto::fault;
 use satrap_proto::v1::{
     FollowReply, FollowRequest, GovernanceReply, GovernanceRequest, LightBlockReply,
     LightBlocksRequest, StatusReply, StatusRequest, SubmitReply, SubmitRequest, control_server,
@@ -77,6 +78,8 @@ pub enum Behavior {
     MempoolFull,
     /// Refuses all changes of this region.
     ForbidsRegion,
+    /// Refuses changes because they expect a later version than it holds.
+    IsBehind,
 }
 
 /// The certificate authorities, directories and validators of one test.
@@ -439,6 +442,7 @@ impl control_server::Control for TestControl {
             Behavior::ForbidsRegion => {
                 return Err(Status::permission_denied("not from this region"));
             }
+            Behavior::IsBehind => return Err(fault::behind("V4", "it is at version 41")),
             Behavior::Honest
             | Behavior::TampersUpdates
             | Behavior::SendsNothing

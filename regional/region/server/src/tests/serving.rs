@@ -10,7 +10,7 @@ use satrap_identity::{
 };
 use satrap_proto::fault::Fault;
 use satrap_proto::v1::{
-    GovernanceRequest, LightBlocksRequest, RegionStatus, StatusRequest, SubmitRequest,
+    FaultKind, GovernanceRequest, LightBlocksRequest, RegionStatus, StatusRequest, SubmitRequest,
     control_client::ControlClient, status_reply::Tier,
 };
 use satrap_runtime::{clock, ports::Reserved};
@@ -254,6 +254,34 @@ fn a_validator_that_did_not_look_does_not_speak_for_one_that_failed() {
         assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
         assert!(refused.message().contains(words), "{refused:?}");
     }
+}
+
+/// A publisher whose last version is certified sends the next one at once.
+#[test]
+fn a_validator_that_is_behind_does_not_speak_for_the_others() {
+    let submit = |behaviors: &[Behavior], dead: bool| {
+        let world = World::new(behaviors);
+        let mut config = world.ring(&["m1"]).remove(0);
+        if dead {
+            let dead = Reserved::any(1).unwrap();
+            let url = format!("https://{}", dead.addresses()[0]);
+            config.validators.push(Endpoint { name: label("v9"), url });
+        }
+        let member = Running::start(&config);
+        let refused = block_on(async {
+            let operator = world.credentials(World::operator());
+            let mut control = ControlClient::new(channel(&member, &operator));
+            control.submit(SubmitRequest::default()).await.unwrap_err()
+        });
+        member.stop();
+        refused
+    };
+    let judged = submit(&[Behavior::IsBehind, Behavior::Honest], false);
+    assert_eq!((judged.code(), judged.message()), (Code::FailedPrecondition, VERDICT));
+    let all_behind = submit(&[Behavior::IsBehind, Behavior::IsBehind], false);
+    assert_eq!(Fault::of(&all_behind), Fault::behind("V4"), "{all_behind:?}");
+    let one_may_have_it = submit(&[Behavior::IsBehind], true);
+    assert_eq!(Fault::of(&one_may_have_it).kind(), FaultKind::Undecided, "{one_may_have_it:?}");
 }
 
 #[test]
