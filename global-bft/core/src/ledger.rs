@@ -150,6 +150,12 @@ impl Ledger {
         Ok(self.state.judge(&setting, change, &mut Cost::default())?.room())
     }
 
+    /// Whether `change` names a version that this ledger has not reached; another one may have.
+    #[must_use]
+    pub fn is_behind(&self, change: &SignedChange) -> bool {
+        self.state.is_behind(self.realm(), &change.change)
+    }
+
     /// Whether `change`, for which an earlier ledger's [`Ledger::check`] returned `room`, could be
     /// in the next block. Costs a few look-ups, whatever the change is.
     ///

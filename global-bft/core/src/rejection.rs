@@ -159,17 +159,6 @@ pub enum Rejection {
 }
 
 impl Rejection {
-    /// Whether the change names a later version than the ledger holds: a ledger that is behind refuses it
-    /// although others accept it.
-    #[must_use]
-    pub fn expects_later_state(&self) -> bool {
-        match self {
-            Self::Version { expected, current, .. }
-            | Self::GovernanceVersion { expected, current } => expected > current,
-            _ => false,
-        }
-    }
-
     /// The rule's number in `docs/spec/validity.md`.
     #[must_use]
     pub fn rule(&self) -> &'static str {

@@ -25,8 +25,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use satrap_certify::{
-    Action, BundleName, Class, ClassKind, Governance, GovernanceAct, Head, Label, Publish, Realm,
-    SignedChange, Timestamp, ValidatorSet,
+    Action, BundleName, Change, Class, ClassKind, Governance, GovernanceAct, Head, Label, Publish,
+    Realm, SignedChange, Timestamp, ValidatorSet,
     change::Retire,
     limits::{
         BLOCK_APPROVALS_MAX, BLOCK_NODES_MAX, BUNDLE_BYTES_MAX, BUNDLE_ENTRIES_MAX,
@@ -246,6 +246,23 @@ impl State {
                 Ok(Admitted::Govern(act))
             }
         }
+    }
+
+    /// Whether `change` names a version that this state has not reached: a state that is behind refuses a
+    /// change that others accept.
+    #[must_use]
+    pub fn is_behind(&self, realm: &Realm, change: &Change) -> bool {
+        // V28: the versions of a bundle that is gone are not above the highest one that was retired.
+        let reached = |bundle| match self.heads.get(bundle) {
+            Some(head) => head.version,
+            None => self.governance.retired_version,
+        };
+        let is_later = match &change.action {
+            Action::Publish(publish) => publish.expect_version > reached(&publish.bundle),
+            Action::Retire(retire) => retire.expect_version > reached(&retire.bundle),
+            Action::Govern(expected, _) => *expected > self.governance.version,
+        };
+        change.genesis_hash == *realm.genesis_hash() && is_later
     }
 
     /// V4: the present version, which is the expected one; `absent` for a bundle that does not exist.

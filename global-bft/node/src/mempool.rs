@@ -39,6 +39,10 @@ pub enum Refusal {
     /// The change breaks a rule.
     #[error("{rule}: {why}", rule = .0.rule(), why = .0)]
     Rejected(#[from] Rejection),
+    /// The change names a version that this validator has not reached, so it breaks a rule here; another
+    /// validator may accept it.
+    #[error("{rule}: {why}", rule = .0.rule(), why = .0)]
+    Behind(Rejection),
     /// Too many changes wait; retry later.
     #[error("{waiting} changes wait for a block, at most {MEMPOOL_CHANGES_MAX} may; retry later")]
     Full {
@@ -133,7 +137,10 @@ impl Mempool {
         if self.len() >= MEMPOOL_CHANGES_MAX || self.bytes + bytes > MEMPOOL_BYTES_MAX {
             return Err(full);
         }
-        let room = ledger.check(&change)?;
+        let room = ledger.check(&change).map_err(|why| match ledger.is_behind(&change) {
+            true => Refusal::Behind(why),
+            false => Refusal::Rejected(why),
+        })?;
         let tickets = ticket.into_iter().collect();
         let pending = Pending { change, digest, bytes, room, tickets, sent_at };
         self.pending.insert(self.arrived, pending);

@@ -181,7 +181,7 @@ impl control_server::Control for Control {
         })?;
         let answer = answer.await.map_err(|_| status::undecided("this validator is stopping"))?;
         let receipt = answer.inspect_err(|refusal| match refusal {
-            Refusal::Rejected(_) => refused(),
+            Refusal::Rejected(_) | Refusal::Behind(_) => refused(),
             Refusal::Full { .. } => {}
         });
         let receipt = receipt.map_err(|refusal| status::refused(&refusal))?;

@@ -70,10 +70,8 @@ pub fn rejected(rule: &str, why: &impl Display) -> Status {
 #[must_use]
 pub fn refused(refusal: &Refusal) -> Status {
     match refusal {
-        Refusal::Rejected(why) if why.expects_later_state() => {
-            fault::behind(why.rule(), why.to_string())
-        }
         Refusal::Rejected(why) => rejected(why.rule(), why),
+        Refusal::Behind(why) => fault::behind(why.rule(), why.to_string()),
         Refusal::Full { .. } => busy(&refusal.to_string()),
     }
 }

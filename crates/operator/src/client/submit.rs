@@ -196,7 +196,9 @@ impl Client {
         let started = clock::monotonic();
         let (mut answers, mut others) = (FuturesUnordered::new(), self.endpoints.iter());
         answers.extend(others.next().map(|first| self.hand_in(first, bytes, tally)));
-        let mut behind = None;
+        // The refusal to report if no server can have the change: one by a server that holds the state
+        // that the change expects, rather than one that is behind.
+        let (mut refused, mut behind, mut is_judged_by_all) = (None, None, true);
         loop {
             let answer = match timeout(HAND_ON_AFTER, answers.next()).await {
                 Ok(answer) => answer,
@@ -224,7 +226,10 @@ impl Client {
                     tally.failed(endpoint, &why, true);
                 }
                 Answer::Lost(why) => tally.failed(endpoint, &why, true),
-                Answer::NotTaken(why) => tally.failed(endpoint, &why, false),
+                Answer::NotTaken(why) => {
+                    tally.failed(endpoint, &why, false);
+                    is_judged_by_all = false;
+                }
                 Answer::Behind(error) => {
                     tally.failed(endpoint, &error.to_string(), false);
                     behind = Some((endpoint, error));
@@ -234,6 +239,7 @@ impl Client {
                         return Ok(Some(shown.decided(None)));
                     }
                     tally.failed(endpoint, &error.to_string(), false);
+                    refused = Some((endpoint, error));
                 }
                 Answer::Refused(error) => {
                     return self.refused(change, endpoint, error).await.map(Some);
@@ -242,7 +248,8 @@ impl Client {
             answers.extend(others.next().map(|next| self.hand_in(next, bytes, tally)));
         }
         if !tally.is_unsettled() {
-            let Some((endpoint, error)) = behind else { return Ok(None) };
+            let refusal = refused.or(behind.filter(|_| is_judged_by_all));
+            let Some((endpoint, error)) = refusal else { return Ok(None) };
             return self.refused(change, endpoint, error).await.map(Some);
         }
         // Every server has answered, and one of them may have passed the change on.

@@ -2,7 +2,8 @@
 //! of the region.
 //!
 //! A member does not judge a change. The validators do, and the member returns their answer
-//! unchanged. It asks the next validator only if one could not answer.
+//! unchanged. It asks the next validator only if one could not answer, or is behind the state that the
+//! change expects.
 //!
 //! The validators charge what a member forwards to its region (CHARGE-1 and CHARGE-2 of [`satrap_identity::charges`]),
 //! so a member charges each operator first: one that floods spends its own budget, not its region's.
@@ -173,10 +174,12 @@ impl ControlService {
         for turn in 0..inner.validators.len() {
             let index = (first + turn) % inner.validators.len();
             let left = deadline.saturating_sub(clock::monotonic()).min(ATTEMPT_TIMEOUT);
+            let (endpoint, channel) = &inner.validators[index];
             if left.is_zero() {
+                last =
+                    format!("`{}`: no time was left to ask it; before it: {last}", endpoint.name);
                 break;
             }
-            let (endpoint, channel) = &inner.validators[index];
             let client = ControlClient::new(channel.clone());
             let answer = timeout(left, ask(client)).await.unwrap_or_else(|_| {
                 Err(status::refused(Code::DeadlineExceeded, &format!("no answer in {left:?}")))
@@ -184,7 +187,13 @@ impl ControlService {
             let fault = answer.as_ref().err().map(Fault::of);
             match (answer, fault) {
                 // A validator that does not hold the caller's state yet cannot judge for those that do.
-                (Err(status), Some(fault)) if fault.is_behind() => behind = Some(status),
+                (Err(status), Some(fault)) if fault.is_behind() => {
+                    behind.get_or_insert(status);
+                }
+                // Nor can one that has not looked.
+                (Err(status), Some(fault)) if fault.is_before_judging() && behind.is_some() => {
+                    behind = Some(status);
+                }
                 // A validator that failed may have taken the request: the answer of another one that
                 // has not judged it must not read as if none had (CLIENT-4).
                 (Err(status), Some(fault))
@@ -200,7 +209,7 @@ impl ControlService {
             }
         }
         match behind {
-            Some(behind) if last.is_empty() => Err(behind),
+            Some(status) if last.is_empty() => Err(status),
             _ => Err(status::undecided(&format!("no validator answered; last {last}"))),
         }
     }
@@ -320,16 +329,20 @@ impl control_server::Control for ControlService {
         let inner = &*self.0;
         let _permit = take_permit(&inner.forwarding, &peer, SUBMITS_AT_ONCE, "submissions")?;
         inner.submissions.charge(&payer, SUBMIT_FLAT_BYTES + request.change.len())?;
+        // Each validator that refuses the change charges the region for it, whatever the others say.
+        let (judged, sent_on) = (SUBMIT_REFUSED_BYTES, request.change.len());
         let answer = self.forward(|client| {
-            let request = request.clone();
-            async move { client.max_encoding_message_size(SUBMIT_BYTES_MAX).submit(request).await }
-        });
-        answer.await.inspect_err(|status| {
-            let fault = Fault::of(status);
-            if fault.is_verdict() || fault.is_behind() {
-                inner.submissions.owe(&payer, SUBMIT_REFUSED_BYTES);
+            let (request, payer) = (request.clone(), &payer);
+            async move {
+                let mut client = client.max_encoding_message_size(SUBMIT_BYTES_MAX);
+                client.submit(request).await.inspect_err(|status| match Fault::of(status) {
+                    fault if fault.is_verdict() => inner.submissions.owe(payer, judged),
+                    fault if fault.is_behind() => inner.submissions.owe(payer, judged + sent_on),
+                    _ => {}
+                })
             }
-        })
+        });
+        answer.await
     }
 
     async fn status(
