@@ -81,6 +81,10 @@ pub const BAN: Duration = Duration::from_secs(10);
 pub const EARLY_VOTES_MAX: usize = 16;
 /// Proposals kept for the next height, per peer: its leader may send the one of another round, too.
 pub const EARLY_PROPOSALS_MAX: usize = 2;
+/// Changes kept for the next height, per peer: what it decided first makes others possible there.
+pub const EARLY_CHANGES_MAX: usize = 16;
+/// Their canonical bytes.
+pub const EARLY_CHANGE_BYTES_MAX: usize = CHANGE_BYTES_MAX;
 /// Different proposals looked at per round, and as many again of blocks with a polka; two prove an
 /// equivocation.
 pub const PROPOSALS_PER_ROUND_MAX: usize = 3;

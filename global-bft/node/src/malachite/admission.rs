@@ -6,7 +6,9 @@
 //! - **ADMIT-1** A vote counts only on the stream of the validator that cast it, so no validator can fill the
 //!   quota of another. Certificates and proposals may be relayed: they are verified as a whole.
 //! - **ADMIT-2** Messages of the next height wait here, per peer and verified if the signer is known;
-//!   everything later is dropped, and value sync brings those heights.
+//!   everything later is dropped, and value sync brings those heights. A relayed change that names a later
+//!   version than this validator has waits for one height, unverified: its sender may have decided that
+//!   version already.
 //! - **ADMIT-3** A block reaches the core only with a proposal whose proposer and signature were checked,
 //!   and together with this validator's own verdict on its content.
 //! - **ADMIT-4** A fresh proposal reaches the core only if it is timely (PBTS): its time lies within clock
@@ -31,7 +33,8 @@
 use std::collections::BTreeMap;
 
 use arc_malachitebft_core_types::Validator as _;
-use satrap_certify::{Label, Realm, Timestamp};
+use satrap_certify::{Label, Realm, SignedChange, Timestamp};
+use satrap_merkle::codec::Canonical as _;
 
 use super::{
     context::{SignedProposal, SignedVote},
@@ -40,13 +43,22 @@ use super::{
     step::Verdict,
     timing::Timing,
 };
-use crate::limits::{EARLY_PROPOSALS_MAX, EARLY_VOTES_MAX};
+use crate::limits::{
+    EARLY_CHANGE_BYTES_MAX, EARLY_CHANGES_MAX, EARLY_PROPOSALS_MAX, EARLY_VOTES_MAX,
+};
 
 /// Messages of the next height, by peer.
 #[derive(Default)]
 struct Early {
     votes: BTreeMap<Label, Vec<SignedVote>>,
     proposals: BTreeMap<Label, Vec<(SignedProposal, Timestamp)>>,
+    changes: BTreeMap<Label, EarlyChanges>,
+}
+
+#[derive(Default)]
+struct EarlyChanges {
+    held: Vec<SignedChange>,
+    bytes: usize,
 }
 
 /// Judges votes and proposals from peers, and keeps those of the next height.
@@ -156,6 +168,18 @@ impl Admission {
         Verdict::Leave
     }
 
+    /// ADMIT-2, for a change that the ledger is behind.
+    pub fn keep_change(&mut self, from: &Label, change: SignedChange) {
+        let bytes = change.to_canonical().len();
+        let early = self.early.changes.entry(from.clone()).or_default();
+        let room =
+            early.held.len() < EARLY_CHANGES_MAX && early.bytes + bytes <= EARLY_CHANGE_BYTES_MAX;
+        if room && !early.held.contains(&change) {
+            early.bytes += bytes;
+            early.held.push(change);
+        }
+    }
+
     /// ADMIT-4
     fn is_timely(&self, proposal: &SignedProposal, arrived: Timestamp) -> bool {
         if proposal.pol_round.is_defined() {
@@ -183,6 +207,15 @@ impl Admission {
         let kept = std::mem::take(&mut self.early.proposals).into_iter();
         let of_peer = |(from, held): (Label, Vec<_>)| {
             held.into_iter().map(move |(proposal, arrived)| (from.clone(), proposal, arrived))
+        };
+        kept.flat_map(of_peer).collect()
+    }
+
+    /// The changes that were kept for the height that just began.
+    pub fn take_changes(&mut self) -> Vec<(Label, SignedChange)> {
+        let kept = std::mem::take(&mut self.early.changes).into_iter();
+        let of_peer = |(from, early): (Label, EarlyChanges)| {
+            early.held.into_iter().map(move |change| (from.clone(), change))
         };
         kept.flat_map(of_peer).collect()
     }

@@ -181,6 +181,11 @@ impl Host {
         self.height = HeightState::after(&self.decided.ledger, &self.genesis);
         // The other inputs that are queued are of the decided height; the core drops them.
         self.step.queue.push_front((None, self.height.start()));
+        for (from, change) in self.admission.take_changes() {
+            self.step.source = Some(from.clone());
+            self.take_change(&from, change);
+            self.judge_source();
+        }
         let (proposals, votes) = (self.admission.take_proposals(), self.admission.take_votes());
         for (from, proposal, arrived) in proposals {
             self.step.source = Some(from.clone());

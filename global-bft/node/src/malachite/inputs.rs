@@ -93,14 +93,20 @@ impl Host {
                     Verdict::Junk => self.step.junk = true,
                 }
             }
-            Frame::Change(change) => {
-                if let Err(refusal) = self.mempool.relay(&self.decided.ledger, change) {
-                    tracing::debug!(%from, %refusal, "refused a relayed change");
-                    self.step.junk |= is_wrong_at_any_height(&refusal);
-                }
+            Frame::Change(change) if self.decided.ledger.is_behind(&change) => {
+                self.admission.keep_change(&from, change);
             }
+            Frame::Change(change) => self.take_change(&from, change),
         }
         Ok(())
+    }
+
+    /// Takes a change that a peer relayed.
+    pub fn take_change(&mut self, from: &Label, change: SignedChange) {
+        if let Err(refusal) = self.mempool.relay(&self.decided.ledger, change) {
+            tracing::debug!(%from, %refusal, "refused a relayed change");
+            self.step.junk |= is_wrong_at_any_height(&refusal);
+        }
     }
 
     fn timer(&mut self, timer: TimerId) {

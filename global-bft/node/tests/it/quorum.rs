@@ -11,7 +11,7 @@ use satrap_global_node::{
 };
 
 use crate::{
-    realm::{START, address, genesis, govern, info, operator, publish},
+    realm::{START, address, genesis, govern, info, operator, publish, publish_after},
     world::{Corruption, World},
 };
 
@@ -40,6 +40,27 @@ fn a_change_submitted_anywhere_is_decided_everywhere() {
     let receipt = world.answers[&7].clone().unwrap();
     assert_eq!((receipt.height, receipt.version), (8, 1));
     assert_eq!(receipt.block, world.oracle.decided[&8]);
+}
+
+/// ADMIT-2: a publisher sends the next version to the validator that decided the last one, while the next
+/// leader may still be deciding it.
+#[test]
+fn a_leader_that_is_a_height_behind_proposes_the_next_version() {
+    let mut world = World::new(genesis(4, 100, HOUR), 4, 5);
+    world.start_all();
+    for expected in 0..100 {
+        let (to, asked) = (u8::try_from(expected % 4).unwrap(), world.now);
+        world.submit(to, publish_after(&world.genesis, expected), expected);
+        assert!(world.run(HOUR, |w| w.answers.contains_key(&expected)));
+        let took = world.now - asked;
+        // A round without a proposal takes longer.
+        assert!(took < Duration::from_millis(400), "version {}: {took:?}", expected + 1);
+        assert!(world.answers[&expected].is_ok(), "{:?}", world.answers[&expected]);
+        // The validator that answers next is one that has decided this one.
+        assert!(
+            world.run(HOUR, |w| w.height(u8::try_from((expected + 1) % 4).unwrap()) > expected)
+        );
+    }
 }
 
 #[test]

@@ -63,12 +63,31 @@ pub fn genesis(validators: u8, rotation: u64, heartbeat: Duration) -> Genesis {
 }
 
 /// Creates bundle `test/<n>`.
+/// Creates the bundle `test/n`.
 pub fn publish(genesis: &Genesis, n: u64) -> SignedChange {
+    publish_between(genesis, &format!("test/{n}"), 0, (&BundleTree::default(), &tree(n)))
+}
+
+/// Makes version `expected + 1` of one bundle.
+pub fn publish_after(genesis: &Genesis, expected: u64) -> SignedChange {
+    let from = if expected == 0 { BundleTree::default() } else { tree(expected - 1) };
+    publish_between(genesis, "test/one", expected, (&from, &tree(expected)))
+}
+
+fn tree(n: u64) -> BundleTree {
     let mut tree = BundleTree::default();
     tree.insert(&Key::new(b"key").unwrap(), Arc::from(n.to_be_bytes().as_slice()));
-    let bundle = BundleName::new(&format!("test/{n}")).unwrap();
-    let publish = Publish::between(bundle, 0, &BundleTree::default(), &tree);
-    signed(genesis, Action::Publish(publish))
+    tree
+}
+
+fn publish_between(
+    genesis: &Genesis,
+    bundle: &str,
+    expected: u64,
+    (from, to): (&BundleTree, &BundleTree),
+) -> SignedChange {
+    let bundle = BundleName::new(bundle).unwrap();
+    signed(genesis, Action::Publish(Publish::between(bundle, expected, from, to)))
 }
 
 pub fn govern(genesis: &Genesis, version: u64, validators: Vec<ValidatorInfo>) -> SignedChange {
