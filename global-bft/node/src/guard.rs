@@ -21,7 +21,7 @@
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
-    io,
+    io::{self, Read as _},
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::Path,
 };
@@ -121,12 +121,13 @@ impl SlotFile {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(MODE_SECRET);
         let file = options.open(path)?;
-        let written = file.metadata()?.len() / SLOT_BYTES as u64;
-        for slot in written..2 {
-            // A later write then only replaces bytes that are on disk. A file system that turns
-            // read-only may lose others although it reports success for their sync.
-            file.write_all_at(&[0; SLOT_BYTES], slot * SLOT_BYTES as u64)?;
-        }
+        // Both slots are written back as they are read, or as zeros. The bytes read may be in memory only,
+        // because their sync failed; and a later write must replace bytes that are on disk: a file system
+        // that turns read-only may lose others although it reports success for their sync.
+        let mut held = Vec::with_capacity(2 * SLOT_BYTES);
+        (&file).take(2 * SLOT_BYTES as u64).read_to_end(&mut held)?;
+        held.resize(2 * SLOT_BYTES, 0);
+        file.write_all_at(&held, 0)?;
         file.sync_all()?;
         satrap_runtime::files::sync_directory(satrap_runtime::files::parent(path))?;
         Ok(Self(file))
