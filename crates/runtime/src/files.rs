@@ -73,7 +73,10 @@ pub fn read_secret(path: &Path, bytes_max: u64) -> io::Result<Zeroizing<Vec<u8>>
 ///
 /// From the file system; treat as fatal.
 pub fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
+    let directory = File::open(directory)?;
+    directory.sync_all()?;
+    // ext4 reports success for a sync during which it turns read-only, and fails the next one.
+    directory.sync_all()
 }
 
 /// The directory that holds `path`.

@@ -11,11 +11,12 @@
 //!   renamed or removed name only after [`Files::sync_dir`] returned. Until then any subset of the
 //!   changes may survive, in units of a 512-byte sector or one name.
 //! - After a failed write or sync the content is unknown. Callers stop and never retry.
-//! - A file system that turns read-only during a sync may lose what was written where nothing had been
-//!   written before, and still report success: ext4 (Linux 6.18) does not return the error when the
-//!   conversion of an allocated extent fails. Bytes that replace synced ones are not affected, and every
-//!   later write, sync or rename fails. So such a sync counts once a later call has succeeded:
-//!   [`File::sync_twice`].
+//! - A file system that turns read-only during a sync may lose names, and what was written where nothing
+//!   had been written before, and still report success: ext4 (Linux 6.18) does not return the error when
+//!   the conversion of an allocated extent fails. Bytes that replace synced ones are not affected, and
+//!   every later write, sync or rename fails. So such a sync counts once a later call has succeeded:
+//!   [`File::sync_twice`]; [`Files::sync_dir`] makes that call itself. This holds for a file system that
+//!   writes in place, as ext4 and XFS do, and turns read-only after an error (`errors=remount-ro`).
 
 use std::{
     fmt, fs,
@@ -250,6 +251,8 @@ impl Files for DirFiles {
     }
 
     fn sync_dir(&self) -> io::Result<()> {
+        self.directory.sync_all()?;
+        // A file system that turned read-only during the first sync fails this one (see the contract).
         self.directory.sync_all()
     }
 

@@ -349,7 +349,7 @@ impl Files for SimDisk {
             return Err(io::Error::other("injected: sync failed"));
         }
         if inner.faults.read_only_at_sync() {
-            // The journal ends here, and names are in the journal.
+            // The second sync of a real directory fails, though the first may not.
             inner.read_only = true;
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }

@@ -15,8 +15,8 @@
 //!
 //! A new segment has room on the disk but no content yet. The log writes zeros ahead of its groups and
 //! syncs them, [`ZERO_BYTES`] at a time, so that a group only replaces bytes that are on disk: then one
-//! sync is enough (see the contract in [`crate::files`]). A segment that this process recycled has been
-//! through that. The head of a segment is proven by the rename that follows its sync.
+//! sync is enough (see the contract in [`crate::files`]). A segment that this process filled and recycled
+//! has been through that. The head of a segment is proven by the rename that follows its sync.
 //!
 //! # Invariants
 //!
@@ -185,7 +185,8 @@ impl Wal {
         }
     }
 
-    /// Writes `records` with one write and one sync, all of them or none (WAL-1, WAL-2).
+    /// Writes `records` as one group, all of them or none (WAL-1, WAL-2): one write and one sync, and before
+    /// the first group of each [`ZERO_BYTES`] those of the zeros (WAL-5).
     ///
     /// Does nothing if there are no records, or if all of them are left out (see [`Record`]).
     ///

@@ -6,13 +6,18 @@
 
 mod common;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
+use bytes::Bytes;
 use common::{
     CACHE, Dice, INSTANCE, Log, Model, NO_RESERVE, SMALL, disk, mark, open_state, open_wal, owner,
 };
 use satrap_ring_storage::{
-    Config, Member, Record, StorageError,
+    Config, Member, Record, Reserve, StorageError, Wal, WalConfig,
+    limits::ZERO_BYTES,
     sim::{Faults, SimDisk},
 };
 
@@ -20,6 +25,7 @@ const LOG_SEEDS: u64 = 2_000;
 const STATE_SEEDS: u64 = 300;
 const MEMBER_SEEDS: u64 = 200;
 const LIARS: u64 = 60;
+const LARGE_GROUP_SEEDS: u64 = 100;
 
 /// Kills only the process at times; recovery must then make durable all that it returns.
 fn die(sim: &SimDisk, dice: &mut Dice) {
@@ -125,6 +131,45 @@ fn an_acknowledged_commit_survives_a_file_system_that_turns_read_only() {
             acked = log.unwrap_or_else(|| panic!("seed {seed}: recovered {found:?}"));
         }
     }
+}
+
+/// WAL-5 beyond the first bytes that are zeroed: groups that end in the next ones, and groups that are
+/// larger.
+#[test]
+fn an_acknowledged_commit_survives_it_at_any_place_of_a_segment() {
+    let config = WalConfig { segment_bytes: 4 * ZERO_BYTES as u64 };
+    let open = |sim: &SimDisk| {
+        let reserve = Reserve::open(disk(sim), NO_RESERVE).unwrap();
+        Wal::open(disk(sim), Arc::new(reserve), config, &owner(), INSTANCE)
+    };
+    let mut lost_nothing_after = BTreeSet::new();
+    for seed in 0..LARGE_GROUP_SEEDS {
+        let sim = SimDisk::new(seed);
+        let mut dice = Dice(seed ^ 0x1a46e);
+        let syncs = Some(dice.below(40));
+        sim.set_faults(Faults { read_only_after_syncs: syncs, ..Faults::default() });
+        let (mut acked, mut written) = (BTreeMap::new(), 0);
+        if let Ok((mut wal, _)) = open(&sim) {
+            for index in 1.. {
+                let bytes = dice.below(3 * ZERO_BYTES as u64 / 2) as usize;
+                let bytes = Bytes::from(vec![dice.roll() as u8; bytes]);
+                written += bytes.len();
+                let record = Record::Append { index, bytes: bytes.clone() };
+                if wal.commit(&[record]).is_err() {
+                    break;
+                }
+                acked.insert(index, bytes);
+            }
+        }
+        lost_nothing_after.insert(written / ZERO_BYTES);
+        sim.kill();
+        let found: BTreeMap<_, _> = open(&sim).unwrap().1.entries.into_iter().collect();
+        // The commit in progress may have survived.
+        let lost = acked.iter().find(|(index, bytes)| found.get(index) != Some(bytes));
+        assert!(lost.is_none(), "seed {seed}: entry {} is lost", lost.unwrap().0);
+        assert!(found.len() <= acked.len() + 1, "seed {seed}");
+    }
+    assert!(lost_nothing_after.len() > 8, "too few places: {lost_nothing_after:?}");
 }
 
 /// The positive control: this test catches a disk that lies about its syncs.
