@@ -54,13 +54,11 @@ pub async fn renew(
             (header, ttl_s)
         }
         Ok(other) => return Err(mismatch(&other.response)),
-        Err(Failure::Refused(Refusal::LeaseNotFound)) => {
-            // The copy of a corrupt member says nothing about a lease.
-            api.read(|_| Ok(()))?;
-            (before, 0)
-        }
+        Err(Failure::Refused(Refusal::LeaseNotFound)) => (before, 0),
         Err(failure) => return Err(failure.into()),
     };
+    // The copy of a corrupt member says nothing about a lease: it may hold one that has ended.
+    api.read(|_| Ok(()))?;
     Ok(pb::LeaseKeepAliveResponse { header: Some(header), id, ttl })
 }
 

@@ -121,14 +121,18 @@ fn renewals_keep_their_order_and_unknown_leases_have_no_time() {
 }
 
 #[test]
-fn a_corrupt_member_does_not_say_that_a_lease_has_ended() {
+fn a_corrupt_member_says_of_no_lease_that_it_lives_or_has_ended() {
     run(async {
         let member = Member::start();
+        let granted = pb::LeaseGrantRequest { ttl: 60, id: 5 };
+        member.anyone().leases().lease_grant(granted).await.unwrap();
         member.corrupt().await;
-        let requests = futures::stream::iter([pb::LeaseKeepAliveRequest { id: 7 }]);
-        let answers = member.anyone().leases().lease_keep_alive(requests).await.unwrap();
-        let refused = answers.into_inner().next().await.unwrap().unwrap_err();
-        assert_eq!(refused.message(), "etcdserver: corrupt cluster");
+        for id in [5, 7] {
+            let requests = futures::stream::iter([pb::LeaseKeepAliveRequest { id }]);
+            let answers = member.anyone().leases().lease_keep_alive(requests).await.unwrap();
+            let refused = answers.into_inner().next().await.unwrap().unwrap_err();
+            assert_eq!(refused.message(), "etcdserver: corrupt cluster");
+        }
     });
 }
 
