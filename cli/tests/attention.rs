@@ -23,6 +23,11 @@ const VALUE_BYTES: usize = 32 * 1024;
 
 /// The lines of `attention`, as soon as one contains `expected`.
 fn await_line(live: &Live, expected: &str) -> Vec<String> {
+    await_lines(live, |lines| lines.iter().any(|line| line.contains(expected)))
+}
+
+/// The lines of `attention`, as soon as they are as expected.
+fn await_lines(live: &Live, are_expected: impl Fn(&[String]) -> bool) -> Vec<String> {
     let look = || {
         let status = live.run(&["--json", "status"]).json();
         serde_json::from_value::<Vec<String>>(status["attention"].clone()).unwrap()
@@ -30,13 +35,13 @@ fn await_line(live: &Live, expected: &str) -> Vec<String> {
     let mut lines = look();
     live.runtime.block_on(async {
         let looks = async {
-            while !lines.iter().any(|line| line.contains(expected)) {
+            while !are_expected(&lines) {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 lines = look();
             }
         };
         let shown = tokio::time::timeout(SHOWS_WITHIN, looks).await;
-        assert!(shown.is_ok(), "no line has {expected:?}");
+        assert!(shown.is_ok(), "after {SHOWS_WITHIN:?} there is no line that the test expects");
     });
     lines
 }
@@ -75,6 +80,8 @@ fn everything_that_an_operator_must_act_on_is_on_the_first_screen() {
             member.etcd = Some(EtcdPlan { listen, url: format!("https://{listen}") });
         }
     });
+    // All processes have started and found each other.
+    await_lines(&live, |lines| lines.is_empty());
     live.write("content/a", "1");
     live.run(&["publish", BUNDLE, "content"]).succeeds();
 

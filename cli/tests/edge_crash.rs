@@ -22,11 +22,10 @@ use std::{
     time::Duration,
 };
 
-use satrap_certify::{Key, SignedReport};
+use satrap_certify::Key;
 use satrap_edge_agent::links::OnDisk;
-use satrap_merkle::{BundleTree, codec::Canonical as _};
-use satrap_operator::client::{Client, Endpoint};
-use satrap_proto::v1::status_reply::Tier;
+use satrap_merkle::BundleTree;
+use satrap_operator::client::Client;
 use satrap_realm::layout::ProcessFiles;
 use satrap_runtime::{
     child::{self, Running},
@@ -203,15 +202,7 @@ impl World {
         assert_eq!(decided.version, version + 1);
         self.published.insert(decided.version, next);
         for url in self.realm.member_urls() {
-            let client = self.realm.client(vec![url]);
-            let begun = clock::monotonic();
-            while self.realm.read(&client).await.0 < decided.version {
-                assert!(
-                    clock::monotonic() - begun < WITHIN,
-                    "a member does not get version {version}"
-                );
-                sleep(LOOK).await;
-            }
+            self.realm.until_served(&url, decided.version, WITHIN).await;
         }
     }
 
@@ -224,27 +215,6 @@ impl World {
         })
     }
 
-    /// Whether a member got the report that the edge runs the newest version.
-    async fn is_reported(&self, edge: usize) -> bool {
-        let name = &self.realm.plan.edges[edge].name;
-        let client = self.realm.client(self.realm.member_urls());
-        for url in self.realm.member_urls() {
-            let member = Endpoint { label: url.clone(), url };
-            let Ok(status) = client.status(&member).await else { continue };
-            let Some(Tier::Region(status)) = status.tier else { panic!("{status:?}") };
-            let reports = status.reports.iter().map(|bytes| SignedReport::from_canonical(bytes));
-            let newest = |signed: SignedReport| {
-                let running = &signed.report.running;
-                signed.report.edge == *name
-                    && running.iter().any(|(_, version, _)| *version == self.version())
-            };
-            if reports.map(Result::unwrap).any(newest) {
-                return true;
-            }
-        }
-        false
-    }
-
     /// Waits until the edge was killed, and returns the step; or until it runs the newest version
     /// and has reported that.
     async fn killed_or_done(&mut self, index: usize) -> Option<String> {
@@ -255,7 +225,7 @@ impl World {
                 assert_eq!(status.signal(), Some(9), "{}", self.tail(index));
                 return Some(fs::read_to_string(&self.edges[index].kill_log).unwrap_or_default());
             }
-            if self.runs_newest(index) && self.is_reported(index).await {
+            if self.runs_newest(index) && self.realm.is_reported(index, self.version()).await {
                 self.edges[index].kill().await;
                 return None;
             }

@@ -40,8 +40,9 @@ fn a_bundle_is_published_read_verified_and_compared() {
     live.run(&["get", BUNDLE, "c.json"]).fails(65, "has no key `c.json`");
 
     // A member serves the same once it has adopted it; the edge runs it, and it verifies offline.
-    live.runtime.block_on(live.realm.converge(2, std::time::Duration::from_secs(60)));
+    live.runtime.block_on(live.realm.converge(2, WITHIN));
     let member = live.realm.member_urls().remove(0);
+    live.runtime.block_on(live.realm.until_served(&member, 2, WITHIN));
     let served = live.run(&["--json", "get", BUNDLE, "--endpoint", &member]).json();
     assert_eq!((&served["root"], &served["from"]), (&got["root"], &member.as_str().into()));
     let genesis = live.realm.files.genesis.display().to_string();
@@ -51,6 +52,11 @@ fn a_bundle_is_published_read_verified_and_compared() {
     satrap(live.dir(), &[&verify[..], &["--dir", &active]].concat()).succeeds();
     satrap(live.dir(), &[&verify[..], &["--dir", "content"]].concat()).succeeds();
 
+    live.runtime.block_on(async {
+        while !live.realm.is_reported(0, 2).await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
     let status = live.run(&["--json", "status"]).json();
     assert_eq!(status["height"], 2);
     assert!(status["signed_last"].as_array().unwrap().len() >= 3, "{status}");

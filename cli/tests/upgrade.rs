@@ -21,9 +21,9 @@ use satrap_edge_agent::{links::OnDisk, status::Status};
 use satrap_operator::client::etcd::EtcdClient;
 use satrap_proto::{
     etcdserverpb::{
-        AuthRoleGetRequest, AuthUserGetRequest, HashKvRequest, LeaseTimeToLiveRequest, PutRequest,
-        RangeRequest, auth_client::AuthClient, kv_client::KvClient, lease_client::LeaseClient,
-        maintenance_client::MaintenanceClient,
+        AlarmRequest, AuthRoleGetRequest, AuthUserGetRequest, HashKvRequest,
+        LeaseTimeToLiveRequest, PutRequest, RangeRequest, auth_client::AuthClient,
+        kv_client::KvClient, lease_client::LeaseClient, maintenance_client::MaintenanceClient,
     },
     v1::{GrantRoleRequest, RoleStatusRequest, store_client::StoreClient},
 };
@@ -123,16 +123,18 @@ async fn holds_its_keys(client: &EtcdClient) {
     let channel = client.any().await.unwrap();
     let mut kv = KvClient::new(channel.clone());
     let put = PutRequest { key: "after".into(), ..PutRequest::default() };
-    let written = async {
+    let ends = async {
+        let mut maintenance = MaintenanceClient::new(channel.clone());
         loop {
-            match kv.put(put.clone()).await {
-                Ok(written) => return written.into_inner(),
-                Err(full) => assert!(full.message().contains("database space exceeded"), "{full}"),
+            let raised = maintenance.alarm(AlarmRequest::default()).await;
+            if raised.is_ok_and(|raised| raised.into_inner().alarms.is_empty()) {
+                return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let written = tokio::time::timeout(WAIT, written).await.unwrap();
+    tokio::time::timeout(WAIT, ends).await.unwrap();
+    let written = kv.put(put).await.unwrap().into_inner();
     assert_eq!(written.header.unwrap().revision, REVISION + 1);
     let take = GrantRoleRequest { role: "other".into(), holder: "test".into(), ttl_s: 60 };
     let token = StoreClient::new(channel).grant_role(take).await.unwrap().into_inner().token;

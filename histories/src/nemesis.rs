@@ -20,6 +20,10 @@ use crate::{
 /// The writes that a slow disk does in a second.
 const SLOW_WRITES_PER_S: u32 = 15;
 
+/// How often a ring is looked at until it is healed, and the pause between: half a minute.
+const LOOKS: usize = 300;
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+
 /// A fault that was, for the report of a run.
 #[derive(Clone, Debug)]
 pub struct Fired {
@@ -50,6 +54,21 @@ struct Active {
     /// Of a slow disk: the writes that it had done when it became slow.
     writes: u64,
     from_ms: u64,
+}
+
+/// The answer of a ring without faults, which may need more than one call on a busy machine.
+///
+/// # Errors
+///
+/// That the ring did not do `what`, if there is no answer for as long as it may take to heal.
+pub fn answered<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Result<T, RunError> {
+    for _ in 0..LOOKS {
+        if let Some(answer) = ask() {
+            return Ok(answer);
+        }
+        sleep(LOOK_PAUSE);
+    }
+    Err(RunError::Ring(what.into()))
 }
 
 /// Injects faults into a ring and heals it.
@@ -218,7 +237,16 @@ impl Nemesis {
         }
     }
 
-    /// The slot of the leader: of those that say to lead, the last one elected.
+    /// The slot of the leader, once there is one: the precondition of an experiment, not its result.
+    ///
+    /// # Errors
+    ///
+    /// If there is none for as long as a ring may take to heal.
+    pub fn await_leader(&self) -> Result<usize, RunError> {
+        answered("have a leader when all was well", || self.leader())
+    }
+
+    /// The slot of the leader now: of those that say to lead, the last one elected.
     pub fn leader(&self) -> Option<usize> {
         let slots = self.cluster.active().into_iter();
         let status = |slot| Some((slot, self.admin.status(&self.cluster.client_url(slot))?));
@@ -232,8 +260,7 @@ impl Nemesis {
     ///
     /// If no member leads, or the one that does is not there to be killed.
     pub fn kill_leader(&mut self) -> Result<usize, RunError> {
-        let leader = self.leader();
-        let leader = leader.ok_or(RunError::Ring("have a leader when all was well".into()))?;
+        let leader = self.await_leader()?;
         self.kill(leader).map(|()| leader)
     }
 
@@ -437,7 +464,7 @@ impl Nemesis {
         for disk in &self.cluster.disks {
             disk.limit(0)?;
         }
-        for _ in 0..300 {
+        for _ in 0..LOOKS {
             let mut healthy = Vec::new();
             for slot in self.cluster.active() {
                 self.cluster.resume(slot)?;
@@ -448,7 +475,7 @@ impl Nemesis {
             if healthy.iter().all(|leader| leader.is_some() && *leader == healthy[0]) {
                 return Ok(());
             }
-            sleep(Duration::from_millis(100));
+            sleep(LOOK_PAUSE);
         }
         Err(RunError::Ring("recover after all faults were taken back".into()))
     }

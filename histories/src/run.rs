@@ -280,12 +280,17 @@ fn finish(nemesis: &Nemesis, shared: &Arc<Shared>) -> Result<Last, RunError> {
         let what = format!("deliver the log up to {revision} to {} watchers", shared.waiting());
         return Err(RunError::Ring(what));
     }
-    let digests = nemesis
-        .cluster
-        .active()
-        .into_iter()
-        .filter_map(|slot| nemesis.admin.digest(&nemesis.cluster.client_url(slot), revision))
-        .collect::<Vec<_>>();
+    let mut digests = Vec::new();
+    for slot in nemesis.cluster.active() {
+        let url = nemesis.cluster.client_url(slot);
+        // The digest of a revision is final, whenever the member gets to it.
+        let mut digest = nemesis.admin.digest(&url, revision);
+        while digest.is_none() && now_ns() < healed.at_ns + healed.within_ns {
+            thread::sleep(Duration::from_millis(50));
+            digest = nemesis.admin.digest(&url, revision);
+        }
+        digests.extend(digest);
+    }
     if digests.len() < nemesis.cluster.active().len() {
         return Err(RunError::Ring(format!("tell the digests of all members: {digests:?}")));
     }

@@ -9,7 +9,7 @@ use std::{sync::Arc, thread, time::Duration};
 
 use satrap_histories::{
     cluster::Store as _,
-    nemesis::Nemesis,
+    nemesis::{Nemesis, answered},
     net::{Node, Rule, address},
     run::start,
     satrap::Satrap,
@@ -120,9 +120,9 @@ fn grow(nemesis: &mut Nemesis, through: usize) {
 #[test]
 fn no_half_of_a_ring_has_a_leader() {
     in_a_ring(|nemesis, dialer| {
-        let leader = nemesis.leader().unwrap();
+        let leader = nemesis.await_leader().unwrap();
         grow(nemesis, leader);
-        let leader = nemesis.leader().unwrap();
+        let leader = nemesis.await_leader().unwrap();
         let pair = [leader, nemesis.cluster.active().into_iter().find(|s| *s != leader).unwrap()];
         let others: Vec<_> =
             nemesis.cluster.active().into_iter().filter(|slot| !pair.contains(slot)).collect();
@@ -157,7 +157,7 @@ fn no_half_of_a_ring_has_a_leader() {
 #[test]
 fn a_ring_that_shrank_to_one_member_keeps_its_leader() {
     in_a_ring(|nemesis, dialer| {
-        let leader = nemesis.leader().unwrap();
+        let leader = nemesis.await_leader().unwrap();
         let url = nemesis.cluster.client_url(leader);
         let own_url = nemesis.cluster.store().peer_url(&address(leader));
         for slot in nemesis.cluster.active().into_iter().filter(|slot| *slot != leader) {
@@ -175,14 +175,14 @@ fn a_ring_that_shrank_to_one_member_keeps_its_leader() {
                 }
             });
         }
-        let members = nemesis.admin.members(&url).unwrap();
+        let members = answered("list its members", || nemesis.admin.members(&url)).unwrap();
         assert_eq!(members.len(), 1);
         assert_eq!(members[0].peer_urls, [own_url]);
         let runtime = current_thread().unwrap();
         let mut watch = runtime.block_on(Watch::open(dialer, &url));
         let ended = runtime.block_on(watch.end(WATCHED));
         assert!(ended.is_none(), "a watch that wants a leader ended: {ended:?}");
-        let status = nemesis.admin.status(&url).unwrap();
+        let status = answered("say its status", || nemesis.admin.status(&url)).unwrap();
         assert_eq!(status.leader, members[0].id);
         assert!(status.errors.is_empty(), "{:?}", status.errors);
     });

@@ -19,7 +19,7 @@ use satrap_histories::{
     cluster::Store,
     failover::{measure, percentile},
     fencing::experiment,
-    nemesis::Nemesis,
+    nemesis::{Nemesis, answered},
     resource::Guard,
     run::{Options, WATCHERS, WATCHERS_MANY, many, start},
     satrap::Satrap,
@@ -118,8 +118,8 @@ fn writes_go_on_soon_after_a_leader_died() {
 fn a_leader_that_restarts_leads_in_a_later_term_only() {
     let Some(_alone) = alone() else { return };
     let term = |nemesis: &Nemesis, slot| {
-        let status = nemesis.admin.status(&nemesis.cluster.client_url(slot)).unwrap();
-        status.raft_term
+        let url = nemesis.cluster.client_url(slot);
+        answered("say its term", || nemesis.admin.status(&url)).unwrap().raft_term
     };
     let ring = ring();
     // A thread of its own, because it moves into the namespace of the clients.
@@ -128,7 +128,7 @@ fn a_leader_that_restarts_leads_in_a_later_term_only() {
             let dialer = Dialer::new(ring.credentials()).unwrap();
             let mut nemesis = start(ring, &Arc::new(Shared::new(dialer)), 1).unwrap();
             (0..RESTARTS_MAX).any(|restart| {
-                let leader = nemesis.leader().unwrap();
+                let leader = nemesis.await_leader().unwrap();
                 let before = term(&nemesis, leader);
                 nemesis.kill(leader).unwrap();
                 nemesis.cluster.run(leader).unwrap();

@@ -1,7 +1,10 @@
 //! The faults are real: packets are lost in the directions asked for, disks refuse, and nothing is
-//! left behind. All of it needs root, as the runs do, and a quick run leaves it out.
+//! left behind. All of it needs root, as the runs do, and a quick run leaves it out. One test runs at a
+//! time: a process that another one starts holds open files for a moment, and keeps a disk from being unmounted.
 
 #![expect(clippy::unwrap_used, reason = "the lint exempts test functions but not their helpers")]
+
+mod program;
 
 use std::{
     fs,
@@ -14,7 +17,6 @@ use std::{
     time::Duration,
 };
 
-use satrap_effort::leaves_out;
 use satrap_histories::{
     disk::Disk,
     error::tool,
@@ -27,7 +29,8 @@ use satrap_ring_storage::{
     files::{DirFiles, Files},
 };
 
-const NEEDS: &str = "root, network namespaces and loop devices";
+use self::program::alone;
+
 const ONE: Node = Node::Member(0);
 const TWO: Node = Node::Member(1);
 const THREE: Node = Node::Member(2);
@@ -70,9 +73,7 @@ fn arrive(from: &UdpSocket, to: &UdpSocket, count: usize) -> usize {
 
 #[test]
 fn packets_are_lost_in_the_direction_asked_for() {
-    if leaves_out(NEEDS) {
-        return;
-    }
+    let Some(_alone) = alone() else { return };
     let mut network = Network::new(3).unwrap();
     let [one, two, three, clients] =
         [ONE, TWO, THREE, Node::Clients].map(|node| socket(&network, node));
@@ -99,9 +100,7 @@ fn packets_are_lost_in_the_direction_asked_for() {
 
 #[test]
 fn a_disk_is_full_then_broken_then_well_again() {
-    if leaves_out(NEEDS) {
-        return;
-    }
+    let Some(_alone) = alone() else { return };
     let directory = tempfile::tempdir().unwrap();
     let disk = Disk::new(directory.path(), "disk", "satrap-h-test-full").unwrap();
     let file = disk.path().join("file");
@@ -128,9 +127,7 @@ fn a_disk_is_full_then_broken_then_well_again() {
 /// extents lost an acknowledged commit in about one of twenty rounds.
 #[test]
 fn an_acknowledged_commit_survives_a_disk_that_breaks_during_the_sync() {
-    if leaves_out(NEEDS) {
-        return;
-    }
+    let Some(_alone) = alone() else { return };
     let directory = tempfile::tempdir().unwrap();
     let disk = Disk::new(directory.path(), "disk", "satrap-h-test-log").unwrap();
     let mut acknowledged = 0;
@@ -165,9 +162,7 @@ fn open_log(disk: &Disk) -> (Wal, Recovered) {
 
 #[test]
 fn a_slow_disk_is_slow_for_its_members_only_while_it_is() {
-    if leaves_out(NEEDS) {
-        return;
-    }
+    let Some(_alone) = alone() else { return };
     let directory = tempfile::tempdir().unwrap();
     let disk = Disk::new(directory.path(), "disk", "satrap-h-test-slow").unwrap();
     let target = disk.path().join("synced");
@@ -200,9 +195,7 @@ fn a_slow_disk_is_slow_for_its_members_only_while_it_is() {
 
 #[test]
 fn nothing_is_left_behind_by_a_panic_or_by_the_dead() {
-    if leaves_out(NEEDS) {
-        return;
-    }
+    let Some(_alone) = alone() else { return };
     let mut name = String::new();
     let panicked = catch_unwind(AssertUnwindSafe(|| {
         let network = Network::new(1).unwrap();

@@ -115,7 +115,7 @@ fn a_member_that_is_cut_off_says_so() {
     let Some(_alone) = alone() else { return };
     drill(&PROGRAM, |drill| {
         drill.fill("before", 5);
-        let cut = drill.nemesis.leader().unwrap();
+        let cut = drill.nemesis.await_leader().unwrap();
         let url = drill.nemesis.cluster.client_url(cut);
         let watch = drill.etcdctl.watch_at(&url, "k");
         for other in (0..MEMBERS).filter(|slot| *slot != cut) {
@@ -152,14 +152,14 @@ fn a_slow_disk_costs_only_those_who_ask_its_member() {
     };
     drill(&PROGRAM, |drill| {
         drill.fill("before", 5);
-        let leader = drill.nemesis.leader().unwrap();
+        let leader = drill.nemesis.await_leader().unwrap();
         drill.nemesis.cluster.disks[leader].limit(5).unwrap();
         let with_slow_leader = ten_puts(drill, (leader + 1) % MEMBERS);
         drill.nemesis.cluster.disks[leader].limit(0).unwrap();
         drill.until_equal();
 
         // On a busy machine another member may lead by now.
-        let leader = drill.nemesis.leader().unwrap();
+        let leader = drill.nemesis.await_leader().unwrap();
         let (slow, other) = ((leader + 1) % MEMBERS, (leader + 2) % MEMBERS);
         let before = syncs(drill);
         drill.nemesis.cluster.disks[slow].limit(5).unwrap();

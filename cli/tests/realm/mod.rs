@@ -10,12 +10,13 @@ use std::{fs, net::SocketAddr, path::Path, sync::Mutex, time::Duration};
 use ed25519_dalek::SigningKey;
 use satrap_certify::{
     Action, BundleName, ChainId, Change, Class, ClassKind, Genesis, Interest, Label, Policy,
-    Publish, SignedChange,
+    Publish, SignedChange, SignedReport,
 };
 use satrap_edge_agent::{links::OnDisk, status::Status};
 use satrap_identity::mtls::{CredentialFiles, Credentials};
-use satrap_merkle::BundleTree;
+use satrap_merkle::{BundleTree, codec::Canonical as _};
 use satrap_operator::client::{Client, Endpoint, version_of};
+use satrap_proto::v1::status_reply::Tier;
 use satrap_realm::{
     EdgePlan, Lifetimes, MemberPlan, RealmFiles, RealmPlan, RegionPlan, ValidatorPlan, create,
 };
@@ -242,6 +243,37 @@ impl TestRealm {
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
+    }
+
+    /// Waits until the server at `url` serves `version`.
+    pub async fn until_served(&self, url: &str, version: u64, within: Duration) {
+        let client = self.client(vec![url.to_owned()]);
+        let serves = async {
+            while self.read(&client).await.0 < version {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let served = tokio::time::timeout(within, serves).await;
+        assert!(served.is_ok(), "{url} does not get version {version}");
+    }
+
+    /// Whether a member got the report that an edge runs `version`.
+    pub async fn is_reported(&self, edge: usize, version: u64) -> bool {
+        let name = &self.plan.edges[edge].name;
+        let client = self.client(self.member_urls());
+        for member in &client.endpoints {
+            let Ok(status) = client.status(member).await else { continue };
+            let Some(Tier::Region(status)) = status.tier else { panic!("{status:?}") };
+            let reports = status.reports.iter().map(|bytes| SignedReport::from_canonical(bytes));
+            let says_so = |signed: SignedReport| {
+                let running = &signed.report.running;
+                signed.report.edge == *name && running.iter().any(|(_, held, _)| *held == version)
+            };
+            if reports.map(Result::unwrap).any(says_so) {
+                return true;
+            }
+        }
+        false
     }
 
     /// The status file of an edge.

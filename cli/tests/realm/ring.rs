@@ -40,7 +40,7 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Starts the members, and waits until they take writes.
+    /// Starts the members, and waits until all of them hold a first write.
     pub async fn start() -> Self {
         let realm = TestRealm::start_of(etcd_plan(), |verb| verb == "region");
         realm.files.description(&realm.plan).store(&realm.files.dir).unwrap();
@@ -49,7 +49,10 @@ impl Ring {
         let urls = region.members.iter().filter_map(|member| member.etcd_url.clone()).collect();
         let client = EtcdClient::open(region.etcd.as_ref().unwrap(), urls).unwrap();
         let ring = Self { realm, client };
-        ring.put("started", "").await;
+        let revision = ring.put("started", "").await;
+        for member in 0..ring.client.endpoints.len() {
+            ring.until_held(member, revision).await;
+        }
         ring
     }
 
