@@ -28,7 +28,7 @@ use satrap_proto::v1::{
     control_server::{self, ControlServer},
     status_reply::Tier,
 };
-use satrap_runtime::TaskGroup;
+use satrap_runtime::{TaskGroup, ports::Reserved};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
@@ -225,6 +225,13 @@ async fn a_server_that_is_behind_does_not_speak_for_the_others() {
     let error = client.submit(&early).await.unwrap_err();
     assert_eq!((error.kind, error.rule.as_deref()), (Kind::Refused, Some("V4")), "{error}");
     assert!(error.message.contains("is at version 1, the change expects 7"), "{error}");
+    // One that is behind does not speak for one that cannot be asked.
+    let unreachable = Reserved::any(1).unwrap();
+    let unreachable = format!("https://{}", unreachable.addresses()[0]);
+    let client = world.realm.client(vec![world.liar_url.clone(), unreachable]);
+    let error = client.submit(&early).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Unavailable, "{error}");
+    assert!(error.message.contains("it is at version 0"), "{error}");
     world.stop().await;
 }
 

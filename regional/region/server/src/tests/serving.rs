@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use satrap_certify::{BundleName, Interest, Replica, Report, SignedReport, Timestamp};
 use satrap_identity::{
+    charges::SUBMIT_REFUSED_BYTES,
     mtls::{self, Credentials, PeerRule},
     pki::Role,
     signer::sign,
@@ -24,7 +25,10 @@ use super::{
     cluster::{Behavior, REGION, Running, VERDICT, WAIT, World, block_on, soon},
     realm::{Realm, label},
 };
-use crate::config::{Config, Endpoint};
+use crate::{
+    config::{Config, Endpoint},
+    limits::SUBMIT_RATE,
+};
 
 fn channel(member: &Running, credentials: &Credentials) -> Channel {
     let url = format!("https://{}", member.client_address);
@@ -278,10 +282,45 @@ fn a_validator_that_is_behind_does_not_speak_for_the_others() {
     };
     let judged = submit(&[Behavior::IsBehind, Behavior::Honest], false);
     assert_eq!((judged.code(), judged.message()), (Code::FailedPrecondition, VERDICT));
+    let not_asked = submit(&[Behavior::IsBehind, Behavior::MempoolFull, Behavior::Honest], false);
+    assert_eq!(not_asked.message(), VERDICT, "one that did not look does not speak for it either");
+    let unlooked = submit(&[Behavior::IsBehind, Behavior::MempoolFull], false);
+    assert_eq!(Fault::of(&unlooked).kind(), FaultKind::Limited, "{unlooked:?}");
     let all_behind = submit(&[Behavior::IsBehind, Behavior::IsBehind], false);
     assert_eq!(Fault::of(&all_behind), Fault::behind("V4"), "{all_behind:?}");
     let one_may_have_it = submit(&[Behavior::IsBehind], true);
     assert_eq!(Fault::of(&one_may_have_it).kind(), FaultKind::Undecided, "{one_may_have_it:?}");
+}
+
+/// CHARGE-2: validators charge a refused change to the region, so its author pays the region's member, also
+/// where another validator did not answer.
+#[test]
+fn a_caller_pays_for_what_validators_that_are_behind_judged() {
+    let world = World::new(&[Behavior::IsBehind]);
+    let mut config = world.ring(&["m1"]).remove(0);
+    let dead = Reserved::any(1).unwrap();
+    let url = format!("https://{}", dead.addresses()[0]);
+    config.validators.push(Endpoint { name: label("v9"), url });
+    let member = Running::start(&config);
+    let begun = clock::monotonic();
+    let tries = block_on(async {
+        let operator = world.credentials(World::operator());
+        let mut control = ControlClient::new(channel(&member, &operator));
+        let mut tries = 0_u64;
+        loop {
+            let refused = control.submit(SubmitRequest::default()).await.unwrap_err();
+            match Fault::of(&refused).kind() {
+                FaultKind::Limited => return tries,
+                kind => assert_eq!(kind, FaultKind::Undecided, "{refused:?}"),
+            }
+            tries += 1;
+        }
+    });
+    let seconds = (clock::monotonic() - begun).as_secs() + 1;
+    let budget = u64::from(SUBMIT_RATE.burst) + u64::from(SUBMIT_RATE.per_s) * seconds;
+    let afforded = budget / SUBMIT_REFUSED_BYTES as u64;
+    assert!(tries <= afforded + 1, "{tries} tries in {seconds} s, {afforded} are paid for");
+    member.stop();
 }
 
 #[test]
