@@ -179,10 +179,7 @@ async fn others(
     client: &mut EtcdClient,
     leaving: &Member,
 ) -> Result<ClusterClient<Channel>, Error> {
-    let stays = |url: &String| !leaving.client_ur_ls.contains(url);
-    if client.endpoints.iter().any(stays) {
-        client.endpoints.retain(stays);
-    }
+    client.leave_out(leaving.id).await;
     client.cluster().await
 }
 

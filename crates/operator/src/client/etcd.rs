@@ -3,7 +3,7 @@
 
 use std::{fs, io, sync::Arc, time::Duration};
 
-use futures::{StreamExt as _, stream::FuturesUnordered};
+use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig, RootCertStore,
@@ -11,11 +11,12 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 use satrap_proto::etcdserverpb::{
-    Member, MemberListRequest, cluster_client::ClusterClient, maintenance_client::MaintenanceClient,
+    Member, MemberListRequest, StatusRequest, cluster_client::ClusterClient,
+    maintenance_client::MaintenanceClient,
 };
 use satrap_proto::fault;
 use satrap_realm::description::Client as Files;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 use tonic::{
     Status,
@@ -123,6 +124,24 @@ impl EtcdClient {
              deploy/runbooks/forced-recovery.md if their disks are lost\n{}",
             reasons.join("\n")
         )))
+    }
+
+    /// Asks the member with this id no more, unless it is the only one that is known. Members say who they are:
+    /// one that has just started may not have told the ring its addresses.
+    pub async fn leave_out(&mut self, id: u64) {
+        let urls = std::mem::take(&mut self.endpoints);
+        let asked = join_all(urls.iter().map(|url| self.member_at(url))).await;
+        let any_stays = asked.iter().any(|answered| *answered != Some(id));
+        let stays = |answered: Option<u64>| answered != Some(id) || !any_stays;
+        let kept = urls.iter().zip(asked).filter(|(_, answered)| stays(*answered));
+        self.endpoints = kept.map(|(url, _)| url.clone()).collect();
+    }
+
+    /// The id of the member that answers at an address; none if none does.
+    async fn member_at(&self, url: &str) -> Option<u64> {
+        let mut maintenance = MaintenanceClient::new(self.connect(url).await.ok()?);
+        let status = timeout(CONNECT_TIMEOUT, maintenance.status(StatusRequest {})).await;
+        Some(status.ok()?.ok()?.into_inner().header?.member_id)
     }
 
     /// A channel to this member, if a majority answers it; learners refuse.
