@@ -33,6 +33,7 @@ use openraft::{
     errors::{ChangeMembershipError, ClientWriteError, RaftError},
     raft::Precondition,
 };
+use satrap_proto::{fault, v1::FaultKind};
 use satrap_ring_api::backend::{Failure, Member, Unavailable};
 use satrap_ring_core::{
     Refusal, Request,
@@ -43,6 +44,7 @@ use tokio::{
     sync::OwnedMutexGuard,
     time::{Instant, timeout_at},
 };
+use tonic::Status;
 
 use self::rules::Join;
 pub use self::{
@@ -78,10 +80,8 @@ impl<P: Platform> Members<P> {
                     Some(name) if *name == self.node.name => self.execute(change.clone()).await,
                     Some(name) => {
                         let sender = self.node.network.sender(name.clone());
-                        sender
-                            .change_members(change, CHANGE_TIMEOUT)
-                            .await
-                            .unwrap_or(ChangeReply::Unknown)
+                        let asked = sender.change_members(change, CHANGE_TIMEOUT).await;
+                        asked.unwrap_or_else(|status| unanswered(&status))
                     }
                     None => ChangeReply::NotLeading,
                 }
@@ -134,6 +134,7 @@ impl<P: Platform> Members<P> {
         peer_urls: Vec<String>,
         learner: bool,
     ) -> Result<ChangeReply, ChangeReply> {
+        let _turn = self.turn().await?;
         self.check_urls(&peer_urls, None)?;
         if self.list().len() >= MEMBERS_MAX {
             return Err(ChangeReply::Refused(Fault::TooMany));
@@ -212,13 +213,13 @@ impl<P: Platform> Members<P> {
     }
 
     async fn remove(&self, id: u64) -> Result<ChangeReply, ChangeReply> {
+        let _turn = self.turn().await?;
         let Some((name, _)) = self.node.member_with_id(id) else {
             if !self.list().iter().any(|member| member.id == id) {
                 return Err(ChangeReply::Refused(Fault::NotFound));
             }
             return self.record(MemberRequest::Forget { id }).await;
         };
-        let _turn = self.turn().await?;
         let voters = self.node.voters();
         if voters.contains(&name) {
             self.check_living(&voters, &name)?;
@@ -250,6 +251,7 @@ impl<P: Platform> Members<P> {
     }
 
     async fn update(&self, id: u64, peer_urls: Vec<String>) -> Result<ChangeReply, ChangeReply> {
+        let _turn = self.turn().await?;
         // As in etcd, the error of an unknown member takes precedence over that of a bad address.
         if !self.list().iter().any(|member| member.id == id) {
             return Err(ChangeReply::Refused(Fault::NotFound));
@@ -266,7 +268,6 @@ impl<P: Platform> Members<P> {
             return self.record(MemberRequest::Invite { id, invitation }).await;
         };
         let url = peer_urls.into_iter().next().ok_or(ChangeReply::Refused(Fault::BadUrls))?;
-        let _turn = self.turn().await?;
         let moved = ChangeMembers::SetNodes([(name, MemberNode { url, ..node })].into());
         outcome(self.node.raft.change_membership(moved, true).await)
     }
@@ -331,6 +332,15 @@ impl<P: Platform> Members<P> {
     /// Whether a learner has caught up enough to become a voter (CHANGES-3).
     pub fn caught_up(&self, name: &MemberName) -> bool {
         self.node.status().lag.get(name).is_some_and(|lag| *lag <= LEARNER_LAG_MAX)
+    }
+}
+
+/// The reply for a leader that gave none. One that cannot be asked any more, because it was removed, or
+/// that did not let this member in, has done nothing; another may lead soon.
+fn unanswered(status: &Status) -> ChangeReply {
+    match fault::Fault::of(status).kind() {
+        FaultKind::Undecided | FaultKind::Internal => ChangeReply::Unknown,
+        _ => ChangeReply::NotLeading,
     }
 }
 
