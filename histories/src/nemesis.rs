@@ -4,10 +4,13 @@
 //! died, packets that were lost, writes that a slow disk held back, a member that ended on a broken
 //! disk. A run in which one did not fire fails.
 
+mod disks;
+
 use std::{sync::Arc, thread::sleep, time::Duration};
 
 use satrap_history::{Nanos, random::Random};
 
+use self::disks::SLOW_WRITES_PER_S;
 use crate::{
     RunError,
     admin::Admin,
@@ -16,9 +19,6 @@ use crate::{
     net::{Node, Rule, address},
     shared::{Peer, Shared, now_ns},
 };
-
-/// The writes that a slow disk does in a second.
-const SLOW_WRITES_PER_S: u32 = 15;
 
 /// How often a ring is looked at until it is healed, and the pause between: half a minute.
 const LOOKS: usize = 300;
@@ -115,9 +115,12 @@ impl Nemesis {
         }
         let hold = self.random.between(600, 1_600);
         self.hold(&mut active, Duration::from_millis(hold))?;
-        // An operator's action that had no effect yet needs the others to be well to have one.
-        active.sort_by_key(|active| {
-            matches!(active.fault.class(), Class::Membership | Class::Maintenance)
+        // A disk that had no effect yet needs members that can write to have one, and an operator's action
+        // needs all others to be well.
+        active.sort_by_key(|active| match (active.fault, active.fault.class()) {
+            (_, Class::Membership | Class::Maintenance) => 2,
+            (Fault::SlowDisk | Fault::BrokenDisk, _) => 1,
+            _ => 0,
         });
         for active in active {
             let (fault, from, slots) = (active.fault, active.from_ms, active.slots.clone());
@@ -352,9 +355,7 @@ impl Nemesis {
             }
             Fault::SlowDisk => {
                 for slot in &active.slots {
-                    let writes = self.cluster.disks[*slot].writes()? - active.writes;
-                    fired |= was_slow(writes, self.now_ms() - active.from_ms);
-                    self.cluster.disks[*slot].limit(0)?;
+                    fired |= self.end_slow_disk(*slot, (active.writes, active.from_ms))?;
                 }
             }
             Fault::FullDisk => {
@@ -365,10 +366,7 @@ impl Nemesis {
             }
             Fault::BrokenDisk => {
                 for slot in &active.slots {
-                    fired |= self.cluster.has_ended(*slot);
-                    self.cluster.kill(*slot)?;
-                    self.cluster.disks[*slot].repair()?;
-                    self.cluster.expect_life(*slot);
+                    fired |= self.end_broken_disk(*slot)?;
                 }
             }
             Fault::Replace => {
@@ -479,12 +477,6 @@ impl Nemesis {
         }
         Err(RunError::Ring("recover after all faults were taken back".into()))
     }
-}
-
-/// Whether a member's disk held it back: it did half of the writes that the limit let through, or
-/// more. A member that wanted fewer did not notice the limit.
-fn was_slow(writes: u64, span_ms: u64) -> bool {
-    writes * 1_000 * 2 >= u64::from(SLOW_WRITES_PER_S) * span_ms
 }
 
 /// Whether a member says of itself that it leads.
