@@ -281,6 +281,8 @@ const _: () = assert!(4 + DOMAIN.len() + 8 + 4 + GUARD_RECORDS_MAX * 45 + 32 <= 
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use super::*;
 
     fn place(height: u64, round: u32, step: Step) -> Place {
@@ -329,6 +331,19 @@ mod tests {
         std::fs::write(&path, &bytes).unwrap();
         let error = Guard::load(Box::new(SlotFile::open(&path).unwrap())).err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    /// A file of an older build may have a hole where a slot is.
+    #[test]
+    fn both_slots_have_room_on_the_disk_from_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("last-sign");
+        let both = 2 * SLOT_BYTES as u64;
+        File::create(&path).unwrap().set_len(both).unwrap();
+        assert_eq!(open(&path).newest(), None);
+        let held = std::fs::metadata(&path).unwrap();
+        assert_eq!(held.len(), both);
+        assert!(held.blocks() * 512 >= both, "{} blocks", held.blocks());
     }
 
     #[test]

@@ -61,6 +61,18 @@ struct EarlyChanges {
     bytes: usize,
 }
 
+impl EarlyChanges {
+    /// Keeps one more, if there is room.
+    fn keep(&mut self, change: SignedChange) {
+        let bytes = self.bytes + change.to_canonical().len();
+        let room = self.held.len() < EARLY_CHANGES_MAX && bytes <= EARLY_CHANGE_BYTES_MAX;
+        if room && !self.held.contains(&change) {
+            self.bytes = bytes;
+            self.held.push(change);
+        }
+    }
+}
+
 /// Judges votes and proposals from peers, and keeps those of the next height.
 pub(super) struct Admission {
     realm: Realm,
@@ -170,14 +182,7 @@ impl Admission {
 
     /// ADMIT-2, for a change that the ledger is behind.
     pub fn keep_change(&mut self, from: &Label, change: SignedChange) {
-        let bytes = change.to_canonical().len();
-        let early = self.early.changes.entry(from.clone()).or_default();
-        let room =
-            early.held.len() < EARLY_CHANGES_MAX && early.bytes + bytes <= EARLY_CHANGE_BYTES_MAX;
-        if room && !early.held.contains(&change) {
-            early.bytes += bytes;
-            early.held.push(change);
-        }
+        self.early.changes.entry(from.clone()).or_default().keep(change);
     }
 
     /// ADMIT-4
@@ -225,5 +230,46 @@ impl Admission {
         let kept = std::mem::take(&mut self.early.votes).into_iter();
         kept.flat_map(|(from, held)| held.into_iter().map(move |vote| (from.clone(), vote)))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use satrap_certify::{
+        Action, BundleName, Change, GovernanceAct, Key, PublicKey, Publish, SignedChange,
+    };
+    use satrap_merkle::BundleTree;
+
+    use super::*;
+
+    fn change(action: Action) -> SignedChange {
+        SignedChange::unsigned(Change { genesis_hash: [0; 32], action })
+    }
+
+    fn small(n: u8) -> SignedChange {
+        change(Action::Govern(9, GovernanceAct::RevokeOperator(PublicKey([n; 32]))))
+    }
+
+    fn large(n: u8) -> SignedChange {
+        let mut tree = BundleTree::default();
+        let value = vec![n; EARLY_CHANGE_BYTES_MAX / 2 + 1];
+        tree.insert(&Key::new(b"key").unwrap(), value.into());
+        let bundle = BundleName::new("test/large").unwrap();
+        change(Action::Publish(Publish::between(bundle, 9, &BundleTree::default(), &tree)))
+    }
+
+    #[test]
+    fn early_changes_at_the_limits_of_a_peer_and_over_them() {
+        let mut early = EarlyChanges::default();
+        for n in (0..=EARLY_CHANGES_MAX).chain([0]) {
+            early.keep(small(u8::try_from(n).unwrap()));
+        }
+        assert_eq!(early.held.len(), EARLY_CHANGES_MAX);
+        let mut early = EarlyChanges::default();
+        for n in [0, 0, 1] {
+            early.keep(large(n));
+        }
+        assert_eq!(early.held, [large(0)], "two are over the limit of bytes");
+        assert_eq!(early.bytes, large(0).to_canonical().len());
     }
 }
