@@ -136,13 +136,13 @@ fn an_acknowledged_commit_survives_a_file_system_that_turns_read_only() {
 /// WAL-5 beyond the first bytes that are zeroed: groups that end in the next ones, and groups that are
 /// larger.
 #[test]
-fn an_acknowledged_commit_survives_it_at_any_place_of_a_segment() {
+fn a_commit_survives_a_file_system_that_turns_read_only_at_any_place_of_a_segment() {
     let config = WalConfig { segment_bytes: 4 * ZERO_BYTES as u64 };
     let open = |sim: &SimDisk| {
         let reserve = Reserve::open(disk(sim), NO_RESERVE).unwrap();
         Wal::open(disk(sim), Arc::new(reserve), config, &owner(), INSTANCE)
     };
-    let mut lost_nothing_after = BTreeSet::new();
+    let mut reached = BTreeSet::new();
     for seed in 0..LARGE_GROUP_SEEDS {
         let sim = SimDisk::new(seed);
         let mut dice = Dice(seed ^ 0x1a46e);
@@ -161,7 +161,7 @@ fn an_acknowledged_commit_survives_it_at_any_place_of_a_segment() {
                 acked.insert(index, bytes);
             }
         }
-        lost_nothing_after.insert(written / ZERO_BYTES);
+        reached.insert(written / ZERO_BYTES);
         sim.kill();
         let found: BTreeMap<_, _> = open(&sim).unwrap().1.entries.into_iter().collect();
         // The commit in progress may have survived.
@@ -169,7 +169,7 @@ fn an_acknowledged_commit_survives_it_at_any_place_of_a_segment() {
         assert!(lost.is_none(), "seed {seed}: entry {} is lost", lost.unwrap().0);
         assert!(found.len() <= acked.len() + 1, "seed {seed}");
     }
-    assert!(lost_nothing_after.len() > 8, "too few places: {lost_nothing_after:?}");
+    assert!(reached.len() > 8, "the logs ended in too few places: {reached:?}");
 }
 
 /// The positive control: this test catches a disk that lies about its syncs.
