@@ -53,9 +53,12 @@ fn a_bundle_is_published_read_verified_and_compared() {
     satrap(live.dir(), &[&verify[..], &["--dir", "content"]].concat()).succeeds();
 
     live.runtime.block_on(async {
-        while !live.realm.is_reported(0, 2).await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let reported = async {
+            while !live.realm.is_reported(0, 2).await {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(WITHIN, reported).await.unwrap();
     });
     let status = live.run(&["--json", "status"]).json();
     assert_eq!(status["height"], 2);

@@ -209,14 +209,30 @@ fn roles_decide_what_may_be_asked() {
     member.stop();
 }
 
+/// A validator that refuses connections for as long as its port is reserved.
+fn dead_validator() -> (Reserved, Endpoint) {
+    let reserved = Reserved::any(1).unwrap();
+    let url = format!("https://{}", reserved.addresses()[0]);
+    (reserved, Endpoint { name: label("v9"), url })
+}
+
+/// How a member with this configuration refuses a change.
+fn refusal(world: &World, config: &Config) -> Status {
+    let member = Running::start(config);
+    let refused = block_on(async {
+        let operator = world.credentials(World::operator());
+        let mut control = ControlClient::new(channel(&member, &operator));
+        control.submit(SubmitRequest::default()).await.unwrap_err()
+    });
+    member.stop();
+    refused
+}
+
 #[test]
 fn a_verdict_passes_through_and_a_dead_validator_does_not_matter() {
     let world = World::new(&[Behavior::Honest]);
     let mut config = world.ring(&["m1"]).remove(0);
-    // It refuses connections for as long as it is reserved.
-    let port = Reserved::any(1).unwrap();
-    let dead = port.addresses()[0];
-    let dead = Endpoint { name: label("v9"), url: format!("https://{dead}") };
+    let (_reserved, dead) = dead_validator();
     config.validators.insert(0, dead);
     let member = Running::start(&config);
     block_on(async {
@@ -238,23 +254,12 @@ fn a_validator_that_did_not_look_does_not_speak_for_one_that_failed() {
     ] {
         let world = World::new(&[honesty]);
         let mut config = world.ring(&["m1"]).remove(0);
-        let submit = |config: &Config| {
-            let member = Running::start(config);
-            let refused = block_on(async {
-                let operator = world.credentials(World::operator());
-                let mut control = ControlClient::new(channel(&member, &operator));
-                control.submit(SubmitRequest::default()).await.unwrap_err()
-            });
-            member.stop();
-            refused
-        };
-        let refused = submit(&config);
+        let refused = refusal(&world, &config);
         assert_eq!((refused.code(), refused.message()), (code, words));
         // One that failed may have taken the change, so the caller must not read that none did.
-        let dead = Reserved::any(1).unwrap();
-        let dead = Endpoint { name: label("v9"), url: format!("https://{}", dead.addresses()[0]) };
+        let (_reserved, dead) = dead_validator();
         config.validators.insert(0, dead);
-        let refused = submit(&config);
+        let refused = refusal(&world, &config);
         assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
         assert!(refused.message().contains(words), "{refused:?}");
     }
@@ -263,32 +268,22 @@ fn a_validator_that_did_not_look_does_not_speak_for_one_that_failed() {
 /// A publisher whose last version is certified sends the next one at once.
 #[test]
 fn a_validator_that_is_behind_does_not_speak_for_the_others() {
-    let submit = |behaviors: &[Behavior], dead: bool| {
+    let submit = |behaviors: &[Behavior], dead: Option<Endpoint>| {
         let world = World::new(behaviors);
         let mut config = world.ring(&["m1"]).remove(0);
-        if dead {
-            let dead = Reserved::any(1).unwrap();
-            let url = format!("https://{}", dead.addresses()[0]);
-            config.validators.push(Endpoint { name: label("v9"), url });
-        }
-        let member = Running::start(&config);
-        let refused = block_on(async {
-            let operator = world.credentials(World::operator());
-            let mut control = ControlClient::new(channel(&member, &operator));
-            control.submit(SubmitRequest::default()).await.unwrap_err()
-        });
-        member.stop();
-        refused
+        config.validators.extend(dead);
+        refusal(&world, &config)
     };
-    let judged = submit(&[Behavior::IsBehind, Behavior::Honest], false);
+    let judged = submit(&[Behavior::IsBehind, Behavior::Honest], None);
     assert_eq!((judged.code(), judged.message()), (Code::FailedPrecondition, VERDICT));
-    let not_asked = submit(&[Behavior::IsBehind, Behavior::MempoolFull, Behavior::Honest], false);
+    let not_asked = submit(&[Behavior::IsBehind, Behavior::MempoolFull, Behavior::Honest], None);
     assert_eq!(not_asked.message(), VERDICT, "one that did not look does not speak for it either");
-    let unlooked = submit(&[Behavior::IsBehind, Behavior::MempoolFull], false);
+    let unlooked = submit(&[Behavior::IsBehind, Behavior::MempoolFull], None);
     assert_eq!(Fault::of(&unlooked).kind(), FaultKind::Limited, "{unlooked:?}");
-    let all_behind = submit(&[Behavior::IsBehind, Behavior::IsBehind], false);
+    let all_behind = submit(&[Behavior::IsBehind, Behavior::IsBehind], None);
     assert_eq!(Fault::of(&all_behind), Fault::behind("V4"), "{all_behind:?}");
-    let one_may_have_it = submit(&[Behavior::IsBehind], true);
+    let (_reserved, dead) = dead_validator();
+    let one_may_have_it = submit(&[Behavior::IsBehind], Some(dead));
     assert_eq!(Fault::of(&one_may_have_it).kind(), FaultKind::Undecided, "{one_may_have_it:?}");
 }
 
@@ -298,28 +293,25 @@ fn a_validator_that_is_behind_does_not_speak_for_the_others() {
 fn a_caller_pays_for_what_validators_that_are_behind_judged() {
     let world = World::new(&[Behavior::IsBehind]);
     let mut config = world.ring(&["m1"]).remove(0);
-    let dead = Reserved::any(1).unwrap();
-    let url = format!("https://{}", dead.addresses()[0]);
-    config.validators.push(Endpoint { name: label("v9"), url });
+    let (_reserved, dead) = dead_validator();
+    config.validators.push(dead);
     let member = Running::start(&config);
     let begun = clock::monotonic();
-    let tries = block_on(async {
+    block_on(async {
         let operator = world.credentials(World::operator());
         let mut control = ControlClient::new(channel(&member, &operator));
-        let mut tries = 0_u64;
-        loop {
+        for tries in 0.. {
             let refused = control.submit(SubmitRequest::default()).await.unwrap_err();
             match Fault::of(&refused).kind() {
-                FaultKind::Limited => return tries,
+                FaultKind::Limited => break,
                 kind => assert_eq!(kind, FaultKind::Undecided, "{refused:?}"),
             }
-            tries += 1;
+            let seconds = (clock::monotonic() - begun).as_secs() + 1;
+            let budget = u64::from(SUBMIT_RATE.burst) + u64::from(SUBMIT_RATE.per_s) * seconds;
+            let paid = budget / SUBMIT_REFUSED_BYTES as u64;
+            assert!(tries <= paid, "{tries} tries in {seconds} s, {paid} are paid for");
         }
     });
-    let seconds = (clock::monotonic() - begun).as_secs() + 1;
-    let budget = u64::from(SUBMIT_RATE.burst) + u64::from(SUBMIT_RATE.per_s) * seconds;
-    let afforded = budget / SUBMIT_REFUSED_BYTES as u64;
-    assert!(tries <= afforded + 1, "{tries} tries in {seconds} s, {afforded} are paid for");
     member.stop();
 }
 
