@@ -243,10 +243,11 @@ fn clear(
     content: &[u8],
     offset: usize,
 ) -> Result<Option<Cut>, StorageError> {
+    let zeros = vec![0; ZERO_BYTES];
     let mut found = None;
     let mut at = offset;
     for block in content[offset..].chunks(ZERO_BYTES) {
-        if block.iter().any(|byte| *byte != 0) {
+        if block != &zeros[..block.len()] {
             files::zero(file, at as u64, (at + block.len()) as u64)
                 .map_err(StorageError::io(name, "clear the end of"))?;
             found = Some(Cut { file: name.to_owned(), offset: offset as u64 });
