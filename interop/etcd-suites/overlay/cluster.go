@@ -360,7 +360,7 @@ func leader(members []*Member) (int, error) {
 				continue
 			}
 			running++
-			if status, err := m.status(ctx); err == nil {
+			if status, err := askStatus(ctx, m.Client); err == nil {
 				named[status.Leader]++
 			}
 		}

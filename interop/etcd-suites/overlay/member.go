@@ -45,10 +45,10 @@ type Member struct {
 	stopped chan struct{}
 }
 
-func (m *Member) status(ctx context.Context) (*pb.StatusResponse, error) {
+func askStatus(ctx context.Context, client *clientv3.Client) (*pb.StatusResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, RequestWaitTimeout)
 	defer cancel()
-	return pb.NewMaintenanceClient(m.Client.ActiveConnection()).Status(ctx, &pb.StatusRequest{})
+	return pb.NewMaintenanceClient(client.ActiveConnection()).Status(ctx, &pb.StatusRequest{})
 }
 
 // ID is the member's number.
@@ -107,16 +107,25 @@ func (m *Member) reach() error {
 	if m.Client, err = NewClientV3(m); err != nil {
 		return err
 	}
+	status, err := m.firstAnswer(m.Client)
+	if err != nil {
+		return err
+	}
+	m.id = types.ID(status.Header.MemberId)
+	return nil
+}
+
+// firstAnswer waits until a member that was started answers, with or without a leader.
+func (m *Member) firstAnswer(client *clientv3.Client) (*pb.StatusResponse, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), RequestTimeout)
 	defer cancel()
 	for {
-		status, err := m.status(ctx)
+		status, err := askStatus(ctx, client)
 		if err == nil {
-			m.id = types.ID(status.Header.MemberId)
-			return nil
+			return status, nil
 		}
 		if ctx.Err() != nil {
-			return fmt.Errorf("%s does not answer: %w", m.Name, err)
+			return nil, fmt.Errorf("%s does not answer: %w", m.Name, err)
 		}
 		time.Sleep(pause)
 	}
@@ -170,7 +179,8 @@ func (m *Member) hasStopped() bool {
 	}
 }
 
-// Restart starts the process again and returns once it listens.
+// Restart starts the process again and returns once it answers. It listens before it has read its log, and etcd
+// has read its own when this method returns.
 func (m *Member) Restart(testutil.TB) error {
 	m.stopped = make(chan struct{})
 	process := exec.Command(m.file("start"))
@@ -183,12 +193,23 @@ func (m *Member) Restart(testutil.TB) error {
 	for until := time.Now().Add(RequestTimeout); ; time.Sleep(pause) {
 		connection, err := net.Dial("tcp", m.address)
 		if err == nil {
-			return errors.Join(connection.Close(), m.openBridge())
+			connection.Close()
+			break
 		}
 		if time.Now().After(until) {
 			return err
 		}
 	}
+	if err := m.openBridge(); err != nil {
+		return err
+	}
+	// The test may have closed the member's own client.
+	client, err := NewClientV3(m)
+	if err != nil {
+		return err
+	}
+	_, err = m.firstAnswer(client)
+	return errors.Join(err, client.Close())
 }
 
 // WaitStarted waits until the member answers, if need be without a leader.
@@ -199,7 +220,7 @@ func (m *Member) WaitOK(t testutil.TB) {
 	ctx, cancel := context.WithTimeout(context.Background(), RequestTimeout)
 	defer cancel()
 	for {
-		status, err := m.status(ctx)
+		status, err := askStatus(ctx, m.Client)
 		if err == nil && status.Leader != 0 {
 			return
 		}

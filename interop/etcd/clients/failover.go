@@ -16,6 +16,7 @@ import (
 // killingScenarios need clusters whose members can be killed.
 var killingScenarios = []scenario{
 	{"leader killed", leaderKilled},
+	{"majority lost", majorityLost},
 }
 
 const (
@@ -67,10 +68,49 @@ func leaderKilled(w *world) {
 	w.saw("then elected is %s", get(nextOffice.Leader(w)).Kvs[0].Value)
 }
 
+const (
+	// lostTTL is that of a lease, in seconds, and its client renews it after a third of it.
+	lostTTL = 24
+	// lostFor is how long a majority is lost: until after a renewal that it would have to confirm.
+	lostFor = 10 * time.Second
+)
+
+// majorityLost kills all members but the one that a client renews its lease at, for longer than until the next
+// renewal and not until the lease ends.
+func majorityLost(w *world) {
+	client := w.only(w.all[0])
+	lease := get(client.Grant(w, lostTTL)).ID
+	get(client.Put(w, "kept", "x", clientv3.WithLease(lease)))
+	answers := get(client.KeepAlive(w, lease))
+	hold(<-answers != nil, "the lease was lost before anything happened")
+	for _, endpoint := range w.all[1:] {
+		must(w.members.Kill(endpoint))
+	}
+	ctx, cancel := context.WithTimeout(w, lostFor)
+	defer cancel()
+	_, err := client.Put(ctx, "lost", "x")
+	hold(err != nil, "one member of three acknowledged a write")
+	<-ctx.Done()
+	for _, endpoint := range w.all[1:] {
+		must(w.members.Start(endpoint))
+	}
+	hold(len(answers) == 0, "one member of three renewed a lease")
+	answer := <-answers
+	hold(answer != nil, "the lease was lost although a majority was back")
+	w.saw("renewed for %d", answer.TTL)
+	for _, endpoint := range w.all {
+		w.answers(endpoint)
+	}
+	w.saw("kept %q", get(client.Get(w, "kept")).Kvs[0].Value)
+}
+
 // everywhere is one more client, of all members.
-func (w *world) everywhere() *clientv3.Client {
+func (w *world) everywhere() *clientv3.Client { return w.only(w.all...) }
+
+// only is one more client, of these members.
+func (w *world) only(endpoints ...string) *clientv3.Client {
 	target := w.target
-	target.Endpoints = w.all
+	target.Endpoints = endpoints
 	client := get(target.Client())
 	w.cleanup = append(w.cleanup, func() { _ = client.Close() })
 	return client
