@@ -172,24 +172,33 @@ func (r *result) judge(exceptions []exception, only string) count {
 			explained[one.name] = true
 		}
 	}
+	var skipped []string
 	for test, how := range r.ended {
 		r.judgeOne(&c, test, how, explained)
+		if how == "skip" && isWhole(test) {
+			skipped = append(skipped, test)
+		}
 	}
+	if len(skipped) > 0 {
+		slices.Sort(skipped)
+		fmt.Printf("NOTE %s skipped by themselves: %s\n", r.suite, strings.Join(skipped, ", "))
+	}
+	c.skipped += len(skipped)
 	for test, how := range r.ended {
-		if how == "fail" && test != "" && !strings.Contains(test, "/") && r.excused(test, explained) {
+		if how == "fail" && isWhole(test) && r.excused(test, explained) {
 			c.excepted++
 		}
 	}
 	return c
 }
 
+// isWhole is whether a name is that of a test, not of a part of one or of the suite.
+func isWhole(test string) bool { return test != "" && !strings.Contains(test, "/") }
+
 func (r *result) judgeOne(c *count, test, how string, explained map[string]bool) {
-	whole := test != "" && !strings.Contains(test, "/")
 	switch {
-	case how == "pass" && whole:
+	case how == "pass" && isWhole(test):
 		c.passed++
-	case how == "skip" && whole:
-		c.skipped++
 	case how == "not ended" || how == "not run":
 		r.fault(c, test, "was "+how)
 	case how == "fail" && test == "":

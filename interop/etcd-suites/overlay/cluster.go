@@ -360,8 +360,8 @@ func leader(members []*Member) (int, error) {
 				continue
 			}
 			running++
-			if status, err := askStatus(ctx, m.Client); err == nil {
-				named[status.Leader]++
+			if answer, err := askStatus(ctx, m.Client); err == nil {
+				named[answer.Leader]++
 			}
 		}
 		for place, m := range members {

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/client/pkg/v3/testutil"
@@ -107,28 +109,31 @@ func (m *Member) reach() error {
 	if m.Client, err = NewClientV3(m); err != nil {
 		return err
 	}
-	status, err := m.firstAnswer(m.Client)
+	answer, err := firstAnswer(m.Client)
 	if err != nil {
-		return err
+		return fmt.Errorf("ask %s for its status: %w", m.Name, err)
 	}
-	m.id = types.ID(status.Header.MemberId)
+	m.id = types.ID(answer.Header.MemberId)
 	return nil
 }
 
-// firstAnswer waits until a member that was started answers, with or without a leader.
-func (m *Member) firstAnswer(client *clientv3.Client) (*pb.StatusResponse, error) {
+// firstAnswer waits until a member that was started answers, with or without a leader. A refusal is an answer.
+func firstAnswer(client *clientv3.Client) (*pb.StatusResponse, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), RequestTimeout)
 	defer cancel()
 	for {
-		status, err := askStatus(ctx, client)
-		if err == nil {
-			return status, nil
-		}
-		if ctx.Err() != nil {
-			return nil, fmt.Errorf("%s does not answer: %w", m.Name, err)
+		answer, err := askStatus(ctx, client)
+		if !isSilent(err) || ctx.Err() != nil {
+			return answer, err
 		}
 		time.Sleep(pause)
 	}
+}
+
+// isSilent is whether a call failed because no member answered it.
+func isSilent(err error) bool {
+	code := status.Code(err)
+	return code == codes.Unavailable || code == codes.DeadlineExceeded
 }
 
 func (m *Member) clientConfig() (*clientv3.Config, error) {
@@ -208,7 +213,10 @@ func (m *Member) Restart(testutil.TB) error {
 	if err != nil {
 		return err
 	}
-	_, err = m.firstAnswer(client)
+	if _, err = firstAnswer(client); !isSilent(err) {
+		// With authentication enabled it refuses a client without a name.
+		err = nil
+	}
 	return errors.Join(err, client.Close())
 }
 
@@ -220,8 +228,8 @@ func (m *Member) WaitOK(t testutil.TB) {
 	ctx, cancel := context.WithTimeout(context.Background(), RequestTimeout)
 	defer cancel()
 	for {
-		status, err := askStatus(ctx, m.Client)
-		if err == nil && status.Leader != 0 {
+		answer, err := askStatus(ctx, m.Client)
+		if err == nil && answer.Leader != 0 {
 			return
 		}
 		if ctx.Err() != nil {
