@@ -195,6 +195,7 @@ func (m *Member) Restart(testutil.TB) error {
 	if err := os.WriteFile(m.file("pid"), []byte(strconv.Itoa(process.Process.Pid)+"\n"), 0o644); err != nil {
 		return err
 	}
+	// A client that finds no listener waits a second until it tries again.
 	for until := time.Now().Add(RequestTimeout); ; time.Sleep(pause) {
 		connection, err := net.Dial("tcp", m.address)
 		if err == nil {
