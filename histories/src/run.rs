@@ -11,6 +11,7 @@ use satrap_history::{
     Failure, Healed, LeaseLimits, Nanos, Operation, Outcome, Put, Range, Recording, Request, Span,
     workload::SHARED,
 };
+use tokio::task::JoinSet;
 
 use crate::{
     RunError,
@@ -297,6 +298,15 @@ fn finish(nemesis: &Nemesis, shared: &Arc<Shared>) -> Result<Last, RunError> {
     Ok(Last { operations, healed, digests })
 }
 
+/// Runs each of `futures` as a task of its own, and returns their results in any order. The runtime
+/// lets a task do only so much at a time, and one task for hundreds of clients would be late with
+/// all of them.
+async fn each<T: Send + 'static>(
+    futures: impl Iterator<Item: Future<Output = T> + Send + 'static>,
+) -> Vec<T> {
+    futures.collect::<JoinSet<_>>().join_all().await
+}
+
 /// All clients, watchers and recorders, on the calling thread.
 fn load(shared: Arc<Shared>, options: Options) -> Result<Recording, RunError> {
     let Options { seed, watchers, .. } = options;
@@ -309,13 +319,7 @@ fn load(shared: Arc<Shared>, options: Options) -> Result<Recording, RunError> {
     let watching = (0..watchers).map(|number| watchers::watch(Arc::clone(&shared), number, seed));
     let recording = (0..SLOTS).map(|slot| watchers::record(Arc::clone(&shared), slot));
     let (clients, keepers, compactor, watches, logs) = runtime.block_on(async {
-        tokio::join!(
-            futures::future::join_all(clients),
-            futures::future::join_all(keepers),
-            compactor,
-            futures::future::join_all(watching),
-            futures::future::join_all(recording),
-        )
+        tokio::join!(each(clients), each(keepers), compactor, each(watching), each(recording))
     });
     let operations = clients.into_iter().chain(keepers).flatten().chain(compactor).collect();
     let watches = watches.into_iter().flatten().collect();

@@ -9,8 +9,23 @@ use std::{
 };
 
 use satrap_history::{Nanos, Operation, Revision, random::Random};
+use tokio::sync::Semaphore;
 
 use crate::{answers::Answers, session::Dialer};
+
+/// How many watchers open their streams at once.
+const OPENING_MAX: usize = 16;
+
+/// Lets some watchers at a time open their streams. Hundreds at once, as after the death of all
+/// members, keep each other waiting for longer than each may wait, and then all begin anew.
+#[derive(Debug)]
+pub struct Turns(pub Semaphore);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Semaphore::new(OPENING_MAX))
+    }
+}
 
 /// A member that clients may talk to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +41,8 @@ pub struct Peer {
 pub struct Shared {
     /// How clients connect.
     pub dialer: Dialer,
+    /// When watchers open their streams.
+    pub turns: Turns,
     peers: Mutex<Vec<Peer>>,
     writers_stop: AtomicBool,
     stop: AtomicBool,

@@ -16,10 +16,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Streaming, transport::Channel};
 
 use crate::{
-    session::Dialer,
     shared::{Peer, Shared, now_ns},
     wire,
 };
@@ -35,8 +34,7 @@ struct Stream {
 }
 
 impl Stream {
-    async fn open(dialer: &Dialer, url: &str, request: &WatchRequest) -> Option<Self> {
-        let channel = dialer.connect(url).await?;
+    async fn open(channel: Channel, request: &WatchRequest) -> Option<Self> {
         let (requests, outgoing) = mpsc::channel(4);
         let filters = match request.filter {
             Filter::Nothing => vec![],
@@ -112,17 +110,17 @@ pub async fn watch(shared: Arc<Shared>, client: u32, seed: u64) -> Vec<Watch> {
     let mut random = Random::new(seed ^ u64::from(client) << 44);
     let mut request = interest(&mut random, client);
     shared.will_wait();
-    let mut watches = Vec::new();
+    let (mut watches, mut kept) = (Vec::new(), None);
     while !shared.should_stop() {
-        let Some(peer) = shared.any_peer(&mut random) else { break };
         let called_ns = now_ns();
-        let Some(stream) = Stream::open(&shared.dialer, &peer.url, &request).await else {
+        let opened = open(&shared, &mut random, kept.take(), &request).await;
+        let Some((connected, stream)) = opened else {
             sleep(Duration::from_millis(50)).await;
             continue;
         };
         let mut watch = Watch {
             client,
-            member: peer.slot as u64,
+            member: connected.0.slot as u64,
             request: request.clone(),
             called_ns,
             deliveries: Vec::new(),
@@ -130,15 +128,50 @@ pub async fn watch(shared: Arc<Shared>, client: u32, seed: u64) -> Vec<Watch> {
         };
         follow(&shared, &mut random, stream, &mut watch).await;
         request.start = resume_at(&watch);
+        // A compaction ends a watch and not its connection.
+        kept = compacted_at(&watch).map(|_| connected);
         watches.push(watch);
     }
     watches
 }
 
+/// A member and the connection to it.
+type Connected = (Peer, Channel);
+
+/// Opens the next stream of a watcher, on the connection that it kept or on a new one to any member.
+async fn open(
+    shared: &Shared,
+    random: &mut Random,
+    kept: Option<Connected>,
+    request: &WatchRequest,
+) -> Option<(Connected, Stream)> {
+    let (_turn, connected) = match kept {
+        Some(connected) => (None, connected),
+        None => {
+            let turn = shared.turns.0.acquire().await.ok()?;
+            let peer = shared.any_peer(random)?;
+            let channel = shared.dialer.connect(&peer.url).await?;
+            (Some(turn), (peer, channel))
+        }
+    };
+    let stream = Stream::open(connected.1.clone(), request).await?;
+    Some((connected, stream))
+}
+
+/// The compaction that ended a watch, if one did.
+fn compacted_at(watch: &Watch) -> Option<Revision> {
+    match watch.deliveries.last()?.what {
+        Delivered::Canceled { compacted, .. } => Some(compacted).filter(|at| *at > 0),
+        _ => None,
+    }
+}
+
 /// The revision at which the next stream of a watcher goes on.
 fn resume_at(watch: &Watch) -> Revision {
+    if let Some(compacted) = compacted_at(watch) {
+        return compacted;
+    }
     match watch.deliveries.last().map(|delivery| &delivery.what) {
-        Some(Delivered::Canceled { compacted, .. }) if *compacted > 0 => *compacted,
         // The rest of the revision is still to come.
         Some(Delivered::Events { events, fragment: true }) => {
             events.last().map_or(0, |last| last.event.revision())
@@ -201,7 +234,12 @@ pub async fn record(shared: Arc<Shared>, slot: usize) -> MemberLog {
             before: false,
             fragment: false,
         };
-        let Some(mut stream) = Stream::open(&shared.dialer, &url, &request).await else {
+        let channel = shared.dialer.connect(&url).await;
+        let opened = match channel {
+            Some(channel) => Stream::open(channel, &request).await,
+            None => None,
+        };
+        let Some(mut stream) = opened else {
             sleep(Duration::from_millis(50)).await;
             continue;
         };
