@@ -10,10 +10,10 @@ use satrap_proto::etcdserverpb::{
     MemberRemoveRequest, MoveLeaderRequest, SnapshotRequest, StatusRequest, StatusResponse,
     cluster_client::ClusterClient, maintenance_client::MaintenanceClient,
 };
-use tokio::{runtime::Runtime, time::timeout};
+use tokio::time::timeout;
 use tonic::{Status, transport::Channel};
 
-use crate::{RunError, session::Dialer};
+use crate::session::Dialer;
 
 /// A member as the ring knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,29 +28,25 @@ pub struct Known {
 
 /// A client for one call at a time.
 pub struct Admin {
-    runtime: Runtime,
     dialer: Dialer,
 }
 
 impl Admin {
     /// A client on the calling thread.
-    ///
-    /// # Errors
-    ///
-    /// If the operating system refuses an event queue.
-    pub fn new(dialer: Dialer) -> Result<Self, RunError> {
-        let runtime = satrap_runtime::runtime::current_thread();
-        Ok(Self { runtime: runtime.map_err(RunError::io("a runtime"))?, dialer })
+    #[must_use]
+    pub fn new(dialer: Dialer) -> Self {
+        Self { dialer }
     }
 
-    /// Connects, calls, and takes any failure for no answer.
+    /// Connects, calls, and takes any failure for no answer. The connection ends with the runtime of
+    /// the call: a member that stops waits for connections that are open.
     fn call<T, F: Future<Output = Result<T, Status>>>(
         &self,
         url: &str,
         limit: Duration,
         call: impl FnOnce(Channel) -> F,
     ) -> Option<T> {
-        self.runtime.block_on(async {
+        satrap_runtime::runtime::current_thread().ok()?.block_on(async {
             let channel = self.dialer.connect(url).await?;
             timeout(limit, call(channel)).await.ok()?.ok()
         })

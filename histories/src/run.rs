@@ -80,7 +80,7 @@ pub fn start(store: Box<dyn Store>, shared: &Arc<Shared>, seed: u64) -> Result<N
     let cluster = Cluster::start(store)?;
     enter(&cluster.network, Node::Clients)?;
     let mut nemesis =
-        Nemesis::new(cluster, Admin::new(shared.dialer.clone())?, Arc::clone(shared), seed);
+        Nemesis::new(cluster, Admin::new(shared.dialer.clone()), Arc::clone(shared), seed);
     match nemesis.heal() {
         Ok(()) => Ok(nemesis),
         Err(error) => {
@@ -177,7 +177,10 @@ fn on_this_thread(store: Box<dyn Store>, options: Options) -> Result<Summary, Ru
     if !summary.violations.is_empty() {
         summary.keep(&recording)?;
     }
-    summary.conclusive(&nemesis.cluster)?;
+    if let Err(error) = summary.conclusive(&nemesis.cluster) {
+        eprintln!("{summary}\n{}", nemesis.cluster.log_tails());
+        return Err(error);
+    }
     Ok(summary)
 }
 

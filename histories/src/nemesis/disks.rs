@@ -13,8 +13,10 @@ pub(super) const SLOW_WRITES_PER_S: u32 = 15;
 /// How often, and for how long each time, a slow disk that had no effect is looked at again.
 const SLOW_LOOKS: usize = 5;
 const SLOW_LOOK: Duration = Duration::from_secs(1);
-/// How often a member is looked at that has not noticed its broken disk.
-const BROKEN_LOOKS: usize = 50;
+/// How often a member is looked at that has not noticed its broken disk. It notices with its next
+/// write, of which there are none while the ring refuses them for want of space, and then lets its
+/// clients finish for up to ten seconds.
+const BROKEN_LOOKS: usize = 200;
 
 impl Nemesis {
     /// Makes a disk fast again; returns whether it held its member back `since` it had done so many writes,
