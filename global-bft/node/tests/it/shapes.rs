@@ -48,7 +48,7 @@ use crate::{
 /// Heights that one world decides under attack.
 const HEIGHTS: u64 = 250;
 /// About 12 ms of one core each.
-const SCHEDULES: u64 = 30_000;
+const SCHEDULES: u64 = 15_000;
 const HEARTBEAT: Duration = Duration::from_millis(400);
 /// The hidden-lock rule of the core helps from round 10 on, and then each validator leads once.
 const ROUNDS_UNTIL_HELP: u32 = 10;
@@ -449,7 +449,7 @@ fn no_shape_of_a_proposal_stops_or_splits_the_realm() {
     let first = setting("SHAPES_SEED").unwrap_or(0);
     let schedules = setting("SHAPES_SCHEDULES");
     let schedules =
-        schedules.unwrap_or_else(|| count("schedules of proposals", SCHEDULES / 10, SCHEDULES));
+        schedules.unwrap_or_else(|| count("schedules of proposals", SCHEDULES / 5, SCHEDULES));
     let worlds: BTreeSet<_> = (first..first + schedules.div_ceil(HEIGHTS)).collect();
     let shares = [0, 1].map(|thread| {
         let seeds: Vec<_> = worlds.iter().copied().filter(|seed| seed % 2 == thread).collect();

@@ -237,7 +237,7 @@ fn every_bug_is_found() {
 #[test]
 fn storms_pass() {
     let count = from_environment("RING_SEEDS");
-    let count = count.unwrap_or_else(|| satrap_effort::count("simulated storms", 50, 500));
+    let count = count.unwrap_or_else(|| satrap_effort::count("simulated storms", 50, 250));
     let next = AtomicU64::new(0);
     let broken = thread::scope(|scope| {
         let work = || {
